@@ -1,0 +1,66 @@
+// The scheduling problem: what the search solves once shapes, profile and
+// layout have become durations and bytes. The file form of this value is
+// documented with the reader, search/problem/problem_json.h.
+
+#ifndef SEARCH_PROBLEM_PROBLEM_H_
+#define SEARCH_PROBLEM_PROBLEM_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace pipeweaver::search {
+
+// One way to run a stage pair (a forward with its backward): a trade of time
+// for memory. All values are >= 0.
+struct Choice {
+  std::string name;
+  int64_t forward_ns = 0;
+  int64_t input_grad_ns = 0;
+  int64_t weight_grad_ns = 0;
+  // Length of one backward in place of input_grad_ns and weight_grad_ns, where
+  // the stage allows it.
+  std::optional<int64_t> fused_backward_ns;
+  // Held from the forward's start until the backward's start.
+  int64_t activation_bytes = 0;
+  // Held instead while the backward or input gradient runs.
+  int64_t backward_bytes = 0;
+  // Held from the input gradient's end to the weight gradient's end.
+  int64_t weight_grad_bytes = 0;
+  // In place of backward_bytes while a fused backward runs.
+  int64_t fused_backward_bytes = 0;
+};
+
+// One model chunk of a sweep: a stage pair still to be scheduled.
+struct Stage {
+  int rank = 0;
+  // Time for the stage's output to reach another rank, and for the gradient
+  // that answers it to come back; 0 on the same rank.
+  int64_t transfer_ns = 0;
+  std::vector<Choice> choices;  // never empty
+};
+
+// One pipeline segment run on one sub-microbatch: its forwards run in the order
+// of `stages`, its backwards in reverse.
+struct Sweep {
+  std::string id;
+  int microbatch = 0;  // a hint; the dependencies are in `after`
+  bool backward = true;
+  // Indices of the sweeps whose last forward the first forward waits for; their
+  // last stage's backward waits for this sweep's first. Without repeats.
+  std::vector<int> after;
+  std::vector<Stage> stages;  // never empty
+};
+
+struct Problem {
+  int ranks = 0;
+  // Backward may be split in input gradient and weight gradient.
+  bool split_backward = false;
+  std::vector<int64_t> memory_limit_bytes;  // one a rank
+  std::vector<Sweep> sweeps;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_PROBLEM_PROBLEM_H_

@@ -1,0 +1,69 @@
+// The one interface behind which every way to schedule a problem stands:
+// baselines, list scheduling, the paper's tree search, local search, and the
+// portfolio that serves requests.
+
+#ifndef SEARCH_STRATEGY_STRATEGY_H_
+#define SEARCH_STRATEGY_STRATEGY_H_
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "search/problem/problem.h"
+#include "search/problem/schedule.h"
+
+namespace pipeweaver::search {
+
+// When a search ends. It also ends when its makespan meets the lower bound.
+struct SearchBudget {
+  // Most schedules evaluated; 0: no such limit. With this limit alone the
+  // result depends on problem, seed and warm start only, never on threads.
+  int64_t evaluations = 0;
+  // Time at which the best schedule so far is returned; none: no such limit.
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  // Set by another thread to end the search at once; may be null. Not owned.
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+struct SearchOptions {
+  SearchBudget budget;
+  uint64_t seed = 1;
+  int threads = 1;  // >= 1
+  // A schedule to start from, of this problem or one like it (the order of
+  // sweeps is what is taken over); may be null. Not owned.
+  const Schedule* warm_start = nullptr;
+};
+
+struct SearchResult {
+  Schedule schedule;
+  int64_t makespan_ns = 0;
+  int64_t evaluations = 0;
+};
+
+class Strategy {
+ public:
+  virtual ~Strategy() = default;
+
+  // The name that commands, requests and reports use, such as "1f1b".
+  virtual absl::string_view name() const = 0;
+
+  // Schedules `problem`, which must be well formed (ValidateProblem). Every
+  // returned schedule is complete, deadlock-free and within memory.
+  //
+  // Errors: RESOURCE_EXHAUSTED when no schedule fits: the message names rank,
+  // bytes and limit and says whether none exists or none was found;
+  // FAILED_PRECONDITION when this strategy does not apply to such a problem.
+  //
+  // Thread-safe: strategies hold no state between calls.
+  virtual absl::StatusOr<SearchResult> Solve(
+      const Problem& problem, const SearchOptions& options) const = 0;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_STRATEGY_H_
