@@ -1,0 +1,71 @@
+#include "proto/digest/digest.h"
+
+#include <openssl/sha.h>
+
+#include <memory>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+
+namespace pipeweaver {
+
+std::string Sha256(absl::string_view bytes) {
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
+         reinterpret_cast<unsigned char*>(digest.data()));
+  return digest;
+}
+
+std::string CanonicalBytes(const google::protobuf::Message& message) {
+  std::unique_ptr<google::protobuf::Message> copy(message.New());
+  copy->CopyFrom(message);
+  copy->DiscardUnknownFields();
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);
+    copy->SerializePartialToCodedStream(&coded);
+  }
+  return bytes;
+}
+
+std::string CanonicalDigest(const google::protobuf::Message& message) {
+  return Sha256(CanonicalBytes(message));
+}
+
+std::string PlanDigest(const v1::PlanIdentity& identity,
+                       absl::string_view split,
+                       const std::vector<std::string>& rank_digests) {
+  std::string bytes = CanonicalBytes(identity);
+  absl::StrAppend(&bytes, Sha256(split));
+  for (const std::string& digest : rank_digests) {
+    absl::StrAppend(&bytes, digest);
+  }
+  return Sha256(bytes);
+}
+
+absl::Status VerifyProgramDigests(const v1::Program& program) {
+  if (program.rank() >= static_cast<uint32_t>(program.rank_digests_size())) {
+    return absl::DataLossError(
+        absl::StrCat("rank: ", program.rank(), ", but the program lists ",
+                     program.rank_digests_size(), " ranks"));
+  }
+  if (Sha256(program.actions()) != program.rank_digests(program.rank())) {
+    return absl::DataLossError(absl::StrCat(
+        "actions: their SHA-256 is not rank_digests[", program.rank(), "]"));
+  }
+  const std::vector<std::string> digests(program.rank_digests().begin(),
+                                         program.rank_digests().end());
+  if (PlanDigest(program.identity(), program.split(), digests) !=
+      program.plan_digest()) {
+    return absl::DataLossError(absl::StrCat(
+        "plan_digest: ", absl::BytesToHexString(program.plan_digest()),
+        " is not the digest of identity, split and rank_digests"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace pipeweaver

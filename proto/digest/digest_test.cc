@@ -1,0 +1,65 @@
+#include "proto/digest/digest.h"
+
+#include "absl/strings/escaping.h"
+#include "gtest/gtest.h"
+#include "pipeweaver/v1/batch.pb.h"
+
+namespace pipeweaver {
+namespace {
+
+v1::Program MakeProgram() {
+  v1::Program program;
+  program.mutable_identity()->mutable_key()->set_job("vlm");
+  program.mutable_identity()->set_seed(7);
+  program.set_rank(1);
+  program.set_split("split");
+  program.set_actions("actions of rank 1");
+  program.add_rank_digests(Sha256("actions of rank 0"));
+  program.add_rank_digests(Sha256("actions of rank 1"));
+  program.set_plan_digest(
+      PlanDigest(program.identity(), program.split(),
+                 {program.rank_digests(0), program.rank_digests(1)}));
+  return program;
+}
+
+TEST(DigestTest, Sha256MatchesTheStandardsVector) {
+  EXPECT_EQ(absl::BytesToHexString(Sha256("abc")),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+TEST(DigestTest, CanonicalFormLeavesOutUnknownFields) {
+  v1::ModuleItems items;
+  items.set_module(3);
+  items.add_tokens(300);
+  const std::string known = CanonicalBytes(items);
+  EXPECT_EQ(absl::BytesToHexString(known), "08031202ac02");
+  v1::ModuleItems extended;
+  // Field 100, varint 1, appended as a newer client would.
+  ASSERT_TRUE(extended.ParseFromString(known + std::string("\xa0\x06\x01")));
+  EXPECT_EQ(CanonicalBytes(extended), known);
+}
+
+TEST(DigestTest, AcceptsAnUntouchedProgram) {
+  EXPECT_TRUE(VerifyProgramDigests(MakeProgram()).ok());
+}
+
+TEST(DigestTest, RefusesAnyChangedPart) {
+  v1::Program program = MakeProgram();
+  program.set_actions("other actions");
+  EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
+  program = MakeProgram();
+  program.set_split("other split");
+  EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
+  program = MakeProgram();
+  program.mutable_identity()->mutable_key()->set_step(1);
+  EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
+  program = MakeProgram();
+  program.set_rank(2);
+  EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
+  program = MakeProgram();
+  program.set_rank(0);
+  EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
+}
+
+}  // namespace
+}  // namespace pipeweaver

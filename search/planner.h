@@ -1,0 +1,110 @@
+// The planner: from a job and a step's batch to checked programs. The one place
+// that sees all of partition, search, check and lowering.
+
+#ifndef SEARCH_PLANNER_H_
+#define SEARCH_PLANNER_H_
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "search/lower/program.h"
+#include "search/partition/step_problem.h"
+#include "search/problem/schedule.h"
+#include "search/strategy/strategy.h"
+#include "semu/model/batch.h"
+#include "semu/model/job.h"
+
+namespace pipeweaver::search {
+
+// A job made ready for planning: layout decided, memory accounted, safe program
+// proven to fit. Immutable.
+struct PlannableJob {
+  semu::Job job;
+  semu::Layout layout;
+  // Bytes for activations and transfers on each rank.
+  std::vector<int64_t> activation_limit_bytes;
+  // Bytes of weights, gradients, optimizer states and reserve on each rank.
+  std::vector<int64_t> static_bytes;
+};
+
+// Where the ranks' idle time comes from, nanoseconds summed over ranks.
+struct BubbleTimes {
+  int64_t imbalance_ns = 0;
+  int64_t dependency_ns = 0;
+  int64_t memory_ns = 0;
+  int64_t transfer_ns = 0;
+};
+
+// Figures of a plan; see PlanReport in plan.proto.
+struct StepReport {
+  std::string strategy;
+  int64_t evaluations = 0;
+  int64_t makespan_ns = 0;           // transfers contending
+  int64_t schedule_makespan_ns = 0;  // of the scheduling problem
+  int64_t lower_bound_ns = 0;
+  int64_t memory_bound_ns = 0;
+  int64_t layout_free_bound_ns = 0;
+  double bubble_ratio = 0;
+  BubbleTimes bubbles;
+  std::vector<int64_t> peak_memory_bytes;  // [rank], static bytes included
+  double measured_share = 0;
+  bool finished = false;  // the search ended by itself, not by the deadline
+  // Wall-clock.
+  int64_t search_ns = 0;
+  int64_t check_ns = 0;
+  int64_t lower_ns = 0;
+};
+
+// A planned step. Both checkers have passed on it.
+struct StepPlan {
+  StepProblem step;
+  Schedule schedule;
+  StageTimes times;
+  StepPrograms programs;
+  StepReport report;
+};
+
+struct PlanOptions {
+  // Name of a strategy (Planner::StrategyNames); empty: the default portfolio.
+  std::string strategy;
+  SearchOptions search;
+};
+
+// What the server needs of a planner; tests put a puppet in its place.
+class StepPlanner {
+ public:
+  virtual ~StepPlanner() = default;
+
+  // Validates nothing that job_proto.h has validated; proposes a layout where
+  // `pinned` is absent. Errors: INVALID_ARGUMENT for a pinned layout that breaks a
+  // rule; RESOURCE_EXHAUSTED when weights or the safe program do not fit, naming
+  // rank, bytes and limit.
+  virtual absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
+      const semu::Job& job,
+      const std::optional<semu::Layout>& pinned) const = 0;
+
+  // Plans a step. Errors: RESOURCE_EXHAUSTED when the batch does not fit in
+  // memory; FAILED_PRECONDITION when the strategy does not apply;
+  // INVALID_ARGUMENT for a strategy that does not exist.
+  virtual absl::StatusOr<StepPlan> Plan(const PlannableJob& job,
+                                        const semu::Batch& batch,
+                                        const PlanOptions& options) const = 0;
+
+  // The safe program: a fixed rule, in milliseconds (search/plan/safe_order.h).
+  virtual absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
+                                            const semu::Batch& batch) const = 0;
+
+  // Names of strategies to compare, in the order of reports.
+  virtual std::vector<std::string> StrategyNames() const = 0;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_PLANNER_H_
