@@ -57,7 +57,7 @@ struct LayerQuery {
 };
 
 // Cost of one layer under one strategy. Bytes are per GPU; times are of the
-// GPUs of a rank, which act as one. All values are 0 .. 10^15.
+// GPUs of a rank, which act as one. All values are 0 .. 10^14.
 struct StrategyCost {
   int64_t forward_ns = 0;
   int64_t input_grad_ns = 0;  // rebuilding activations included

@@ -15,7 +15,7 @@ namespace pipeweaver::semu {
 namespace {
 
 // Bound of every time and size, so that sums over any step stay within int64.
-constexpr double kMaxValue = 1e15;
+constexpr double kMaxValue = 1e14;
 
 constexpr double kFlashBackwardFactor = 2.5;
 constexpr double kFp32Bytes = 4;
