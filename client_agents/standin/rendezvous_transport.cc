@@ -102,8 +102,7 @@ void RendezvousTransport::AdvanceLocked(Channel& channel) {
 void RendezvousTransport::FinishFirstLocked(Channel& channel,
                                             std::string payload) {
   Transfer& transfer = transfers_[channel.posts.front().transfer];
-  transfer.state = State::kDone;
-  transfer.payload = std::move(payload);
+  transfer.done = Done{std::move(payload), std::chrono::steady_clock::now()};
   channel.posts.pop_front();
   channel.peer_posts.pop_front();
   channel.data_sent = false;
@@ -196,28 +195,27 @@ void RendezvousTransport::BreakLocked(Channel& channel, absl::Status error) {
   changed_.notify_all();
 }
 
-absl::Status RendezvousTransport::Wait(
-    uint64_t transfer, std::chrono::steady_clock::time_point deadline,
-    std::string* payload) {
+absl::StatusOr<RendezvousTransport::Done> RendezvousTransport::Wait(
+    uint64_t transfer, std::chrono::steady_clock::time_point deadline) {
   std::unique_lock<std::mutex> lock(mutex_);
   const auto it = transfers_.find(transfer);
   if (it == transfers_.end()) {
     return absl::InvalidArgumentError(
         absl::StrCat("transfer ", transfer, " was not posted"));
   }
-  while (it->second.state != State::kDone) {
+  while (!it->second.done.has_value()) {
     const absl::Status& error = channels_[it->second.peer].error;
     if (!error.ok()) return error;
     if (changed_.wait_until(lock, deadline) == std::cv_status::timeout &&
-        it->second.state != State::kDone) {
+        !it->second.done.has_value()) {
       return absl::DeadlineExceededError(
           absl::StrCat("rank ", rank_, " waited too long for transfer ",
                        transfer, " with rank ", it->second.peer));
     }
   }
-  if (payload != nullptr) *payload = std::move(it->second.payload);
+  Done done = *std::move(it->second.done);
   transfers_.erase(it);
-  return absl::OkStatus();
+  return done;
 }
 
 void RendezvousTransport::Wake() {

@@ -12,11 +12,13 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 
 namespace pipeweaver::client {
 
@@ -39,13 +41,17 @@ class RendezvousTransport {
   void PostSend(int peer, uint64_t transfer, std::string payload);
   void PostRecv(int peer, uint64_t transfer);
 
-  // Waits until `transfer` is done; for a receive, `payload` gets what was sent
-  // (may be null). Errors: DEADLINE_EXCEEDED; UNAVAILABLE when the peer is
-  // gone; FAILED_PRECONDITION when the peer's posts do not match this rank's,
-  // naming both; INVALID_ARGUMENT when the transfer was not posted.
-  absl::Status Wait(uint64_t transfer,
-                    std::chrono::steady_clock::time_point deadline,
-                    std::string* payload);
+  struct Done {
+    std::string payload;  // what was sent; empty for a send
+    std::chrono::steady_clock::time_point time;
+  };
+
+  // Waits until `transfer` is done and says when it was. Errors:
+  // DEADLINE_EXCEEDED; UNAVAILABLE when the peer is gone; FAILED_PRECONDITION
+  // when the peer's posts do not match this rank's, naming both;
+  // INVALID_ARGUMENT when the transfer was not posted.
+  absl::StatusOr<Done> Wait(uint64_t transfer,
+                            std::chrono::steady_clock::time_point deadline);
 
  private:
   // What crosses the socket: a fixed header, then `size` bytes.
@@ -69,11 +75,9 @@ class RendezvousTransport {
     std::string incoming;          // bytes read, not a whole frame yet
     absl::Status error;            // set: the channel is broken
   };
-  enum class State { kPosted, kDone };
   struct Transfer {
-    State state = State::kPosted;
     int peer = 0;
-    std::string payload;
+    std::optional<Done> done;
   };
 
   void PostLocked(int peer, uint64_t transfer, bool is_send,

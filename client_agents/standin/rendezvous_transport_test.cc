@@ -42,41 +42,42 @@ TEST_F(RendezvousTransportTest, CarriesPayloadsBothWays) {
   zero_->PostRecv(1, 1);
   one_->PostRecv(0, 0);
   one_->PostSend(0, 1, std::string(100000, 'g'));
-  std::string got;
-  ASSERT_TRUE(one_->Wait(0, Soon(), &got).ok());
-  EXPECT_EQ(got, "activation");
-  ASSERT_TRUE(zero_->Wait(1, Soon(), &got).ok());
-  EXPECT_EQ(got, std::string(100000, 'g'));
-  EXPECT_TRUE(zero_->Wait(0, Soon(), nullptr).ok());
-  EXPECT_TRUE(one_->Wait(1, Soon(), nullptr).ok());
+  const auto activation = one_->Wait(0, Soon());
+  ASSERT_TRUE(activation.ok()) << activation.status();
+  EXPECT_EQ(activation->payload, "activation");
+  const auto gradient = zero_->Wait(1, Soon());
+  ASSERT_TRUE(gradient.ok()) << gradient.status();
+  EXPECT_EQ(gradient->payload, std::string(100000, 'g'));
+  EXPECT_TRUE(zero_->Wait(0, Soon()).ok());
+  EXPECT_TRUE(one_->Wait(1, Soon()).ok());
 }
 
 TEST_F(RendezvousTransportTest, ASendWaitsForItsReceive) {
   zero_->PostSend(1, 0, "x");
-  EXPECT_EQ(zero_->Wait(0, Shortly(), nullptr).code(),
+  EXPECT_EQ(zero_->Wait(0, Shortly()).status().code(),
             absl::StatusCode::kDeadlineExceeded);
   one_->PostRecv(0, 0);
-  EXPECT_TRUE(zero_->Wait(0, Soon(), nullptr).ok());
+  EXPECT_TRUE(zero_->Wait(0, Soon()).ok());
 }
 
 TEST_F(RendezvousTransportTest, ALaterTransferWaitsForTheOneBefore) {
   zero_->PostSend(1, 0, "first");
   zero_->PostRecv(1, 1);
   one_->PostRecv(0, 0);
-  ASSERT_TRUE(one_->Wait(0, Soon(), nullptr).ok());
+  ASSERT_TRUE(one_->Wait(0, Soon()).ok());
   // Transfer 1 is posted on rank 0 alone: transfer 2 stands behind it.
   zero_->PostSend(1, 2, "third");
-  EXPECT_EQ(zero_->Wait(2, Shortly(), nullptr).code(),
+  EXPECT_EQ(zero_->Wait(2, Shortly()).status().code(),
             absl::StatusCode::kDeadlineExceeded);
   one_->PostSend(0, 1, "second");
   one_->PostRecv(0, 2);
-  EXPECT_TRUE(zero_->Wait(2, Soon(), nullptr).ok());
+  EXPECT_TRUE(zero_->Wait(2, Soon()).ok());
 }
 
 TEST_F(RendezvousTransportTest, NamesPostsThatDoNotMatch) {
   zero_->PostSend(1, 0, "x");
   one_->PostSend(0, 1, "y");
-  const absl::Status status = zero_->Wait(0, Soon(), nullptr);
+  const absl::Status status = zero_->Wait(0, Soon()).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("a send of transfer 0 where its peer posted a send of "
@@ -86,12 +87,12 @@ TEST_F(RendezvousTransportTest, NamesPostsThatDoNotMatch) {
 TEST_F(RendezvousTransportTest, TellsThatThePeerIsGone) {
   zero_->PostRecv(1, 0);
   one_.reset();
-  EXPECT_EQ(zero_->Wait(0, Soon(), nullptr).code(),
+  EXPECT_EQ(zero_->Wait(0, Soon()).status().code(),
             absl::StatusCode::kUnavailable);
 }
 
 TEST_F(RendezvousTransportTest, RefusesToWaitForWhatWasNotPosted) {
-  EXPECT_EQ(zero_->Wait(3, Soon(), nullptr).code(),
+  EXPECT_EQ(zero_->Wait(3, Soon()).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
