@@ -21,11 +21,11 @@ namespace pipeweaver::search {
 namespace {
 
 // Work that the search for one component may spend, in pair steps.
-constexpr int64_t kMostWork = 100'000'000;
+constexpr int64_t kMostWork = 50'000'000;
 
 // A way to run a pair: choice and fused or not, with what it holds.
 struct Way {
-  int16_t choice = 0;
+  int32_t choice = 0;
   bool fused = false;
   int64_t activation = 0;
   int64_t backward = 0;  // BackwardStepBytes
@@ -42,8 +42,7 @@ std::vector<Way> ParetoWays(const ProblemGraph& graph, int pair) {
                     !choices[c].has_backward())) {
         continue;
       }
-      ways.push_back({static_cast<int16_t>(c), fused,
-                      choices[c].activation_bytes,
+      ways.push_back({c, fused, choices[c].activation_bytes,
                       BackwardStepBytes(choices[c], graph.mode[pair], fused)});
     }
   }
@@ -265,6 +264,11 @@ class ComponentSolver {
     return true;
   }
 
+  std::string StateKey() const {
+    return std::string(reinterpret_cast<const char*>(state_.data()),
+                       state_.size() * sizeof(state_[0]));
+  }
+
   bool Step() {
     work_ += static_cast<int64_t>(pairs_.size());
     const size_t steps_before = steps_.size();
@@ -282,10 +286,8 @@ class ComponentSolver {
         moved = true;
       }
     }
-    const size_t undo_mark = undo_.size();
     if (steps_.size() == 2 * pairs_.size()) return true;
-    if (work_ <= kMostWork &&
-        seen_.insert(std::string(state_.begin(), state_.end())).second) {
+    if (work_ <= kMostWork && seen_.insert(StateKey()).second) {
       // Later sweeps first: they lead to backwards soonest.
       for (size_t i = pairs_.size(); i-- > 0;) {
         if (state_[i] != 0 || !Ready(i)) continue;
@@ -297,7 +299,7 @@ class ComponentSolver {
           }
           Held(i) += way.activation;
           picked_[i] = &way;
-          state_[i] = static_cast<char>(w + 1);
+          state_[i] = static_cast<int32_t>(w + 1);
           steps_.push_back({pairs_[i], false});
           if (Step()) return true;
           steps_.pop_back();
@@ -307,13 +309,13 @@ class ComponentSolver {
         picked_[i] = nullptr;
       }
     }
-    UndoTo(undo_mark, steps_before);
+    UndoTo(steps_before);
     return false;
   }
 
-  void UndoTo(size_t undo_mark, size_t steps_mark) {
+  void UndoTo(size_t steps_mark) {
     while (steps_.size() > steps_mark) {
-      PW_CHECK(!undo_.empty() && undo_mark > 0);
+      PW_CHECK(!undo_.empty());
       const auto [i, state] = undo_.back();
       undo_.pop_back();
       state_[i] = state;
@@ -322,7 +324,7 @@ class ComponentSolver {
     }
   }
 
-  static constexpr char kDone = 127;
+  static constexpr int32_t kDone = -1;
 
   const ProblemGraph& graph_;
   std::vector<int32_t> sweeps_;
@@ -337,8 +339,8 @@ class ComponentSolver {
   Shortage shortage_;
   int64_t work_ = 0;
   // SearchSteps: 0 before F, 1 + way after it, kDone after the backward.
-  std::vector<char> state_;
-  std::vector<std::pair<size_t, char>> undo_;
+  std::vector<int32_t> state_;
+  std::vector<std::pair<size_t, int32_t>> undo_;
   absl::flat_hash_set<std::string> seen_;
 };
 
@@ -391,9 +393,9 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph) {
   plan.choice.assign(graph.pairs, 0);
   plan.fused.assign(graph.pairs, 0);
   const auto none_exists = [&](int rank, int64_t bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "no schedule exists: rank ", rank, " needs at least ", bytes,
-        " bytes at some stage, its limit is ", graph.limit_bytes[rank]));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no schedule exists: rank ", rank, " would hold ", bytes,
+                     " bytes, its limit is ", graph.limit_bytes[rank]));
   };
   for (int p = 0; p < graph.pairs; ++p) {
     if (graph.has_backward(p)) continue;
@@ -404,7 +406,7 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph) {
         best = c;
       }
     }
-    plan.choice[p] = static_cast<int16_t>(best);
+    plan.choice[p] = best;
     const int r = graph.pair_rank[p];
     if (choices[best].activation_bytes > graph.limit_bytes[r]) {
       return none_exists(r, choices[best].activation_bytes);

@@ -53,7 +53,7 @@ struct SafeComponent {
 struct SafePlan {
   std::vector<SafeComponent> components;
   std::vector<int32_t> component_of_sweep;  // -1: without a backward
-  std::vector<int16_t> choice;              // [pair]
+  std::vector<int32_t> choice;              // [pair]
   std::vector<uint8_t> fused;               // [pair]: kSplit runs as B
 };
 
