@@ -99,8 +99,7 @@ int Register(client::PlannerClient& client, const std::string& job,
     confirm.set_job(request.job().name());
     confirm.set_attempt(response->attempt());
     confirm.set_layout_digest(response->layout_digest());
-    if (const auto confirmed = client.ConfirmLayout(confirm);
-        !confirmed.ok()) {
+    if (const auto confirmed = client.ConfirmLayout(confirm); !confirmed.ok()) {
       return Report(confirmed.status(), io);
     }
   }
@@ -129,8 +128,7 @@ int ShowPlan(client::PlannerClient& client, const v1::PlanKey& key,
     table.AddRow({Table::Text(property), std::move(value)});
   };
   row("plan digest", Table::Text(absl::BytesToHexString(plan->plan_digest())));
-  row("sealed",
-      Table::Text(v1::PlanOrigin_Name(plan->identity().origin())));
+  row("sealed", Table::Text(v1::PlanOrigin_Name(plan->identity().origin())));
   row("makespan", Table::Milliseconds(report.makespan_ns()));
   row("lower bound", Table::Milliseconds(report.lower_bound_ns()));
   row("gap", Table::Percent(report.gap()));
@@ -161,9 +159,10 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   CLI::App* list = app.add_subcommand("list", "names of all jobs");
   CLI::App* describe = app.add_subcommand("describe", "one job");
   describe->add_option("NAME", name, "the job's name")->required();
-  CLI::App* reg = app.add_subcommand(
-      "register", "registers a job and confirms its layout");
-  reg->add_option("JOB", name, "a setup's name, or a file with a v1.Job as text")
+  CLI::App* reg =
+      app.add_subcommand("register", "registers a job and confirms its layout");
+  reg->add_option("JOB", name,
+                  "a setup's name, or a file with a v1.Job as text")
       ->required();
   reg->add_option("--request-id", request_id,
                   "unique for each start of the run")

@@ -1,5 +1,5 @@
-// pipeweaverctl: schedules problem files, plans and compares batches, and asks a
-// running planner about its jobs.
+// pipeweaverctl: schedules problem files, plans and compares batches, and asks
+// a running planner about its jobs.
 
 #include <iostream>
 #include <string>
@@ -46,9 +46,8 @@ constexpr Command kCommands[] = {
 void PrintHelp(std::ostream& out) {
   out << "usage: pipeweaverctl COMMAND [ARGUMENT...]\n\n";
   for (const Command& command : kCommands) {
-    out << "  " << command.name
-        << std::string(10 - command.name.size(), ' ') << command.summary
-        << "\n";
+    out << "  " << command.name << std::string(10 - command.name.size(), ' ')
+        << command.summary << "\n";
   }
   out << "\n`pipeweaverctl COMMAND --help` tells more.\n\n"
          "Exit codes: 0 done; 1 the answer is no (a check failed, bytes "
@@ -86,6 +85,5 @@ int Main(absl::Span<const std::string> args) {
 }  // namespace pipeweaver::ctl
 
 int main(int argc, char** argv) {
-  return pipeweaver::ctl::Main(
-      std::vector<std::string>(argv + 1, argv + argc));
+  return pipeweaver::ctl::Main(std::vector<std::string>(argv + 1, argv + argc));
 }
