@@ -219,7 +219,7 @@ std::vector<Mutation> Mutations() {
       {"less memory than the peak",
        [](Case& c, std::mt19937_64&) {
          c.limits.memory_limit_bytes[0] = c.programs.peak_bytes[0] - 1;
-         return true;
+         return !c.programs.ranks[0].empty();
        }},
       {"an item in two sub-microbatches",
        [](Case& c, std::mt19937_64&) {
