@@ -83,9 +83,9 @@ class StepPlanner {
   virtual ~StepPlanner() = default;
 
   // Validates nothing that job_proto.h has validated; proposes a layout where
-  // `pinned` is absent. Errors: INVALID_ARGUMENT for a pinned layout that breaks a
-  // rule; RESOURCE_EXHAUSTED when weights or the safe program do not fit, naming
-  // rank, bytes and limit.
+  // `pinned` is absent. Errors: INVALID_ARGUMENT for a pinned layout that
+  // breaks a rule; RESOURCE_EXHAUSTED when weights or the safe program do not
+  // fit, naming rank, bytes and limit.
   virtual absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
       const semu::Job& job,
       const std::optional<semu::Layout>& pinned) const = 0;
