@@ -184,6 +184,13 @@ absl::Status CheckConsumption(const std::string& path, const Job& job,
       }
     }
     const Module& module = job.modules[m];
+    int64_t sum = 0;
+    for (int64_t n : tokens) sum += n;
+    if (sum > kMaxMicrobatchTokens) {
+      return Invalid(path, ".uses make items of module \"", module.name,
+                     "\" consume ", sum, " tokens in all: must be at most ",
+                     kMaxMicrobatchTokens);
+    }
     for (size_t i = 0; i < count; ++i) {
       if (has_consumers && !consumed[i] && !HasLoss(module)) {
         return Invalid(path, ".uses name item ", i, " of module \"",
