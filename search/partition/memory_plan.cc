@@ -55,12 +55,12 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
   }
 
   MemoryPlan plan;
+  if (ranks > 1) {
+    plan.transfer_bytes =
+        (job.executor.max_receives_ahead + kSendsInFlight) * largest_transfer;
+  }
   for (int r = 0; r < ranks; ++r) {
-    const int64_t buffers =
-        ranks == 1 ? 0
-                   : (job.executor.max_receives_ahead + kSendsInFlight) *
-                         largest_transfer;
-    const int64_t reserve = buffers + largest_layer[r];
+    const int64_t reserve = plan.transfer_bytes + largest_layer[r];
     const int64_t used = weights[r] + reserve;
     if (used >= job.memory_budget_bytes) {
       return absl::ResourceExhaustedError(absl::StrCat(

@@ -17,6 +17,8 @@ struct MemoryPlan {
   // [rank], bytes per GPU.
   std::vector<int64_t> static_bytes;  // weights and reserve
   std::vector<int64_t> activation_limit_bytes;
+  // Of the reserve, what is for the buffers of transfers; on every rank.
+  int64_t transfer_bytes = 0;
 };
 
 // Sends that a rank may have posted and not yet waited for. Lowering waits for
