@@ -59,7 +59,7 @@ class Translation {
     copy_.assign(splits_.size(), -1);
   }
 
-  void Add(int rank, semu::OpKind kind, int index, int64_t duration_ns,
+  void Add(int rank, semu::StepOpKind kind, int index, int64_t duration_ns,
            const semu::MemoryChange& change) {
     out_.ranks[rank].push_back({kind, index, duration_ns});
     out_.bytes[rank].push_back(change);
@@ -70,7 +70,7 @@ class Translation {
     const Stage& stage = sweep.stages[a.stage];
     const int pair = Pair(a.sweep, a.stage);
     const Choice& c = stage.choices[a.choice];
-    using enum semu::OpKind;
+    using enum semu::StepOpKind;
     switch (a.kind) {
       case ActionKind::kForward:
         Add(rank, kCompute, 0, c.forward_ns,
