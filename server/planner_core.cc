@@ -280,6 +280,13 @@ int PlannerCore::ThreadsForSearch() const {
   return std::max(1, pool_.threads() / std::max(1, load.running + load.queued));
 }
 
+std::shared_ptr<const SealedPlan> PlannerCore::LikeBatch(
+    const StepRequest& request) {
+  auto like = table_.Like(request, options_.profile_digest);
+  if (observer_ != nullptr) observer_->OnLikeBatchLookup(like != nullptr);
+  return like;
+}
+
 void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   const StepRequest& request = *step->request;
   const Clock::TimePoint started = clock_->Now();
@@ -289,7 +296,7 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   // on the request alone.
   std::shared_ptr<const SealedPlan> warm;
   if (time_budget) {
-    warm = table_.Like(request, options_.profile_digest);
+    warm = LikeBatch(request);
     if (warm == nullptr) warm = table_.Latest(request);
   }
 
@@ -381,8 +388,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
                                const absl::Status& why_no_search) {
   const StepRequest& request = *step.request;
   const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
-  if (auto like = table_.Like(request, options_.profile_digest);
-      like != nullptr) {
+  if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, like->plan, PlanOrigin::kCached, like->plan_digest,
              queue_ns);
     return;

@@ -166,6 +166,8 @@ class PlannerCore {
   // `why_no_search` is the answer when not even that exists.
   void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
   int ThreadsForSearch() const;
+  // A plan of a batch with the same metadata; null: none.
+  std::shared_ptr<const SealedPlan> LikeBatch(const StepRequest& request);
   absl::StatusOr<std::shared_ptr<const RegisteredJob>> CheckReplica(
       const StepKey& key) const;
   // Brings a registration to the table.

@@ -20,6 +20,8 @@ class PlannerObserver {
     (void)job, (void)attempt;
   }
   virtual void OnJobRemoved(const std::string& job) { (void)job; }
+  // A plan of a batch with the same metadata was looked for.
+  virtual void OnLikeBatchLookup(bool found) { (void)found; }
   virtual void OnPlanSealed(const SealedPlan& sealed,
                             const PlanTimings& timings) {
     (void)sealed, (void)timings;
