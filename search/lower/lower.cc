@@ -295,14 +295,7 @@ class Lowering {
     PW_RETURN_IF_ERROR(Send(r, s));
     if (CompletesWeights(s) &&
         --backwards_left_[ChunkOf(s.sweep, s.stage)] == 0) {
-      const SweepOrigin& origin = step_.sweeps[s.sweep];
-      Action ready;
-      ready.kind = ActionKind::kGradsReady;
-      ready.stage = s.stage;
-      ready.module = step_.sub_microbatches[origin.sub_microbatch].module;
-      ready.segment = origin.segment;
-      ready.start_ns = ready.end_ns = rank.now_ns;
-      programs_.ranks[r].push_back(ready);
+      Append(r, ActionKind::kGradsReady, s);
     }
     return absl::OkStatus();
   }

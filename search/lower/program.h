@@ -46,15 +46,13 @@ constexpr bool IsCompute(ActionKind kind) {
 
 struct Action {
   ActionKind kind = ActionKind::kForward;
-  // Index into Problem::sweeps; of posts and waits this rank's end; -1 for
-  // kGradsReady.
-  int sweep = -1;
-  int stage = 0;  // position in the sweep; the chunk of kGradsReady
+  // Index into Problem::sweeps and position in the sweep. Of posts and waits:
+  // this rank's end of the transfer. Of kGradsReady: the backward that
+  // completed its chunk's gradients; a chunk without any backward in the step
+  // has no such action.
+  int sweep = 0;
+  int stage = 0;
   int choice = 0;
-  // kGradsReady: which chunk's gradients are complete. A chunk without any
-  // backward in the step has no such action.
-  int module = -1;
-  int segment = -1;
   // Posts and waits: index into StepPrograms::transfers.
   int transfer = -1;
   int64_t start_ns = 0;  // predicted

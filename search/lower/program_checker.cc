@@ -326,7 +326,6 @@ class ProgramChecker {
           return Violation(
               absl::StrCat("rank ", r, " action ", i, ": no such kind"));
         }
-        if (a.kind == ActionKind::kGradsReady) continue;
         if (a.sweep < 0 || a.sweep >= NumSweeps() || a.stage < 0 ||
             a.stage >= NumStages(a.sweep)) {
           return Violation(absl::StrCat("rank ", r, " action ", i, ": sweep ",
@@ -657,9 +656,8 @@ class ProgramChecker {
   }
 
   absl::Status CheckGradsReady() {
-    // [module][segment][chunk]: place of the last backward, and its rank.
+    // [module][segment][chunk]: place of the last backward.
     struct Chunk {
-      int rank = kAbsent;
       int last = kAbsent;
       bool ready = false;
     };
@@ -674,7 +672,6 @@ class ProgramChecker {
       for (int k = 0; k < NumStages(s); ++k) {
         Chunk& chunk = chunks[ModuleOf(s)][step_.sweeps[s].segment][k];
         const PairPlaces& p = Places(s, k);
-        chunk.rank = RankOf(s, k);
         chunk.last = std::max({chunk.last, p.gradient, p.weight});
       }
     }
@@ -683,22 +680,20 @@ class ProgramChecker {
       for (int i = 0; i < static_cast<int>(program.size()); ++i) {
         const Action& a = program[i];
         if (a.kind != ActionKind::kGradsReady) continue;
-        const std::string name =
-            absl::StrCat(Where(r, i), ": module ", a.module, " segment ",
-                         a.segment, " chunk ", a.stage);
-        if (a.module < 0 || a.module >= static_cast<int>(chunks.size()) ||
-            a.segment < 0 ||
-            a.segment >= static_cast<int>(chunks[a.module].size()) ||
-            a.stage < 0 ||
-            a.stage >= static_cast<int>(chunks[a.module][a.segment].size()) ||
-            chunks[a.module][a.segment][a.stage].rank != r) {
-          return Violation(absl::StrCat(name, " has no backward here"));
+        Chunk& chunk =
+            chunks[ModuleOf(a.sweep)][step_.sweeps[a.sweep].segment][a.stage];
+        if (chunk.last == kAbsent) {
+          return Violation(
+              absl::StrCat(Where(r, i), ": its chunk has no backward"));
         }
-        Chunk& chunk = chunks[a.module][a.segment][a.stage];
-        if (chunk.ready) return Violation(absl::StrCat(name, " appears twice"));
+        if (chunk.ready) {
+          return Violation(
+              absl::StrCat(Where(r, i), ": its chunk is ready twice"));
+        }
         if (i < chunk.last) {
-          return Violation(absl::StrCat(name, " stands before action ",
-                                        chunk.last, ", a backward of it"));
+          return Violation(absl::StrCat(Where(r, i), " stands before ",
+                                        Where(r, chunk.last),
+                                        ", a backward of its chunk"));
         }
         chunk.ready = true;
       }
@@ -706,7 +701,7 @@ class ProgramChecker {
     for (size_t m = 0; m < chunks.size(); ++m) {
       for (size_t k = 0; k < chunks[m].size(); ++k) {
         for (size_t c = 0; c < chunks[m][k].size(); ++c) {
-          if (chunks[m][k][c].rank != kAbsent && !chunks[m][k][c].ready) {
+          if (chunks[m][k][c].last != kAbsent && !chunks[m][k][c].ready) {
             return Violation(absl::StrCat("module ", m, " segment ", k,
                                           " chunk ", c,
                                           ": GRADS_READY is missing"));
