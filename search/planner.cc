@@ -132,7 +132,7 @@ class Planner : public StepPlanner {
                                          StepPlan plan) {
     const Problem& problem = plan.step.problem;
     StepReport& report = plan.report;
-    const ProblemGraph graph(problem);
+    const ProblemGraph graph = BuildProblemGraph(problem);
     PW_ASSIGN_OR_RETURN(plan.times, TimeSchedule(graph, plan.schedule));
 
     WallClock::time_point start = WallClock::now();

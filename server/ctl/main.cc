@@ -22,11 +22,13 @@ struct Command {
 constexpr Command kCommands[] = {
     {"schedule", "solve a problem file, print the schedule",
      [](absl::Span<const std::string> args, const CommandIo& io) {
-       return RunScheduleCommand(args, io.out, io.err);
+       return server::RunScheduleCommand({args.begin(), args.end()}, io.out,
+                                         io.err);
      }},
     {"simulate", "time a given schedule of a problem file",
      [](absl::Span<const std::string> args, const CommandIo& io) {
-       return RunSimulateCommand(args, io.out, io.err);
+       return server::RunSimulateCommand({args.begin(), args.end()}, io.out,
+                                         io.err);
      }},
     {"setups", "list the built-in jobs, write one with sample batches",
      RunSetupsCommand},

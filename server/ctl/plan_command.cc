@@ -1,6 +1,8 @@
 // pipeweaverctl plan, compare and replay: planning here, without a server.
 
+#include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -8,10 +10,11 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "pipeweaver/v1/plan.pb.h"
 #include "pipeweaver/v1/planner_service.pb.h"
-#include "proto/digest/digest.h"
 #include "search/lower/program_proto.h"
-#include "search/step_planner.h"
+#include "search/planner.h"
+#include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
@@ -61,6 +64,15 @@ const std::vector<std::string>& PlanColumns() {
   return *columns;
 }
 
+// SHA-256 of each rank's actions, which do not depend on the plan's identity.
+std::vector<std::string> RankDigests(const StepPlan& plan) {
+  const search::PlanBytes bytes =
+      search::SerializePlan(plan.step, plan.programs, v1::PlanIdentity());
+  v1::Program first;
+  PW_CHECK(first.ParseFromString(bytes.programs.front()));
+  return {first.rank_digests().begin(), first.rank_digests().end()};
+}
+
 // The request that a plan answers, with what was answered: all that is needed
 // to plan it again.
 v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
@@ -73,8 +85,8 @@ v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
   saved.set_seed(arguments.seed);
   saved.set_budget_evaluations(plan.report.evaluations);
   saved.set_strategy(strategy);
-  for (const std::string& actions : search::SerializeActions(plan)) {
-    saved.add_rank_digests(Sha256(actions));
+  for (std::string& digest : RankDigests(plan)) {
+    saved.add_rank_digests(std::move(digest));
   }
   return saved;
 }
@@ -162,15 +174,14 @@ absl::Status Replay(const std::string& path, int threads, bool& same,
   options.search.budget.evaluations = saved.budget_evaluations();
   PW_ASSIGN_OR_RETURN(const StepPlan plan,
                       planner->Plan(*prepared, batch, options));
-  const std::vector<std::string> actions = search::SerializeActions(plan);
-  same = static_cast<int>(actions.size()) == saved.rank_digests_size();
-  for (int rank = 0; rank < static_cast<int>(actions.size()); ++rank) {
-    const std::string digest = Sha256(actions[rank]);
-    const bool equal =
-        rank < saved.rank_digests_size() && digest == saved.rank_digests(rank);
+  const std::vector<std::string> digests = RankDigests(plan);
+  same = static_cast<int>(digests.size()) == saved.rank_digests_size();
+  for (int rank = 0; rank < static_cast<int>(digests.size()); ++rank) {
+    const bool equal = rank < saved.rank_digests_size() &&
+                       digests[rank] == saved.rank_digests(rank);
     same = same && equal;
-    io.out << "rank " << rank << ": " << absl::BytesToHexString(digest) << " "
-           << (equal ? "same" : "differs") << "\n";
+    io.out << "rank " << rank << ": " << absl::BytesToHexString(digests[rank])
+           << " " << (equal ? "same" : "differs") << "\n";
   }
   return absl::OkStatus();
 }

@@ -33,7 +33,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const search::Problem* const problem =
       new search::Problem(*search::ParseProblemJson(kProblem));
   static const search::ProblemGraph* const graph =
-      new search::ProblemGraph(*problem);
+      new search::ProblemGraph(search::BuildProblemGraph(*problem));
   const absl::string_view text(reinterpret_cast<const char*>(data), size);
   const auto schedule = search::ParseScheduleJson(*problem, text);
   if (!schedule.ok()) {
