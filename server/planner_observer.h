@@ -11,7 +11,8 @@
 
 namespace pipeweaver::server {
 
-// Called on any thread, without a lock held; must be thread-safe and quick.
+// Called on any thread; must be thread-safe and quick, and not call back. A
+// job's first two come in their order.
 class PlannerObserver {
  public:
   virtual ~PlannerObserver() = default;
