@@ -2,8 +2,8 @@
 // here.
 //
 // Limits: 4096 microbatches a batch, 65536 items of a module in a microbatch,
-// 2^20 items and 2^20 uses a batch, 2^26 tokens of a module in a microbatch, and as
-// many that its items consume.
+// 2^20 items and 2^20 uses a batch, 2^26 tokens of a module in a microbatch,
+// and as many that its items consume.
 
 #ifndef SEMU_MODEL_BATCH_PROTO_H_
 #define SEMU_MODEL_BATCH_PROTO_H_

@@ -16,8 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     PW_CHECK(!job.status().message().empty());
     return 0;
   }
-  PW_CHECK(job->modules.size() ==
-           static_cast<size_t>(proto.modules_size()));
+  PW_CHECK(job->modules.size() == static_cast<size_t>(proto.modules_size()));
   const auto layout = semu::LayoutFromProto(proto.layout(), *job);
   if (!layout.ok()) return 0;
   const auto written = semu::LayoutToProto(*layout, *job);

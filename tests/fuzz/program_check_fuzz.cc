@@ -1,5 +1,5 @@
-// Programs as a client receives them: any bytes are refused with a reason or are
-// a program whose columns mean something.
+// Programs as a client receives them: any bytes are refused with a reason or
+// are a program whose columns mean something.
 
 #include <cstdint>
 #include <string>
