@@ -101,6 +101,7 @@ ListScheduler::ListScheduler(const ListModel& model)
   live_.resize(graph_.ranks);
   held_.resize(graph_.ranks);
   pending_weights_.resize(graph_.ranks);
+  pending_weights_ns_.resize(graph_.ranks);
   queue_.resize(graph_.ranks);
   free_ns_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
@@ -121,14 +122,14 @@ void ListScheduler::SetPair(int pair, const Ways& ways) {
   PairLengths& lengths = lengths_[pair];
   PairBytes& bytes = bytes_[pair];
   const bool splits =
-      graph_.mode[pair] == PairMode::kSplit && ways.fused[pair] == 0;
+      graph_.mode[pair] == PairMode::kSplit && ways.fused[pair] != Ways::kFused;
   lengths.length[kForwardTask] = choice.forward_ns;
   lengths.length[kGradientTask] =
       splits ? choice.input_grad_ns : choice.backward_ns;
   lengths.length[kWeightTask] = choice.weight_grad_ns;
   bytes.activation = choice.activation_bytes;
-  bytes.gradient =
-      BackwardStepBytes(choice, graph_.mode[pair], ways.fused[pair] != 0);
+  bytes.gradient = BackwardStepBytes(choice, graph_.mode[pair],
+                                     ways.fused[pair] == Ways::kFused);
   bytes.weight = splits ? choice.weight_grad_bytes : 0;
 }
 
@@ -179,6 +180,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;
     live_[r] = held_[r] = most_need_[r] = 0;
     pending_weights_[r] = 0;
+    pending_weights_ns_[r] = 0;
   }
   for (size_t c = 0; c < plan.components.size(); ++c) {
     backwards_left_[c] = 0;
@@ -355,6 +357,19 @@ ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
                                     : Admission::kNo;
 }
 
+void ListScheduler::DecideFused(int rank, int pair) {
+  Ways& ways = order_->ways;
+  const GraphChoice& choice = graph_.choices_of(pair)[ways.choice[pair]];
+  const bool fuse =
+      graph_.mode[pair] == PairMode::kSplit && choice.has_backward() &&
+      pending_weights_ns_[rank] >= rule_->weight_reserve_ns &&
+      (constrained_[rank] == 0 ||
+       live_[rank] - choice.activation_bytes + choice.backward_bytes <=
+           graph_.limit_bytes[rank]);
+  ways.fused[pair] = fuse ? Ways::kFused : Ways::kApart;
+  if (fuse) SetPair(pair, ways);
+}
+
 void ListScheduler::SettleForward(int rank, int pair) {
   const int component = model_.component_[pair];
   if (component >= 0 && is_begun_[component] == 0) Begin(component);
@@ -398,6 +413,9 @@ void ListScheduler::Execute(int rank, size_t at) {
   queue.erase(queue.begin() + static_cast<int64_t>(at));
   const int pair = TaskPair(entry.task);
   const int kind = TaskKind(entry.task);
+  if (kind == kGradientTask && order_->ways.fused[pair] == Ways::kEither) {
+    DecideFused(rank, pair);
+  }
   const int64_t start = std::max(free_ns_[rank], entry.arrival_ns);
   const int64_t end = start + lengths_[pair].length[kind];
   free_ns_[rank] = end;
@@ -427,8 +445,9 @@ void ListScheduler::Execute(int rank, size_t at) {
   } else if (kind == kGradientTask) {
     SettleGradient(rank, pair);
     if (graph_.mode[pair] == PairMode::kSplit &&
-        order_->ways.fused[pair] == 0) {
+        order_->ways.fused[pair] == Ways::kApart) {
       ++pending_weights_[rank];
+      pending_weights_ns_[rank] += lengths_[pair].length[kWeightTask];
       Push(3 * pair + kWeightTask, end);
     }
     for (const GraphEdge& edge : graph_.producers_of(pair)) {
@@ -441,6 +460,7 @@ void ListScheduler::Execute(int rank, size_t at) {
     }
   } else {
     --pending_weights_[rank];
+    pending_weights_ns_[rank] -= lengths_[pair].length[kWeightTask];
     live_[rank] -= bytes_[pair].weight;
   }
   UpdateNextStart(rank);
@@ -553,10 +573,10 @@ Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order) {
         entry.kind = StageKind::kForward;
         break;
       case kGradientTask:
-        entry.kind =
-            graph.mode[pair] == PairMode::kSplit && order.ways.fused[pair] == 0
-                ? StageKind::kInputGrad
-                : StageKind::kBackward;
+        entry.kind = graph.mode[pair] == PairMode::kSplit &&
+                             order.ways.fused[pair] == Ways::kApart
+                         ? StageKind::kInputGrad
+                         : StageKind::kBackward;
         break;
       default:
         entry.kind = StageKind::kWeightGrad;
