@@ -103,6 +103,8 @@ ListScheduler::ListScheduler(const ListModel& model)
   pending_weights_.resize(graph_.ranks);
   pending_weights_ns_.resize(graph_.ranks);
   queue_.resize(graph_.ranks);
+  strict_order_.resize(graph_.ranks);
+  strict_next_.resize(graph_.ranks);
   free_ns_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
   forward_waits_.resize(graph_.pairs);
@@ -256,6 +258,59 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
               });
     FeedRoots(r);
   }
+  strict_ = rule.strict;
+  if (strict_) SortStrict();
+}
+
+void ListScheduler::SortStrict() {
+  for (int r = 0; r < graph_.ranks; ++r) {
+    strict_order_[r].clear();
+    strict_next_[r] = 0;
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int kinds = graph_.mode[p] == PairMode::kForwardOnly ? 1
+                      : graph_.mode[p] == PairMode::kWhole     ? 2
+                                                               : 3;
+    for (int kind = 0; kind < kinds; ++kind) {
+      strict_order_[graph_.pair_rank[p]].push_back(3 * p + kind);
+    }
+  }
+  for (std::vector<Task>& order : strict_order_) {
+    std::sort(order.begin(), order.end(), [this](Task a, Task b) {
+      const int64_t key_a = rule_->key[a], key_b = rule_->key[b];
+      return key_a != key_b ? key_a < key_b : a < b;
+    });
+  }
+  for (int r = 0; r < graph_.ranks; ++r) {
+    while (next_root_[r] < sorted_roots_[r].size()) {
+      Feed(sorted_roots_[r][next_root_[r]++]);
+    }
+  }
+}
+
+// Starts the rank's next stage by key; false (and no next start until another
+// arrives) when it is not there yet.
+bool ListScheduler::DispatchStrict(int rank) {
+  size_t& next = strict_next_[rank];
+  const std::vector<Task>& order = strict_order_[rank];
+  while (next < order.size() && TaskKind(order[next]) == kWeightTask &&
+         order_->ways.fused[TaskPair(order[next])] == Ways::kFused) {
+    ++next;
+  }
+  const std::vector<Entry>& queue = queue_[rank];
+  for (size_t at = 0; at < queue.size(); ++at) {
+    if (next >= order.size() || queue[at].task != order[next]) continue;
+    if (Admit(rank, queue[at].task) != Admission::kYes) {
+      strict_ = false;
+      UpdateNextStart(rank);
+      return true;
+    }
+    ++next;
+    Execute(rank, at);
+    return true;
+  }
+  next_start_ns_[rank] = kNever;
+  return false;
 }
 
 void ListScheduler::Feed(int pair) {
@@ -537,7 +592,7 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
       if (next_start_ns_[r] < next_start_ns_[rank]) rank = r;
     }
     if (next_start_ns_[rank] != kNever) {
-      if (Dispatch(rank)) all_fed = false;
+      if (strict_ ? DispatchStrict(rank) : Dispatch(rank)) all_fed = false;
       continue;
     }
     bool left = false;
@@ -546,6 +601,12 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
           left || !queue_[r].empty() || next_root_[r] < sorted_roots_[r].size();
     }
     if (!left) break;
+    if (strict_) {
+      // The ranks wait for each other, or memory did not admit a stage.
+      strict_ = false;
+      for (int r = 0; r < graph_.ranks; ++r) UpdateNextStart(r);
+      continue;
+    }
     // A component begun on another rank since can admit what was refused; so
     // can first stages that were held back.
     PW_CHECK(!all_fed);

@@ -24,8 +24,6 @@ constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
 constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 1000000};
 constexpr int kPatient = 128;
-// In closed forms a rank waits for its next stage, however long.
-constexpr int kStrict = 1 << 20;
 
 }  // namespace
 
@@ -188,9 +186,7 @@ std::vector<PipelineRule> PipelineRules::FirstRules() const {
   add_orders();
   if (is_v_) {
     rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
-    rule.patience = kStrict;
     add_orders();
-    rule.patience = 0;
   }
   rule.rhythm = PipelineRule::Rhythm::kLag;
   rule.lag = graph_.ranks;
@@ -301,6 +297,7 @@ std::vector<int32_t> PipelineRules::GroupOrderOf(
 void PipelineRules::BuildZeroBubbleV(const std::vector<int32_t>& place,
                                      ListRule& list) const {
   const size_t m = static_cast<size_t>(groups());
+  list.strict = list.patience == 0;
   for (int p = 0; p < graph_.pairs; ++p) {
     const int s = graph_.pair_sweep[p];
     const size_t at =
@@ -319,6 +316,7 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   for (int i = 0; i < m; ++i) place[rule.groups[i]] = i;
   list.key.resize(3 * static_cast<size_t>(graph_.pairs));
   list.patience = rule.patience;
+  list.strict = false;
   const bool never_fuse = rule.reserve == kReserves[std::size(kReserves) - 1];
   list.weight_reserve_ns =
       never_fuse ? 0
