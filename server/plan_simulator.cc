@@ -2,24 +2,17 @@
 
 #include "server/plan_simulator.h"
 
-#include <algorithm>
-
 #include "search/plan_evaluator.h"
 #include "semu/base/status_macros.h"
-#include "semu/cost/links.h"
 
 namespace pipeweaver::server {
 namespace {
 
-// The emulator takes one latency for all pairs of ranks: that of the slowest
-// link between neighbours.
+// As the planner predicts with, so that a run without changes gives the makespan
+// of the plan's report.
 search::LinkSpeeds SpeedsOf(const semu::Job& job) {
   search::LinkSpeeds speeds;
-  for (int rank = 0; rank + 1 < job.parallelism.pipeline_parallel; ++rank) {
-    speeds.p2p_latency_ns = std::max(
-        speeds.p2p_latency_ns,
-        semu::P2pLink(job.parallelism, job.links, rank, rank + 1).latency_ns);
-  }
+  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
   speeds.host_latency_ns = job.links.host.latency_ns;
   speeds.host_bandwidth_bytes_per_second =
       job.links.host.bandwidth_bytes_per_second;
