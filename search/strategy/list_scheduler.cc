@@ -175,8 +175,12 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
   // A rank on which everything fits at once needs no further care.
   for (int p = 0; p < graph_.pairs; ++p) {
-    live_[graph_.pair_rank[p]] +=
-        std::max(bytes_[p].activation, bytes_[p].gradient);
+    int64_t most = std::max(bytes_[p].activation, bytes_[p].gradient);
+    if (ways.fused[p] == Ways::kEither) {
+      const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+      if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
+    }
+    live_[graph_.pair_rank[p]] += most;
   }
   for (int r = 0; r < graph_.ranks; ++r) {
     constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;
