@@ -88,6 +88,26 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   }
 }
 
+int64_t ListModel::NeedAlone(int component, int rank, const Ways& ways) const {
+  const Cell& cell = cells_[component * graph_.ranks + rank];
+  const bool forwards_first = plan_.components[component].forwards_first;
+  int64_t need = 0, held = 0;  // from the last step back; nothing held after it
+  for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
+    const int p = steps_[i].pair;
+    const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+    if (!steps_[i].backward) {
+      need = std::max(need, held);
+      held -= choice.activation_bytes;
+      continue;
+    }
+    need =
+        std::max(need, held + BackwardStepBytes(choice, graph_.mode[p],
+                                                ways.fused[p] == Ways::kFused));
+    held += choice.activation_bytes;
+  }
+  return forwards_first ? std::max(need, held) : need;
+}
+
 ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
