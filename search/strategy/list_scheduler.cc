@@ -88,6 +88,26 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   }
 }
 
+int64_t ListModel::NeedAlone(int component, int rank, const Ways& ways) const {
+  const Cell& cell = cells_[component * graph_.ranks + rank];
+  const bool forwards_first = plan_.components[component].forwards_first;
+  int64_t need = 0, held = 0;  // from the last step back; nothing held after it
+  for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
+    const int p = steps_[i].pair;
+    const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+    if (!steps_[i].backward) {
+      need = std::max(need, held);
+      held -= choice.activation_bytes;
+      continue;
+    }
+    need =
+        std::max(need, held + BackwardStepBytes(choice, graph_.mode[p],
+                                                ways.fused[p] == Ways::kFused));
+    held += choice.activation_bytes;
+  }
+  return forwards_first ? std::max(need, held) : need;
+}
+
 ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
@@ -175,8 +195,12 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
   // A rank on which everything fits at once needs no further care.
   for (int p = 0; p < graph_.pairs; ++p) {
-    live_[graph_.pair_rank[p]] +=
-        std::max(bytes_[p].activation, bytes_[p].gradient);
+    int64_t most = std::max(bytes_[p].activation, bytes_[p].gradient);
+    if (ways.fused[p] == Ways::kEither) {
+      const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+      if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
+    }
+    live_[graph_.pair_rank[p]] += most;
   }
   for (int r = 0; r < graph_.ranks; ++r) {
     constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;

@@ -84,6 +84,10 @@ class ListModel {
   const ProblemGraph& graph() const { return graph_; }
   const SafePlan& plan() const { return plan_; }
 
+  // The most bytes that a component holds on a rank while it runs alone in the
+  // order of its safe plan, its pairs run as `ways` say.
+  int64_t NeedAlone(int component, int rank, const Ways& ways) const;
+
  private:
   friend class ListScheduler;
 

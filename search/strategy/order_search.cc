@@ -557,6 +557,62 @@ bool OrderSearch::ProposeFuse(double temperature) {
   return false;
 }
 
+// Runs a pair of kSplit another way, fused or not; its W, if it comes back,
+// behind `weight_after`. Memory is counted, not checked.
+void OrderSearch::ChangeWay(int pair, int choice, bool fused,
+                            Task weight_after) {
+  const Task weight = 3 * pair + kWeightTask;
+  const bool had_weight = Exists(weight);
+  // With the old bytes, take the pair out of what lies behind it.
+  const Task first = 3 * pair + kForwardTask;
+  Task behind = rank_next_[had_weight ? weight : 3 * pair + kGradientTask];
+  if (had_weight && fused) Unlink(weight);
+  ways_.choice[pair] = choice;
+  ways_.fused[pair] = fused ? Ways::kFused : Ways::kApart;
+  if (!had_weight && !fused) {
+    LinkAfter(weight, weight_after);
+    // What stands between I and W is behind the pair no longer.
+    if (behind >= 0 && position_[behind] < position_[weight]) {
+      behind = rank_next_[weight];
+    }
+  }
+  int64_t live = live_before_[first];
+  for (Task task = first; task != behind; task = rank_next_[task]) {
+    live_before_[task] = live;
+    live += BytesOf(task).after;
+  }
+  SetPair(pair);
+}
+
+// A pair changes choice and fusing together.
+bool OrderSearch::ProposeWay(double temperature) {
+  int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
+  if ((Random() & 1) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
+  if (graph_.mode[pair] != PairMode::kSplit) return false;
+  const auto choices = graph_.choices_of(pair);
+  const int choice = static_cast<int>(RandomBelow(choices.size()));
+  const bool was_fused = ways_.fused[pair] == Ways::kFused;
+  const int old_choice = ways_.choice[pair];
+  if (!was_fused && !choices[choice].has_backward()) return false;
+  const Task gradient = 3 * pair + kGradientTask;
+  const Task weight = 3 * pair + kWeightTask;
+  const Task weight_prev = was_fused ? gradient : rank_prev_[weight];
+  const int64_t old_makespan = makespan_ns_;
+  ChangeWay(pair, choice, !was_fused, gradient);
+  bool good = MemoryAllowsPair(pair);
+  if (good) {
+    Refresh(0, static_cast<int>(sequence_.size()) - 1);
+    const int64_t makespan = makespan_ns_;
+    makespan_ns_ = old_makespan;
+    good = Accept(makespan, temperature);
+    makespan_ns_ = makespan;
+  }
+  if (good) return true;
+  ChangeWay(pair, old_choice, was_fused, weight_prev);
+  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  return false;
+}
+
 // A pair, mostly a critical one, changes its choice.
 bool OrderSearch::ProposeChoice(double temperature) {
   int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
@@ -691,7 +747,9 @@ int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
     if (pick < 2 && can_fuse_) {
       moved = ProposeFuse(temperature);
     } else if (pick < 5 && can_choose_) {
-      moved = ProposeChoice(temperature);
+      moved = can_fuse_ && pick == 2 && RandomBelow(8) == 0
+                  ? ProposeWay(temperature)
+                  : ProposeChoice(temperature);
     } else if (pick < 8) {
       moved = ProposeShift(temperature);
     } else {

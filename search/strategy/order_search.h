@@ -88,6 +88,8 @@ class OrderSearch {
   bool ProposeShift(double temperature);
   bool ProposeFuse(double temperature);
   bool ProposeChoice(double temperature);
+  bool ProposeWay(double temperature);
+  void ChangeWay(int pair, int choice, bool fused, Task weight_after);
   bool Accept(int64_t estimate_ns, double temperature);
   void Unlink(Task task);
   void LinkAfter(Task task, Task before);

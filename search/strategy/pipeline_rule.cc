@@ -27,9 +27,9 @@ constexpr int kPatient = 128;
 
 }  // namespace
 
-PipelineRules::PipelineRules(const ProblemGraph& graph, const SafePlan& plan)
-    : graph_(graph) {
-  FindGroups(plan);
+PipelineRules::PipelineRules(const ListModel& model) : graph_(model.graph()) {
+  const ProblemGraph& graph = graph_;
+  FindGroups(model.plan());
   int64_t weight_grads = 0;
   for (int p = 0; p < graph.pairs; ++p) {
     if (graph.mode[p] != PairMode::kSplit) continue;
@@ -45,7 +45,31 @@ PipelineRules::PipelineRules(const ProblemGraph& graph, const SafePlan& plan)
   for (const double price : TypicalPrices(graph, kPrices)) {
     ways_at_price_.push_back(WaysAtPrice(graph, price));
   }
+  FindLeastPrices(model);
   FindV();
+}
+
+void PipelineRules::FindLeastPrices(const ListModel& model) {
+  least_price_.assign(graph_.pairs, 0);
+  // Backwards count as split, as they may be.
+  std::vector<Ways> ways = ways_at_price_;
+  for (Ways& w : ways) std::fill(w.fused.begin(), w.fused.end(), Ways::kApart);
+  const int components = static_cast<int>(model.plan().components.size());
+  std::vector<uint8_t> least(static_cast<size_t>(components) * graph_.ranks, 0);
+  for (int c = 0; c < components; ++c) {
+    for (int r = 0; r < graph_.ranks; ++r) {
+      int price = 0;
+      while (price + 1 < prices() &&
+             model.NeedAlone(c, r, ways[price]) > graph_.limit_bytes[r]) {
+        ++price;
+      }
+      least[c * graph_.ranks + r] = static_cast<uint8_t>(price);
+    }
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int c = model.plan().component_of_sweep[graph_.pair_sweep[p]];
+    if (c >= 0) least_price_[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
+  }
 }
 
 void PipelineRules::FindGroups(const SafePlan& plan) {
@@ -325,7 +349,8 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   ways.fused.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) {
     const int s = graph_.pair_sweep[p];
-    const Ways& priced = ways_at_price_[rule.price[graph_.pair_rank[p]]];
+    const Ways& priced = ways_at_price_[std::max(
+        rule.price[graph_.pair_rank[p]], least_price_[p])];
     ways.choice[p] = priced.choice[p];
     const int64_t i = place[group_of_sweep_[s]];
     ways.fused[p] = graph_.mode[p] != PairMode::kSplit || never_fuse ||

@@ -42,7 +42,7 @@ struct PipelineRule {
 // What a problem's rules are made from. Immutable; thread-safe.
 class PipelineRules {
  public:
-  PipelineRules(const ProblemGraph& graph, const SafePlan& plan);
+  explicit PipelineRules(const ListModel& model);
 
   int groups() const { return static_cast<int>(group_work_ns_.size()); }
   int prices() const { return static_cast<int>(ways_at_price_.size()); }
@@ -69,6 +69,7 @@ class PipelineRules {
 
  private:
   void FindGroups(const SafePlan& plan);
+  void FindLeastPrices(const ListModel& model);
   void FindV();
   void BuildZeroBubbleV(const std::vector<int32_t>& place,
                         ListRule& list) const;
@@ -78,6 +79,8 @@ class PipelineRules {
   std::vector<int64_t> group_work_ns_;
   std::vector<int32_t> depth_;  // [sweep]: sweeps before it, longest chain
   std::vector<Ways> ways_at_price_;
+  // [pair]: the least price at which its component fits alone on its rank.
+  std::vector<uint8_t> least_price_;
   bool can_fuse_ = false;
   bool is_v_ = false;
   int64_t mean_weight_grad_ns_ = 0;

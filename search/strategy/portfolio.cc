@@ -57,7 +57,7 @@ class Search {
       : graph_(graph),
         options_(options),
         model_(graph, plan),
-        rules_(graph, plan),
+        rules_(model_),
         bound_ns_(LowerBound(graph)),
         start_(Clock::now()),
         pool_(options.threads) {
