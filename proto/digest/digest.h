@@ -1,5 +1,5 @@
-// Digests of messages and plans, as job.proto and plan.proto define them. Shared
-// by the server and by clients that verify what they received.
+// Digests of messages and plans, as job.proto and plan.proto define them.
+// Shared by the server and by clients that verify what they received.
 
 #ifndef PROTO_DIGEST_DIGEST_H_
 #define PROTO_DIGEST_DIGEST_H_
@@ -17,8 +17,8 @@ namespace pipeweaver {
 // SHA-256 of `bytes`: 32 bytes.
 std::string Sha256(absl::string_view bytes);
 
-// The canonical form of a message: what its digest is taken over. Unknown fields
-// are left out.
+// The canonical form of a message: what its digest is taken over. Unknown
+// fields are left out.
 std::string CanonicalBytes(const google::protobuf::Message& message);
 
 // SHA-256 of the canonical form.

@@ -1,5 +1,5 @@
-// A step's batch, split into sub-microbatches and costed: the scheduling problem
-// together with what its sweeps and transfers stand for.
+// A step's batch, split into sub-microbatches and costed: the scheduling
+// problem together with what its sweeps and transfers stand for.
 
 #ifndef SEARCH_PARTITION_STEP_PROBLEM_H_
 #define SEARCH_PARTITION_STEP_PROBLEM_H_
@@ -16,8 +16,9 @@ namespace pipeweaver::search {
 struct SubMicrobatch {
   int module = 0;
   int microbatch = 0;
-  std::vector<int> items;  // indices within the microbatch and module, ascending
-  int64_t tokens = 0;      // before padding to a shape bucket
+  std::vector<int>
+      items;           // indices within the microbatch and module, ascending
+  int64_t tokens = 0;  // before padding to a shape bucket
 };
 
 // What a sweep of the problem is: a module's segment run on a sub-microbatch.

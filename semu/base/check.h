@@ -18,11 +18,11 @@ namespace pipeweaver::internal {
 }  // namespace pipeweaver::internal
 
 // Aborts the process with file, line and condition when `condition` is false.
-#define PW_CHECK(condition)                                        \
-  do {                                                             \
-    if (!(condition)) {                                            \
+#define PW_CHECK(condition)                                                \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
       ::pipeweaver::internal::CheckFailed(__FILE__, __LINE__, #condition); \
-    }                                                              \
+    }                                                                      \
   } while (false)
 
 #endif  // SEMU_BASE_CHECK_H_

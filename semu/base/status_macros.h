@@ -12,11 +12,11 @@
 #define PW_CONCAT(a, b) PW_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function when `expression` is not OK.
-#define PW_RETURN_IF_ERROR(expression)                        \
-  do {                                                        \
+#define PW_RETURN_IF_ERROR(expression)                            \
+  do {                                                            \
     if (absl::Status pw_status = (expression); !pw_status.ok()) { \
-      return pw_status;                                       \
-    }                                                         \
+      return pw_status;                                           \
+    }                                                             \
   } while (false)
 
 // Assigns the value of a StatusOr expression to `lhs`, or returns its error.

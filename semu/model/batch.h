@@ -9,7 +9,8 @@
 
 namespace pipeweaver::semu {
 
-// One use of a producer's item by a consumer's, over an edge of the module graph.
+// One use of a producer's item by a consumer's, over an edge of the module
+// graph.
 struct ItemUse {
   int producer_item = 0;
   int consumer_item = 0;

@@ -14,7 +14,7 @@
 #include "nlohmann/json.hpp"
 #include "profiler/profile_file.h"
 
-namespace pipeweaver::server {
+namespace pipeweaver::ctl {
 namespace {
 
 using ::testing::HasSubstr;
@@ -25,10 +25,10 @@ struct Outcome {
   std::string err;
 };
 
-Outcome Run(const std::vector<std::string>& args) {
+Outcome Profile(const std::vector<std::string>& args) {
   std::ostringstream out;
   std::ostringstream err;
-  const int code = RunProfileCommand(args, out, err);
+  const int code = RunProfileCommand(args, {out, err});
   return {code, out.str(), err.str()};
 }
 
@@ -48,7 +48,7 @@ std::string Trace() {
 }
 
 TEST(ProfileImportTest, PrintsFiguresAsJson) {
-  const Outcome one = Run({"import", "-o", "json", Trace()});
+  const Outcome one = Profile({"import", "-o", "json", Trace()});
   EXPECT_EQ(one.code, 0) << one.err;
   const nlohmann::json json = nlohmann::json::parse(one.out, nullptr, false);
   EXPECT_EQ(json["kernels"], 1);
@@ -59,16 +59,17 @@ TEST(ProfileImportTest, PrintsFiguresAsJson) {
       one.err,
       HasSubstr("1 device records left out, the first: 'bad': dur is absent"));
   const nlohmann::json two = nlohmann::json::parse(
-      Run({"import", Trace(), Trace(), "-o", "json"}).out, nullptr, false);
+      Profile({"import", Trace(), Trace(), "-o", "json"}).out, nullptr, false);
   EXPECT_EQ(two.size(), 2u);
-  EXPECT_THAT(Run({"import", Trace()}).out, HasSubstr("device busy 2.5 us"));
+  EXPECT_THAT(Profile({"import", Trace()}).out,
+              HasSubstr("device busy 2.5 us"));
 }
 
 TEST(ProfileImportTest, WritesAProfile) {
   const std::string path = ::testing::TempDir() + "/imported.textproto";
   unlink(path.c_str());
   const Outcome outcome =
-      Run({"import", "--profile=" + path, "--version=4", Trace()});
+      Profile({"import", "--profile", path, "--profile-version", "4", Trace()});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   const absl::StatusOr<v1::Profile> profile = profiler::ReadProfileFile(path);
   ASSERT_TRUE(profile.ok()) << profile.status();
@@ -76,8 +77,8 @@ TEST(ProfileImportTest, WritesAProfile) {
   EXPECT_EQ(profile->sources(0).name(), "trace.json");
   EXPECT_EQ(profile->sources(0).sha256().size(), 64u);
   EXPECT_EQ(profile->points(0).key().name(), "aten::mm");
-  const Outcome again = Run({"import", "--profile=" + path, Trace()});
-  EXPECT_EQ(again.code, 1);
+  const Outcome again = Profile({"import", "--profile", path, Trace()});
+  EXPECT_EQ(again.code, kExitBadInput);
   EXPECT_EQ(again.out, "");
 }
 
@@ -86,32 +87,38 @@ TEST(ProfilePredictTest, FillsTheTimes) {
       "ops.csv",
       "gpu,model,hidden,ffn,heads,kv_heads,gated,tp,tokens,mlp_up_proj_us\n"
       "a100,m,4096,11008,32,32,True,1,2048,\n");
-  const Outcome outcome = Run({"predict", table});
+  const Outcome outcome = Profile({"predict", table});
   EXPECT_EQ(outcome.code, 0) << outcome.err;
   EXPECT_THAT(outcome.out, ::testing::MatchesRegex(
                                "gpu,[a-z_,]*_us\na100,m,4096,11008,32,32,True,"
                                "1,2048,1[67][0-9][0-9]\\.[0-9]*\n"));
 }
 
-TEST(ProfileCommandTest, FailuresAndWrongCallsDiffer) {
-  EXPECT_EQ(Run({}).code, 2);
-  EXPECT_EQ(Run({"export"}).code, 2);
-  EXPECT_EQ(Run({"import"}).code, 2);
-  EXPECT_EQ(Run({"import", "-o", "xml", "t"}).code, 2);
-  EXPECT_EQ(Run({"import", "-o"}).code, 2);
-  EXPECT_EQ(Run({"import", "--version=0", "t"}).code, 2);
-  EXPECT_EQ(Run({"import", "--fast", "t"}).code, 2);
-  EXPECT_EQ(Run({"predict"}).code, 2);
-  EXPECT_THAT(Run({"predict"}).err, HasSubstr("usage:"));
-  const Outcome missing = Run({"import", "/nonexistent.json"});
-  EXPECT_EQ(missing.code, 1);
+TEST(ProfileCommandTest, BadInputsAndWrongCallsDiffer) {
+  for (const std::vector<std::string>& call :
+       std::vector<std::vector<std::string>>{
+           {},
+           {"export"},
+           {"import"},
+           {"import", "-o", "xml", "t"},
+           {"import", "-o"},
+           {"import", "--profile-version", "0", "--profile", "p", "t"},
+           {"import", "--profile-version", "2", "t"},
+           {"import", "--fast", "t"},
+           {"predict"},
+           {"predict", "a", "b"}}) {
+    EXPECT_EQ(Profile(call).code, kExitUsage);
+  }
+  const Outcome missing = Profile({"import", "/nonexistent.json"});
+  EXPECT_EQ(missing.code, kExitBadInput);
   EXPECT_THAT(missing.err, HasSubstr("/nonexistent.json: No such file"));
   const Outcome truncated =
-      Run({"import", WriteFile("cut.json", "{\"traceEvents\": [{")});
-  EXPECT_EQ(truncated.code, 1);
+      Profile({"import", WriteFile("cut.json", "{\"traceEvents\": [{")});
+  EXPECT_EQ(truncated.code, kExitBadInput);
   EXPECT_THAT(truncated.err,
               HasSubstr("cut.json: byte 18: the text breaks off"));
+  EXPECT_EQ(Profile({"predict", "/nonexistent.csv"}).code, kExitBadInput);
 }
 
 }  // namespace
-}  // namespace pipeweaver::server
+}  // namespace pipeweaver::ctl

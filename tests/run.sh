@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds everything, runs every test. The last line
+# reads `N passed, N failed`; the exit code is 0 when none failed.
+#
+# Reference data (problem files, traces) is read from $PIPEWEAVER_SHARED, by
+# default ../shared beside the repository; tests that need it say so and skip
+# where it is missing.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
+# shellcheck source=deploy/packages.sh
+source deploy/packages.sh
+install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}" || exit 1
+export PIPEWEAVER_SHARED=${PIPEWEAVER_SHARED:-$(dirname "$root")/shared}
+[[ -d $PIPEWEAVER_SHARED ]] ||
+  echo "no reference data in $PIPEWEAVER_SHARED: tests that need it are skipped"
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0
+failed=0
+
+# bazel_tests TITLE ARGUMENT...: one Bazel run; each test target counts as one.
+bazel_tests() {
+  local title=$1
+  shift
+  echo "== $title"
+  local status=0
+  bazel test --noshow_progress --ui_event_filters=-info --keep_going \
+    --test_summary=terse "$@" 2>&1 | tee "$log" || status=$?
+  local ran broken
+  ran=$(grep -cE '^//\S+ +(\(cached\) )?PASSED' "$log")
+  broken=$(grep -cE '^//\S+ +(FAILED|TIMEOUT|NO STATUS|INCOMPLETE|FLAKY)' "$log")
+  # A run that breaks before its tests start, a broken build file say.
+  if ((status != 0 && broken == 0)); then broken=1; fi
+  echo "$title: $ran passed, $broken failed"
+  passed=$((passed + ran))
+  failed=$((failed + broken))
+}
+
+# script_test TITLE COMMAND...: one command, passed when it exits 0.
+script_test() {
+  local title=$1
+  shift
+  echo "== $title"
+  if "$@"; then
+    echo "$title: passed"
+    passed=$((passed + 1))
+  else
+    echo "$title: FAILED"
+    failed=$((failed + 1))
+  fi
+}
+
+script_test "C++ format" tests/lint.sh
+bazel_tests "all tests" --test_summary=short //...
+bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_summary=short \
+  //proto/... //semu/... //search/... //client_agents/... //profiler/...
+bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
+  //semu/... //search/... //server/...
+script_test "clang's thread-safety analysis" \
+  bazel build --noshow_progress --ui_event_filters=-info --config=clang //semu/... //search/... //server/...
+
+echo "$passed passed, $failed failed"
+((failed == 0))
