@@ -6,7 +6,7 @@ BUILD_PACKAGES=(
   g++ bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto
   bazel-skylib libabsl-dev libgrpc++-dev protobuf-compiler
   protobuf-compiler-grpc libprotobuf-dev prometheus-cpp-dev libssl-dev
-  libspdlog-dev nlohmann-json3-dev zlib1g-dev
+  libspdlog-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
 )
 
 # The tests, on top: GoogleTest, the fuzzers' and analysers' compiler, a real

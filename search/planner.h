@@ -18,6 +18,7 @@
 #include "search/partition/step_problem.h"
 #include "search/problem/schedule.h"
 #include "search/strategy/strategy.h"
+#include "semu/cost/cost_model.h"
 #include "semu/model/batch.h"
 #include "semu/model/job.h"
 
@@ -28,13 +29,18 @@ namespace pipeweaver::search {
 struct PlannableJob {
   semu::Job job;
   semu::Layout layout;
-  // Bytes for activations and transfers on each rank.
-  std::vector<int64_t> activation_limit_bytes;
-  // Bytes of weights, gradients, optimizer states and reserve on each rank.
+  // What costs layers; the plans' profile digest is the SHA-256 of its
+  // Fingerprint().
+  std::shared_ptr<const semu::CostModel> costs;
+  // [rank], bytes per GPU; see search/partition/memory_plan.h.
   std::vector<int64_t> static_bytes;
+  std::vector<int64_t> activation_limit_bytes;
+  // For the buffers of transfers beside the activations; on every rank.
+  int64_t transfer_bytes = 0;
 };
 
-// Where the ranks' idle time comes from, nanoseconds summed over ranks.
+// Where the ranks' idle time comes from, nanoseconds summed over ranks; see
+// BubbleCauses in plan.proto.
 struct BubbleTimes {
   int64_t imbalance_ns = 0;
   int64_t dependency_ns = 0;
@@ -104,6 +110,9 @@ class StepPlanner {
   // Names of strategies to compare, in the order of reports.
   virtual std::vector<std::string> StrategyNames() const = 0;
 };
+
+// The planner itself: analytic costs, every strategy. Thread-safe.
+std::unique_ptr<StepPlanner> MakeStepPlanner();
 
 }  // namespace pipeweaver::search
 

@@ -52,6 +52,7 @@ script_test() {
   fi
 }
 
+script_test "C++ format" tests/lint.sh
 bazel_tests "all tests" --test_summary=short //...
 bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_summary=short \
   //proto/... //semu/... //search/... //client_agents/... //profiler/...

@@ -47,6 +47,7 @@
 #include "client_agents/standin/control.h"
 #include "client_agents/standin/program_walk.h"
 #include "client_agents/standin/rendezvous_transport.h"
+#include "nlohmann/json.hpp"
 #include "pipeweaver/v1/planner_service.pb.h"
 
 ABSL_FLAG(std::string, server, "127.0.0.1:7411", "address of the planner");
@@ -58,8 +59,8 @@ ABSL_FLAG(int, ahead, 2, "steps that are submitted ahead");
 ABSL_FLAG(double, time_scale, 0.01, "slept time over predicted time");
 ABSL_FLAG(int, needed_in_ms, 1000, "time from submission to need");
 ABSL_FLAG(bool, compare, true, "ask for the gain over each baseline");
-ABSL_FLAG(std::string, save_request, "",
-          "file for the first step's v1.SubmitStepRequest, as protobuf text");
+ABSL_FLAG(bool, header, true, "print the head of the table");
+ABSL_FLAG(std::string, json_log, "", "file for one JSON object a step");
 
 namespace pipeweaver::client {
 namespace {
@@ -243,7 +244,9 @@ absl::StatusOr<uint64_t> Register(const Trainer& trainer, PlannerClient& client,
   return response->attempt();
 }
 
-// Line of JSON with what the planner says of a step.
+constexpr const char* kBaselines[] = {"megatron", "1f1b", "interleaved-1f1b"};
+
+// JSON object with what the planner says of a step.
 absl::StatusOr<std::string> DescribeStep(const Trainer& trainer,
                                          PlannerClient& client,
                                          uint64_t attempt, uint64_t step) {
@@ -251,31 +254,33 @@ absl::StatusOr<std::string> DescribeStep(const Trainer& trainer,
       client.GetPlan(trainer.Key(attempt, step));
   if (!plan.ok()) return plan.status();
   const v1::PlanReport& report = plan->report();
-  std::string line = absl::StrFormat(
-      R"("origin":"%s","gap":%.4f,"bubble":%.4f,"predicted_s":%.3f,"search_ms":%.2f,"check_ms":%.3f)",
-      absl::AsciiStrToLower(absl::StripPrefix(
-          v1::PlanOrigin_Name(plan->identity().origin()), "PLAN_ORIGIN_")),
-      report.gap(), report.bubble_ratio(), report.makespan_ns() * 1e-9,
-      report.search_ns() * 1e-6, report.check_ns() * 1e-6);
-  if (!absl::GetFlag(FLAGS_compare)) return line;
-  v1::CompareStrategiesRequest request;
-  request.set_job(trainer.job.name());
-  *request.mutable_batch() = trainer.BatchOf(step);
-  for (const char* name : {"megatron", "1f1b", "interleaved-1f1b"}) {
-    request.add_strategies(name);
+  nlohmann::ordered_json object = {
+      {"sealed",
+       absl::AsciiStrToLower(absl::StripPrefix(
+           v1::PlanOrigin_Name(plan->identity().origin()), "PLAN_ORIGIN_"))},
+      {"gap", report.gap()},
+      {"bubble", report.bubble_ratio()},
+      {"predicted_s", report.makespan_ns() * 1e-9},
+      {"search_ms", report.search_ns() * 1e-6},
+      {"check_ms", report.check_ns() * 1e-6},
+  };
+  if (absl::GetFlag(FLAGS_compare)) {
+    v1::CompareStrategiesRequest request;
+    request.set_job(trainer.job.name());
+    *request.mutable_batch() = trainer.BatchOf(step);
+    for (const char* name : kBaselines) request.add_strategies(name);
+    const absl::StatusOr<v1::CompareStrategiesResponse> response =
+        client.CompareStrategies(request);
+    if (!response.ok()) return response.status();
+    for (const v1::StrategyOutcome& outcome : response->outcomes()) {
+      if (!outcome.error().empty()) continue;
+      object[absl::StrCat("gain_over_", outcome.strategy())] =
+          static_cast<double>(outcome.report().makespan_ns()) /
+              report.makespan_ns() -
+          1;
+    }
   }
-  const absl::StatusOr<v1::CompareStrategiesResponse> response =
-      client.CompareStrategies(request);
-  if (!response.ok()) return response.status();
-  for (const v1::StrategyOutcome& outcome : response->outcomes()) {
-    if (!outcome.error().empty()) continue;
-    const double gain = static_cast<double>(outcome.report().makespan_ns()) /
-                            report.makespan_ns() -
-                        1;
-    absl::StrAppendFormat(&line, R"(,"over_%s":%.4f)", outcome.strategy(),
-                          gain);
-  }
-  return line;
+  return object.dump();
 }
 
 absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
@@ -297,12 +302,6 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
     const int needed_in_ms = absl::GetFlag(FLAGS_needed_in_ms);
     request.mutable_needed_in()->set_seconds(needed_in_ms / 1000);
     request.mutable_needed_in()->set_nanos(needed_in_ms % 1000 * 1000000);
-    const std::string save = absl::GetFlag(FLAGS_save_request);
-    if (step == 0 && !save.empty()) {
-      std::string text;
-      google::protobuf::TextFormat::PrintToString(request, &text);
-      std::ofstream(save) << text;
-    }
     ControlMessage message;
     message.kind = ControlMessage::kSubmitted;
     message.step = step;
@@ -394,6 +393,14 @@ class Coordinator {
         steps_(trainer.steps) {}
 
   absl::Status Run() {
+    if (const std::string path = absl::GetFlag(FLAGS_json_log); !path.empty()) {
+      json_log_.open(path);
+      if (!json_log_) {
+        return absl::PermissionDeniedError(
+            absl::StrCat(path, ": cannot be written"));
+      }
+    }
+    if (absl::GetFlag(FLAGS_header)) std::cout << Header() << std::endl;
     std::vector<pollfd> fds = {{submitter_.fd(), POLLIN, 0}};
     for (const ControlSocket& s : fetch_) fds.push_back({s.fd(), POLLIN, 0});
     for (const ControlSocket& s : run_) fds.push_back({s.fd(), POLLIN, 0});
@@ -445,13 +452,11 @@ class Coordinator {
           return status;
         }
         if (absl::Status status = StartNext(); !status.ok()) return status;
-        PrintReady();
-        return absl::OkStatus();
+        return PrintReady();
       }
       case ControlMessage::kReport:
         step.report = message.text;
-        PrintReady();
-        return absl::OkStatus();
+        return PrintReady();
       default:
         return absl::InternalError("a message of no known kind");
     }
@@ -486,23 +491,58 @@ class Coordinator {
     return SendAll(run_, message);
   }
 
-  void PrintReady() {
+  absl::Status PrintReady() {
     while (next_print_ < trainer_.steps) {
       const StepState& step = steps_[next_print_];
-      if (step.done < trainer_.ranks || step.report.empty()) return;
-      std::cout
-          << absl::StrFormat(
-                 R"({"job":"%s","step":%d,"plan_ms":%.2f,"walked_s":%.3f,"messages":%d,%s})",
-                 trainer_.job.name(), next_print_,
-                 (step.last_held_ns - step.submitted_ns) * 1e-6,
-                 step.step_ns / absl::GetFlag(FLAGS_time_scale) * 1e-9,
-                 step.messages, step.report)
-          << std::endl;
+      if (step.done < trainer_.ranks || step.report.empty()) break;
+      nlohmann::ordered_json row = {
+          {"job", trainer_.job.name()},
+          {"step", next_print_},
+          {"plan_ms", (step.last_held_ns - step.submitted_ns) * 1e-6},
+          {"walked_s", step.step_ns / absl::GetFlag(FLAGS_time_scale) * 1e-9},
+          {"messages", step.messages},
+      };
+      row.update(nlohmann::ordered_json::parse(step.report, nullptr,
+                                               /*allow_exceptions=*/false));
+      if (json_log_.is_open()) json_log_ << row.dump() << std::endl;
+      std::cout << Row(row) << std::endl;
       ++next_print_;
     }
+    return absl::OkStatus();
+  }
+
+  // The line of a step under Header().
+  static std::string Row(const nlohmann::ordered_json& row) {
+    std::string line = absl::StrFormat(
+        "%-14s %4d %9.1f ms  %-15s %5.1f %% %6.1f %% %8.2f s %8.2f s",
+        row.value("job", ""), row.value("step", 0), row.value("plan_ms", 0.0),
+        row.value("sealed", ""), row.value("gap", 0.0) * 100,
+        row.value("bubble", 0.0) * 100, row.value("predicted_s", 0.0),
+        row.value("walked_s", 0.0));
+    if (!absl::GetFlag(FLAGS_compare)) return line;
+    for (const char* name : kBaselines) {
+      const auto gain = row.find(absl::StrCat("gain_over_", name));
+      absl::StrAppend(&line, gain == row.end()
+                                 ? absl::StrFormat(" %18s", "-")
+                                 : absl::StrFormat(" %+16.1f %%",
+                                                   gain->get<double>() * 100));
+    }
+    return line;
+  }
+
+  static std::string Header() {
+    std::string line = absl::StrFormat(
+        "%-14s %4s %12s  %-15s %7s %8s %10s %10s", "job", "step",
+        "plan latency", "sealed", "gap", "bubble", "predicted", "walked");
+    if (!absl::GetFlag(FLAGS_compare)) return line;
+    for (const char* name : kBaselines) {
+      absl::StrAppendFormat(&line, " %18s", absl::StrCat("> ", name));
+    }
+    return line;
   }
 
   const Trainer& trainer_;
+  std::ofstream json_log_;
   const ControlSocket submitter_;
   const std::vector<ControlSocket> fetch_;
   const std::vector<ControlSocket> run_;

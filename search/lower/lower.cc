@@ -1,0 +1,629 @@
+#include "search/lower/lower.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <queue>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "semu/base/check.h"
+#include "semu/base/status_macros.h"
+
+namespace pipeweaver::search {
+namespace {
+
+// A transfer on its way through the lowering.
+struct TransferState {
+  int64_t arrival_ns = 0;  // predicted
+  bool receive_posted = false;
+  bool receive_waited = false;
+  int next_input = -1;  // the consumer's next transfer; a list by consumer
+};
+
+// A host copy under way: a stage pair's activations, outbound.
+struct CopyOut {
+  ScheduledStage stage;
+  int64_t bytes = 0;
+  bool overlapped = false;  // a stage has run since
+};
+
+struct RankState {
+  size_t position = 0;             // in the schedule's order
+  int64_t now_ns = 0;              // predicted end of the program so far
+  int64_t previous_start_ns = -1;  // of the last stage
+  int64_t held_bytes = 0;          // by stage pairs
+  int64_t buffer_bytes = 0;        // by transfers and copies
+  std::vector<int> owed;           // receives to be posted, ascending
+  size_t first_owed = 0;           // those before are posted
+  std::vector<int> receiving;      // posted, not waited for
+  std::vector<int> sending;        // posted, not waited for
+  std::vector<CopyOut> copies_out;
+  bool reloaded = false;  // RELOAD of the next backward is in the program
+};
+
+class Lowering {
+ public:
+  // `ahead`: posts receives and issues reloads before they must be.
+  Lowering(const StepProblem& step, const Schedule& schedule,
+           const StageTimes& times, const ProgramLimits& limits, bool ahead)
+      : step_(step),
+        problem_(step.problem),
+        schedule_(schedule),
+        times_(times),
+        limits_(limits),
+        ahead_(ahead) {}
+
+  absl::StatusOr<StepPrograms> Run() {
+    Index();
+    PW_RETURN_IF_ERROR(AppendAll());
+    for (int r = 0; r < problem_.ranks; ++r) {
+      RankState& rank = ranks_[r];
+      for (const CopyOut& copy : rank.copies_out) WaitCopyOut(r, copy);
+      for (int t : rank.sending) AppendTransfer(r, ActionKind::kWaitSend, t);
+    }
+    programs_.makespan_ns = times_.makespan_ns;
+    return std::move(programs_);
+  }
+
+ private:
+  // The values a stage pair makes: of its F, and of its B or I.
+  int Value(int sweep, int stage, bool gradient) const {
+    return 2 * (first_pair_[sweep] + stage) + (gradient ? 1 : 0);
+  }
+  const Stage& StageOf(int sweep, int stage) const {
+    return problem_.sweeps[sweep].stages[stage];
+  }
+  int LastStage(int sweep) const {
+    return static_cast<int>(problem_.sweeps[sweep].stages.size()) - 1;
+  }
+  static bool MakesGradient(const ScheduledStage& s) {
+    return s.kind == StageKind::kBackward || s.kind == StageKind::kInputGrad;
+  }
+  static bool CompletesWeights(const ScheduledStage& s) {
+    return s.kind == StageKind::kBackward || s.kind == StageKind::kWeightGrad;
+  }
+  const Choice& ChoiceOf(const ScheduledStage& s) const {
+    return StageOf(s.sweep, s.stage).choices[s.choice];
+  }
+  int64_t OffloadBytes(const ScheduledStage& s) const {
+    const SweepOrigin& origin = step_.sweeps[s.sweep];
+    const int module = step_.sub_microbatches[origin.sub_microbatch].module;
+    const MemoryChoice& choice =
+        step_.choices[module][origin.segment][s.stage][s.choice];
+    return choice.offload_layers > 0 && problem_.sweeps[s.sweep].backward
+               ? choice.offload_bytes
+               : -1;
+  }
+
+  void Index() {
+    const int n = static_cast<int>(problem_.sweeps.size());
+    first_pair_.assign(n + 1, 0);
+    consumers_.resize(n);
+    int chunks = 0;
+    for (const auto& module : step_.choices) {
+      auto& first = first_chunk_.emplace_back();
+      for (const auto& segment : module) {
+        first.push_back(chunks);
+        chunks += static_cast<int>(segment.size());
+      }
+    }
+    backwards_left_.assign(chunks, 0);
+    for (int s = 0; s < n; ++s) {
+      const Sweep& sweep = problem_.sweeps[s];
+      first_pair_[s + 1] =
+          first_pair_[s] + static_cast<int>(sweep.stages.size());
+      for (int k = 0; k < static_cast<int>(sweep.after.size()); ++k) {
+        consumers_[sweep.after[k]].push_back({s, k});
+      }
+      for (int k = 0; sweep.backward && k <= LastStage(s); ++k) {
+        ++backwards_left_[ChunkOf(s, k)];
+      }
+    }
+    const int values = 2 * first_pair_[n];
+    done_.assign(values, false);
+    splits_.assign(first_pair_[n], false);
+    first_input_.assign(values, -1);
+    last_input_.assign(values, -1);
+    first_waiter_.assign(values, -1);
+    next_waiter_.assign(problem_.ranks, -1);
+    ranks_.resize(problem_.ranks);
+    programs_.ranks.resize(problem_.ranks);
+    programs_.peak_bytes.assign(problem_.ranks, 0);
+    for (int r = 0; r < problem_.ranks; ++r) {
+      programs_.ranks[r].reserve(schedule_.ranks[r].size() * 5);
+    }
+    for (int s = 0; problem_.split_backward && s < n; ++s) {
+      for (int k = 0; k <= LastStage(s); ++k) {
+        const std::vector<Choice>& choices = StageOf(s, k).choices;
+        if (std::all_of(choices.begin(), choices.end(),
+                        [](const Choice& c) { return c.weight_grad_ns > 0; })) {
+          splits_[first_pair_[s] + k] = true;
+        }
+      }
+    }
+  }
+
+  int ChunkOf(int sweep, int stage) const {
+    const SweepOrigin& origin = step_.sweeps[sweep];
+    const int module = step_.sub_microbatches[origin.sub_microbatch].module;
+    return first_chunk_[module][origin.segment] + stage;
+  }
+
+  // Takes the stages in the topological order: of the ranks' next stages the
+  // one predicted to end first.
+  absl::Status AppendAll() {
+    using Head = std::pair<int64_t, int>;  // predicted end, rank
+    std::priority_queue<Head, std::vector<Head>, std::greater<Head>> heads;
+    const auto push = [&](int r) {
+      const size_t position = ranks_[r].position;
+      if (position < schedule_.ranks[r].size()) {
+        heads.push({times_.ranks[r][position].end_ns, r});
+      }
+    };
+    for (int r = 0; r < problem_.ranks; ++r) push(r);
+    while (!heads.empty()) {
+      const int r = heads.top().second;
+      heads.pop();
+      const ScheduledStage& s = schedule_.ranks[r][ranks_[r].position];
+      const int missing = MissingInput(s);
+      if (missing >= 0) {
+        next_waiter_[r] = first_waiter_[missing];
+        first_waiter_[missing] = r;
+        continue;
+      }
+      PW_RETURN_IF_ERROR(AppendStage(r, s));
+      ++ranks_[r].position;
+      push(r);
+      if (s.kind == StageKind::kWeightGrad) continue;
+      const int value = Value(s.sweep, s.stage, MakesGradient(s));
+      done_[value] = true;
+      for (int w = first_waiter_[value]; w >= 0; w = next_waiter_[w]) push(w);
+    }
+    for (int r = 0; r < problem_.ranks; ++r) {
+      if (ranks_[r].position < schedule_.ranks[r].size()) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("lowering: the ranks wait for each other, rank ", r,
+                         " at position ", ranks_[r].position, " of its order"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // An input of `s` that is not made yet, or -1.
+  int MissingInput(const ScheduledStage& s) const {
+    const auto missing = [&](int sweep, int stage, bool gradient) {
+      const int value = Value(sweep, stage, gradient);
+      return done_[value] ? -1 : value;
+    };
+    if (s.kind == StageKind::kWeightGrad) {
+      return missing(s.sweep, s.stage, true);
+    }
+    if (s.kind == StageKind::kForward) {
+      if (s.stage > 0) return missing(s.sweep, s.stage - 1, false);
+      for (int producer : problem_.sweeps[s.sweep].after) {
+        const int m = missing(producer, LastStage(producer), false);
+        if (m >= 0) return m;
+      }
+      return -1;
+    }
+    if (const int m = missing(s.sweep, s.stage, false); m >= 0) return m;
+    if (s.stage < LastStage(s.sweep)) {
+      return missing(s.sweep, s.stage + 1, true);
+    }
+    for (const auto& [consumer, edge] : consumers_[s.sweep]) {
+      if (!problem_.sweeps[consumer].backward) continue;
+      if (const int m = missing(consumer, 0, true); m >= 0) return m;
+    }
+    return -1;
+  }
+
+  absl::Status AppendStage(int r, const ScheduledStage& s) {
+    RankState& rank = ranks_[r];
+    const StageTimes::Interval& interval = times_.ranks[r][rank.position];
+    const bool consumes = s.kind != StageKind::kWeightGrad;
+    const int inputs =
+        consumes ? first_input_[Value(s.sweep, s.stage, MakesGradient(s))] : -1;
+
+    WaitForOldSends(r);
+    for (CopyOut& copy : rank.copies_out) {
+      if (copy.overlapped) WaitCopyOut(r, copy);
+    }
+    std::erase_if(rank.copies_out,
+                  [](const CopyOut& copy) { return copy.overlapped; });
+
+    // Receives: all that s consumes, and further ones as limits allow.
+    int last_needed = -1;
+    int64_t input_bytes = 0;
+    for (int t = inputs; t >= 0; t = transfers_[t].next_input) {
+      last_needed = std::max(last_needed, t);
+      input_bytes += programs_.transfers[t].bytes;
+    }
+    const int64_t offload_bytes = MakesGradient(s) ? OffloadBytes(s) : -1;
+    const int64_t taken_over =
+        input_bytes + (rank.reloaded ? std::max<int64_t>(offload_bytes, 0) : 0);
+    while (rank.first_owed < rank.owed.size()) {
+      const int t = rank.owed[rank.first_owed];
+      const bool needed = t <= last_needed;
+      if (!needed &&
+          (!ahead_ || !HasReceiveSlot(r, interval.start_ns) ||
+           !Fits(r, programs_.transfers[t].bytes) ||
+           !Fits(r, programs_.transfers[t].bytes - taken_over + Growth(s)))) {
+        break;
+      }
+      PW_RETURN_IF_ERROR(PostReceive(r, s));
+    }
+    for (int t = inputs; t >= 0; t = transfers_[t].next_input) {
+      if (!transfers_[t].receive_waited) WaitReceive(r, t);
+    }
+
+    // A copy still going out must be over before it comes back.
+    if (offload_bytes >= 0) {
+      if (!rank.reloaded) {
+        WaitForCopyOutOf(r, s);
+        Append(r, ActionKind::kReload, s);
+      } else {
+        rank.buffer_bytes -= offload_bytes;
+      }
+      Append(r, ActionKind::kWaitCopy, s);
+      rank.reloaded = false;
+    }
+    rank.buffer_bytes -= input_bytes;
+    MakeRoom(r, Growth(s));
+    MaybeReloadAhead(r, s);
+
+    rank.now_ns = interval.end_ns;
+    Action action = MakeAction(static_cast<ActionKind>(s.kind), s);
+    action.start_ns = interval.start_ns;
+    action.end_ns = interval.end_ns;
+    programs_.ranks[r].push_back(action);
+    rank.previous_start_ns = interval.start_ns;
+    for (CopyOut& copy : rank.copies_out) copy.overlapped = true;
+    PW_RETURN_IF_ERROR(Note(r, Growth(s), s));
+    rank.held_bytes += Kept(s);
+
+    if (s.kind == StageKind::kForward) {
+      if (const int64_t bytes = OffloadBytes(s); bytes >= 0) {
+        Append(r, ActionKind::kOffload, s);
+        rank.copies_out.push_back({s, bytes, false});
+        rank.buffer_bytes += bytes;
+        MakeRoom(r, 0);
+      }
+    }
+    PW_RETURN_IF_ERROR(Send(r, s));
+    if (CompletesWeights(s) &&
+        --backwards_left_[ChunkOf(s.sweep, s.stage)] == 0) {
+      Append(r, ActionKind::kGradsReady, s);
+    }
+    return absl::OkStatus();
+  }
+
+  // Appends the sends of what `s` made.
+  absl::Status Send(int r, const ScheduledStage& s) {
+    outgoing_.clear();
+    const Sweep& sweep = problem_.sweeps[s.sweep];
+    const auto send = [&](int to_sweep, int to_stage, bool gradient,
+                          int64_t bytes, int64_t duration_ns) {
+      const int to_rank = StageOf(to_sweep, to_stage).rank;
+      if (to_rank == r) return;
+      outgoing_.push_back({r, to_rank, s.sweep, s.stage, to_sweep, to_stage,
+                           gradient, bytes, duration_ns});
+    };
+    if (s.kind == StageKind::kForward) {
+      const int64_t transfer_ns = sweep.stages[s.stage].transfer_ns;
+      if (s.stage < LastStage(s.sweep)) {
+        send(s.sweep, s.stage + 1, false, step_.output_bytes[s.sweep][s.stage],
+             transfer_ns);
+      } else {
+        for (const auto& [consumer, edge] : consumers_[s.sweep]) {
+          send(consumer, 0, false, step_.after_bytes[consumer][edge],
+               transfer_ns);
+        }
+      }
+    } else if (MakesGradient(s)) {
+      if (s.stage > 0) {
+        send(s.sweep, s.stage - 1, true,
+             step_.output_bytes[s.sweep][s.stage - 1],
+             sweep.stages[s.stage - 1].transfer_ns);
+      } else {
+        for (size_t k = 0; k < sweep.after.size(); ++k) {
+          const int producer = sweep.after[k];
+          if (!problem_.sweeps[producer].backward) continue;
+          const int last = LastStage(producer);
+          send(producer, last, true, step_.after_bytes[s.sweep][k],
+               StageOf(producer, last).transfer_ns);
+        }
+      }
+    }
+    if (outgoing_.empty()) return absl::OkStatus();
+    RankState& rank = ranks_[r];
+    while (rank.first_owed < rank.owed.size()) {
+      PW_RETURN_IF_ERROR(PostReceive(r, s));
+    }
+    for (const Transfer& transfer : outgoing_) {
+      const int t = static_cast<int>(programs_.transfers.size());
+      programs_.transfers.push_back(transfer);
+      TransferState state;
+      state.arrival_ns = rank.now_ns + transfer.duration_ns;
+      transfers_.push_back(state);
+      const int input =
+          Value(transfer.to_sweep, transfer.to_stage, transfer.gradient);
+      if (last_input_[input] >= 0) {
+        transfers_[last_input_[input]].next_input = t;
+      } else {
+        first_input_[input] = t;
+      }
+      last_input_[input] = t;
+      MakeRoom(r, transfer.bytes);
+      AppendTransfer(r, ActionKind::kPostSend, t);
+      rank.buffer_bytes += transfer.bytes;
+      PW_RETURN_IF_ERROR(Note(r, 0, s));
+      rank.sending.push_back(t);
+      ranks_[transfer.to_rank].owed.push_back(t);
+    }
+    return absl::OkStatus();
+  }
+
+  // Bytes that `s` needs while it runs or right after, beyond those held
+  // before.
+  int64_t Growth(const ScheduledStage& s) const {
+    const Choice& c = ChoiceOf(s);
+    switch (s.kind) {
+      case StageKind::kForward:
+        return c.activation_bytes;
+      case StageKind::kBackward:
+        return (splits_[first_pair_[s.sweep] + s.stage] ? c.fused_backward_bytes
+                                                        : c.backward_bytes) -
+               c.activation_bytes;
+      case StageKind::kInputGrad:
+        return std::max(c.backward_bytes, c.weight_grad_bytes) -
+               c.activation_bytes;
+      case StageKind::kWeightGrad:
+        return 0;
+    }
+    return 0;
+  }
+
+  // Bytes that stay held behind `s`, less those held before.
+  int64_t Kept(const ScheduledStage& s) const {
+    const Choice& c = ChoiceOf(s);
+    switch (s.kind) {
+      case StageKind::kForward:
+        return problem_.sweeps[s.sweep].backward ? c.activation_bytes : 0;
+      case StageKind::kBackward:
+        return -c.activation_bytes;
+      case StageKind::kInputGrad:
+        return c.weight_grad_bytes - c.activation_bytes;
+      case StageKind::kWeightGrad:
+        return -c.weight_grad_bytes;
+    }
+    return 0;
+  }
+
+  bool Fits(int r, int64_t more_bytes) const {
+    return ranks_[r].held_bytes + ranks_[r].buffer_bytes + more_bytes <=
+           limits_.memory_limit_bytes[r];
+  }
+
+  // Records what is live with `more_bytes`; an error when that is too much.
+  absl::Status Note(int r, int64_t more_bytes, const ScheduledStage& at) {
+    const int64_t live =
+        ranks_[r].held_bytes + ranks_[r].buffer_bytes + more_bytes;
+    programs_.peak_bytes[r] = std::max(programs_.peak_bytes[r], live);
+    if (live <= limits_.memory_limit_bytes[r]) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("rank ", r, ": activations and transfers take ", live,
+                     " bytes at ", std::string(1, StageKindLetter(at.kind)),
+                     " of ", problem_.sweeps[at.sweep].id, " stage ", at.stage,
+                     ", over the limit of ", limits_.memory_limit_bytes[r]));
+  }
+
+  // Waits for copies and sends of the rank until `more_bytes` fit, or nothing
+  // is left that could be waited for.
+  void MakeRoom(int r, int64_t more_bytes) {
+    RankState& rank = ranks_[r];
+    while (!Fits(r, more_bytes) && !rank.copies_out.empty()) {
+      WaitCopyOut(r, rank.copies_out.front());
+      rank.copies_out.erase(rank.copies_out.begin());
+    }
+    for (size_t i = 0; i < rank.sending.size() && !Fits(r, more_bytes);) {
+      const int t = rank.sending[i];
+      const int peer = programs_.transfers[t].to_rank;
+      // The receiver may post what it owes up to t, if it has the room.
+      while (!transfers_[t].receive_posted && PostReceiveIfRoom(peer)) {
+      }
+      if (transfers_[t].receive_posted) {
+        WaitSend(r, i);
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  void WaitForOldSends(int r) {
+    RankState& rank = ranks_[r];
+    for (size_t i = 0; i < rank.sending.size();) {
+      const TransferState& t = transfers_[rank.sending[i]];
+      if (t.receive_posted && t.arrival_ns <= rank.previous_start_ns) {
+        WaitSend(r, i);
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  void WaitSend(int r, size_t index) {
+    RankState& rank = ranks_[r];
+    const int t = rank.sending[index];
+    AppendTransfer(r, ActionKind::kWaitSend, t);
+    rank.buffer_bytes -= programs_.transfers[t].bytes;
+    rank.sending.erase(rank.sending.begin() + static_cast<int64_t>(index));
+  }
+
+  // Whether a receive may be posted at no cost: a slot is free, or the value of
+  // an outstanding one is predicted to be there by `start_ns`.
+  bool HasReceiveSlot(int r, int64_t start_ns) const {
+    const RankState& rank = ranks_[r];
+    if (static_cast<int>(rank.receiving.size()) < limits_.max_receives_ahead) {
+      return true;
+    }
+    return std::any_of(
+        rank.receiving.begin(), rank.receiving.end(),
+        [&](int t) { return transfers_[t].arrival_ns <= start_ns; });
+  }
+
+  // Waits for the outstanding receive predicted to arrive first when no slot is
+  // free.
+  void FreeReceiveSlot(int r) {
+    RankState& rank = ranks_[r];
+    if (static_cast<int>(rank.receiving.size()) < limits_.max_receives_ahead) {
+      return;
+    }
+    WaitReceive(r, *std::min_element(rank.receiving.begin(),
+                                     rank.receiving.end(), [&](int a, int b) {
+                                       return transfers_[a].arrival_ns <
+                                              transfers_[b].arrival_ns;
+                                     }));
+  }
+
+  absl::Status PostReceive(int r, const ScheduledStage& at) {
+    const int t = ranks_[r].owed[ranks_[r].first_owed];
+    MakeRoom(r, programs_.transfers[t].bytes);
+    AppendPostReceive(r);
+    return Note(r, 0, at);
+  }
+
+  bool PostReceiveIfRoom(int r) {
+    const RankState& rank = ranks_[r];
+    const int64_t bytes = programs_.transfers[rank.owed[rank.first_owed]].bytes;
+    if (!Fits(r, bytes)) return false;
+    AppendPostReceive(r);
+    programs_.peak_bytes[r] =
+        std::max(programs_.peak_bytes[r], rank.held_bytes + rank.buffer_bytes);
+    return true;
+  }
+
+  void AppendPostReceive(int r) {
+    RankState& rank = ranks_[r];
+    FreeReceiveSlot(r);
+    const int t = rank.owed[rank.first_owed++];
+    AppendTransfer(r, ActionKind::kPostRecv, t);
+    rank.buffer_bytes += programs_.transfers[t].bytes;
+    transfers_[t].receive_posted = true;
+    rank.receiving.push_back(t);
+  }
+
+  void WaitReceive(int r, int t) {
+    RankState& rank = ranks_[r];
+    const int64_t from_ns = rank.now_ns;
+    rank.now_ns = std::max(rank.now_ns, transfers_[t].arrival_ns);
+    AppendTransfer(r, ActionKind::kWaitRecv, t);
+    programs_.ranks[r].back().start_ns = from_ns;
+    transfers_[t].receive_waited = true;
+    std::erase(rank.receiving, t);
+  }
+
+  // Issues the RELOAD of the rank's next backward ahead of `s`, if it fits.
+  void MaybeReloadAhead(int r, const ScheduledStage& s) {
+    RankState& rank = ranks_[r];
+    if (!ahead_ || rank.position + 1 >= schedule_.ranks[r].size()) return;
+    const ScheduledStage& next = schedule_.ranks[r][rank.position + 1];
+    if (!MakesGradient(next) || !done_[Value(next.sweep, next.stage, false)]) {
+      return;
+    }
+    const int64_t bytes = OffloadBytes(next);
+    if (bytes < 0 || !Fits(r, bytes + std::max<int64_t>(0, Growth(s)))) return;
+    WaitForCopyOutOf(r, next);
+    Append(r, ActionKind::kReload, next);
+    rank.buffer_bytes += bytes;
+    rank.reloaded = true;
+  }
+
+  void WaitForCopyOutOf(int r, const ScheduledStage& s) {
+    RankState& rank = ranks_[r];
+    const auto it = std::find_if(
+        rank.copies_out.begin(), rank.copies_out.end(), [&](const CopyOut& c) {
+          return c.stage.sweep == s.sweep && c.stage.stage == s.stage;
+        });
+    if (it == rank.copies_out.end()) return;
+    WaitCopyOut(r, *it);
+    rank.copies_out.erase(it);
+  }
+
+  void WaitCopyOut(int r, const CopyOut& copy) {
+    Append(r, ActionKind::kWaitCopy, copy.stage);
+    ranks_[r].buffer_bytes -= copy.bytes;
+  }
+
+  static Action MakeAction(ActionKind kind, const ScheduledStage& s) {
+    Action action;
+    action.kind = kind;
+    action.sweep = s.sweep;
+    action.stage = s.stage;
+    action.choice = s.choice;
+    return action;
+  }
+
+  void Append(int r, ActionKind kind, const ScheduledStage& s) {
+    Action action = MakeAction(kind, s);
+    action.start_ns = action.end_ns = ranks_[r].now_ns;
+    programs_.ranks[r].push_back(action);
+  }
+
+  void AppendTransfer(int r, ActionKind kind, int t) {
+    const Transfer& transfer = programs_.transfers[t];
+    const bool sends =
+        kind == ActionKind::kPostSend || kind == ActionKind::kWaitSend;
+    Action action;
+    action.kind = kind;
+    action.sweep = sends ? transfer.from_sweep : transfer.to_sweep;
+    action.stage = sends ? transfer.from_stage : transfer.to_stage;
+    action.transfer = t;
+    action.start_ns = action.end_ns = ranks_[r].now_ns;
+    programs_.ranks[r].push_back(action);
+  }
+
+  const StepProblem& step_;
+  const Problem& problem_;
+  const Schedule& schedule_;
+  const StageTimes& times_;
+  const ProgramLimits& limits_;
+  const bool ahead_;
+
+  std::vector<int> first_pair_;  // [sweep]
+  // [sweep]: sweeps that consume it, and the place of it in their `after`.
+  std::vector<std::vector<std::pair<int, int>>> consumers_;
+  std::vector<std::vector<int>> first_chunk_;  // [module][segment]
+  std::vector<int> backwards_left_;            // [chunk]
+  std::vector<bool> splits_;                   // [pair]
+  std::vector<bool> done_;                     // [value]: made
+  // [value]: transfers into the stage that makes it, a list.
+  std::vector<int> first_input_;
+  std::vector<int> last_input_;
+  // [value]: ranks whose next stage waits for it, a list.
+  std::vector<int> first_waiter_;
+  std::vector<int> next_waiter_;  // [rank]
+  std::vector<RankState> ranks_;
+  std::vector<TransferState> transfers_;
+  std::vector<Transfer> outgoing_;  // scratch of Send
+  StepPrograms programs_;
+};
+
+}  // namespace
+
+absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
+                                   const Schedule& schedule,
+                                   const StageTimes& times,
+                                   const ProgramLimits& limits) {
+  PW_CHECK(limits.max_receives_ahead >= 1);
+  PW_CHECK(static_cast<int>(limits.memory_limit_bytes.size()) ==
+           step.problem.ranks);
+  absl::StatusOr<StepPrograms> programs =
+      Lowering(step, schedule, times, limits, /*ahead=*/true).Run();
+  if (!absl::IsResourceExhausted(programs.status())) return programs;
+  return Lowering(step, schedule, times, limits, /*ahead=*/false).Run();
+}
+
+}  // namespace pipeweaver::search

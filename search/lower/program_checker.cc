@@ -1,0 +1,802 @@
+#include "search/lower/program_checker.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "semu/base/status_macros.h"
+
+namespace pipeweaver::search {
+namespace {
+
+constexpr int kAbsent = -1;
+
+const char* KindName(ActionKind kind) {
+  static constexpr const char* kNames[kNumActionKinds] = {
+      "F",         "B",         "I",         "W",
+      "POST_SEND", "POST_RECV", "WAIT_SEND", "WAIT_RECV",
+      "OFFLOAD",   "RELOAD",    "WAIT_COPY", "GRADS_READY"};
+  return kNames[static_cast<int>(kind)];
+}
+
+// Where the actions of a stage pair stand in its rank's program.
+struct PairPlaces {
+  int forward = kAbsent;
+  int gradient = kAbsent;  // B or I
+  int weight = kAbsent;    // W
+  int choice = kAbsent;
+  bool whole = false;  // the gradient is a B
+};
+
+// Where the actions of a transfer stand in the programs of its ranks.
+struct TransferPlaces {
+  int post_send = kAbsent;
+  int post_recv = kAbsent;
+  int wait_send = kAbsent;
+  int wait_recv = kAbsent;
+};
+
+// Host copies of a stage pair.
+enum class CopyState : uint8_t { kNone, kGoingOut, kOut, kComingIn, kBack };
+
+class ProgramChecker {
+ public:
+  ProgramChecker(const StepProblem& step, const StepPrograms& programs,
+                 const ProgramLimits& limits)
+      : step_(step),
+        problem_(step.problem),
+        programs_(programs),
+        limits_(limits) {}
+
+  absl::Status Run() {
+    PW_RETURN_IF_ERROR(CheckSplit());
+    PW_RETURN_IF_ERROR(CheckShapes());
+    PW_RETURN_IF_ERROR(CheckTransfers());
+    PW_RETURN_IF_ERROR(FindPlaces());
+    PW_RETURN_IF_ERROR(CheckStages());
+    PW_RETURN_IF_ERROR(CheckDependencies());
+    PW_RETURN_IF_ERROR(CheckPairing());
+    PW_RETURN_IF_ERROR(CheckEnds());
+    PW_RETURN_IF_ERROR(CheckOrderOfPosts());
+    PW_RETURN_IF_ERROR(CheckCopiesAndMemory());
+    return CheckGradsReady();
+  }
+
+ private:
+  static absl::Status Violation(absl::string_view what) {
+    return absl::FailedPreconditionError(absl::StrCat("program: ", what));
+  }
+
+  std::string Where(int rank, int position) const {
+    const Action& a = programs_.ranks[rank][position];
+    std::string where = absl::StrCat("rank ", rank, " action ", position, " (",
+                                     KindName(a.kind));
+    if (a.transfer >= 0 && a.transfer < NumTransfers()) {
+      absl::StrAppend(&where, " of transfer ", a.transfer);
+    }
+    if (a.sweep >= 0 && a.sweep < NumSweeps()) {
+      absl::StrAppend(&where, ", ", problem_.sweeps[a.sweep].id, " stage ",
+                      a.stage);
+    }
+    return where + ")";
+  }
+  std::string StageName(int sweep, int stage) const {
+    return absl::StrCat(problem_.sweeps[sweep].id, " stage ", stage);
+  }
+
+  int NumSweeps() const { return static_cast<int>(problem_.sweeps.size()); }
+  int NumStages(int sweep) const {
+    return static_cast<int>(problem_.sweeps[sweep].stages.size());
+  }
+  int NumTransfers() const {
+    return static_cast<int>(programs_.transfers.size());
+  }
+  int RankOf(int sweep, int stage) const {
+    return problem_.sweeps[sweep].stages[stage].rank;
+  }
+  PairPlaces& Places(int sweep, int stage) {
+    return places_[first_pair_[sweep] + stage];
+  }
+  int ModuleOf(int sweep) const {
+    return step_.sub_microbatches[step_.sweeps[sweep].sub_microbatch].module;
+  }
+  bool Offloads(int sweep, int stage, int choice) const {
+    return problem_.sweeps[sweep].backward &&
+           Memory(sweep, stage, choice).offload_layers > 0;
+  }
+  const MemoryChoice& Memory(int sweep, int stage, int choice) const {
+    return step_
+        .choices[ModuleOf(sweep)][step_.sweeps[sweep].segment][stage][choice];
+  }
+
+  // Items, sub-microbatches and sweeps.
+  absl::Status CheckSplit() {
+    if (static_cast<int>(step_.sweeps.size()) != NumSweeps()) {
+      return Violation(absl::StrCat(step_.sweeps.size(), " origins for ",
+                                    NumSweeps(), " sweeps"));
+    }
+    std::vector<std::tuple<int, int, int>> items;  // microbatch, module, item
+    for (const SubMicrobatch& sub : step_.sub_microbatches) {
+      if (sub.items.empty()) {
+        return Violation(absl::StrCat("a sub-microbatch of microbatch ",
+                                      sub.microbatch, ", module ", sub.module,
+                                      " has no items"));
+      }
+      for (int item : sub.items) {
+        items.emplace_back(sub.microbatch, sub.module, item);
+      }
+    }
+    std::sort(items.begin(), items.end());
+    for (size_t i = 0; i < items.size(); ++i) {
+      const auto& [microbatch, module, item] = items[i];
+      const bool first = i == 0 || std::get<0>(items[i - 1]) != microbatch ||
+                         std::get<1>(items[i - 1]) != module;
+      const int expected = first ? 0 : std::get<2>(items[i - 1]) + 1;
+      if (item != expected) {
+        return Violation(
+            absl::StrCat("microbatch ", microbatch, ", module ", module,
+                         ": item ", std::min(item, expected),
+                         item < expected ? " is in two sub-microbatches"
+                                         : " is in no sub-microbatch"));
+      }
+    }
+    for (const auto& [microbatch, module] : step_.empty) {
+      if (std::binary_search(items.begin(), items.end(),
+                             std::make_tuple(microbatch, module, 0))) {
+        return Violation(absl::StrCat("microbatch ", microbatch, ", module ",
+                                      module,
+                                      " is listed as empty, but has "
+                                      "items"));
+      }
+    }
+    std::vector<uint64_t> segments(step_.sub_microbatches.size(), 0);
+    for (int s = 0; s < NumSweeps(); ++s) {
+      const SweepOrigin& origin = step_.sweeps[s];
+      const int num_segments =
+          static_cast<int>(step_.choices[ModuleOf(s)].size());
+      if (origin.segment < 0 || origin.segment >= num_segments ||
+          origin.segment >= 64) {
+        return Violation(absl::StrCat(problem_.sweeps[s].id, ": segment ",
+                                      origin.segment, " of ", num_segments));
+      }
+      const uint64_t bit = uint64_t{1} << origin.segment;
+      if ((segments[origin.sub_microbatch] & bit) != 0) {
+        return Violation(absl::StrCat(problem_.sweeps[s].id,
+                                      ": its sub-microbatch runs segment ",
+                                      origin.segment, " twice"));
+      }
+      segments[origin.sub_microbatch] |= bit;
+    }
+    for (size_t i = 0; i < segments.size(); ++i) {
+      const size_t expected =
+          step_.choices[step_.sub_microbatches[i].module].size();
+      for (size_t k = 0; k < expected; ++k) {
+        if ((segments[i] >> k & 1) == 0) {
+          return Violation(
+              absl::StrCat("sub-microbatch ", i, " does not run segment ", k));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckShapes() {
+    const size_t ranks = static_cast<size_t>(problem_.ranks);
+    if (programs_.ranks.size() != ranks ||
+        programs_.peak_bytes.size() != ranks ||
+        limits_.memory_limit_bytes.size() != ranks) {
+      return Violation(absl::StrCat(programs_.ranks.size(), " programs, ",
+                                    programs_.peak_bytes.size(), " peaks, ",
+                                    limits_.memory_limit_bytes.size(),
+                                    " limits for ", ranks, " ranks"));
+    }
+    first_pair_.assign(NumSweeps() + 1, 0);
+    first_after_.assign(NumSweeps() + 1, 0);
+    for (int s = 0; s < NumSweeps(); ++s) {
+      first_pair_[s + 1] = first_pair_[s] + NumStages(s);
+      first_after_[s + 1] =
+          first_after_[s] + static_cast<int>(problem_.sweeps[s].after.size());
+    }
+    places_.assign(first_pair_.back(), {});
+    splits_.assign(first_pair_.back(), false);
+    for (int s = 0; s < NumSweeps() && problem_.split_backward; ++s) {
+      for (int k = 0; k < NumStages(s); ++k) {
+        bool splits = true;
+        for (const Choice& c : problem_.sweeps[s].stages[k].choices) {
+          splits = splits && c.weight_grad_ns > 0;
+        }
+        splits_[first_pair_[s] + k] = splits;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // The transfers are those that the problem's edges need, each once.
+  absl::Status CheckTransfers() {
+    const int stage_edges = first_pair_.back();
+    std::vector<bool> seen(2 * (stage_edges + first_after_.back()), false);
+    for (int t = 0; t < NumTransfers(); ++t) {
+      const Transfer& x = programs_.transfers[t];
+      const std::string name = absl::StrCat("transfer ", t);
+      for (const auto& [sweep, stage] :
+           {std::make_pair(x.from_sweep, x.from_stage),
+            std::make_pair(x.to_sweep, x.to_stage)}) {
+        if (sweep < 0 || sweep >= NumSweeps() || stage < 0 ||
+            stage >= NumStages(sweep)) {
+          return Violation(absl::StrCat(name, ": sweep ", sweep, " stage ",
+                                        stage, " is no stage of the problem"));
+        }
+      }
+      if (x.from_rank != RankOf(x.from_sweep, x.from_stage) ||
+          x.to_rank != RankOf(x.to_sweep, x.to_stage) ||
+          x.from_rank == x.to_rank) {
+        return Violation(absl::StrCat(name, ": from rank ", x.from_rank, " to ",
+                                      x.to_rank,
+                                      ", but its stages stand on ranks ",
+                                      RankOf(x.from_sweep, x.from_stage),
+                                      " and ", RankOf(x.to_sweep, x.to_stage)));
+      }
+      // The edge in forward direction.
+      const int producer = x.gradient ? x.to_sweep : x.from_sweep;
+      const int producer_stage = x.gradient ? x.to_stage : x.from_stage;
+      const int consumer = x.gradient ? x.from_sweep : x.to_sweep;
+      const int consumer_stage = x.gradient ? x.from_stage : x.to_stage;
+      int edge = kAbsent;
+      int64_t bytes = 0;
+      if (producer == consumer) {
+        if (consumer_stage == producer_stage + 1) {
+          edge = first_pair_[producer] + producer_stage;
+          bytes = step_.output_bytes[producer][producer_stage];
+        }
+      } else if (producer_stage == NumStages(producer) - 1 &&
+                 consumer_stage == 0) {
+        const std::vector<int>& after = problem_.sweeps[consumer].after;
+        const auto it = std::find(after.begin(), after.end(), producer);
+        if (it != after.end()) {
+          const int k = static_cast<int>(it - after.begin());
+          edge = stage_edges + first_after_[consumer] + k;
+          bytes = step_.after_bytes[consumer][k];
+        }
+      }
+      if (edge == kAbsent ||
+          (x.gradient && !problem_.sweeps[producer].backward)) {
+        return Violation(
+            absl::StrCat(name, ": no ", x.gradient ? "gradient" : "value",
+                         " goes from ", StageName(x.from_sweep, x.from_stage),
+                         " to ", StageName(x.to_sweep, x.to_stage)));
+      }
+      const int64_t transfer_ns =
+          problem_.sweeps[producer].stages[producer_stage].transfer_ns;
+      if (x.bytes != bytes || x.duration_ns != transfer_ns) {
+        return Violation(absl::StrCat(name, ": ", x.bytes, " bytes in ",
+                                      x.duration_ns, " ns, should be ", bytes,
+                                      " in ", transfer_ns));
+      }
+      if (seen[2 * edge + x.gradient]) {
+        return Violation(absl::StrCat(
+            name, ": the ", x.gradient ? "gradient" : "value", " from ",
+            StageName(x.from_sweep, x.from_stage), " to ",
+            StageName(x.to_sweep, x.to_stage), " crosses twice"));
+      }
+      seen[2 * edge + x.gradient] = true;
+    }
+    const auto missing = [&](int edge, int producer, int producer_stage,
+                             int consumer, int consumer_stage) {
+      if (RankOf(producer, producer_stage) ==
+          RankOf(consumer, consumer_stage)) {
+        return absl::OkStatus();
+      }
+      for (int gradient = 0; gradient <= problem_.sweeps[producer].backward;
+           ++gradient) {
+        if (!seen[2 * edge + gradient]) {
+          return Violation(absl::StrCat(
+              "the ", gradient ? "gradient" : "value", " between ",
+              StageName(producer, producer_stage), " and ",
+              StageName(consumer, consumer_stage), " never crosses"));
+        }
+      }
+      return absl::OkStatus();
+    };
+    for (int s = 0; s < NumSweeps(); ++s) {
+      for (int k = 0; k + 1 < NumStages(s); ++k) {
+        PW_RETURN_IF_ERROR(missing(first_pair_[s] + k, s, k, s, k + 1));
+      }
+      const std::vector<int>& after = problem_.sweeps[s].after;
+      for (size_t k = 0; k < after.size(); ++k) {
+        PW_RETURN_IF_ERROR(
+            missing(stage_edges + first_after_[s] + static_cast<int>(k),
+                    after[k], NumStages(after[k]) - 1, s, 0));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Finds every action's place; refuses what stands twice or nowhere it may.
+  absl::Status FindPlaces() {
+    transfer_places_.assign(NumTransfers(), {});
+    for (int r = 0; r < problem_.ranks; ++r) {
+      const std::vector<Action>& program = programs_.ranks[r];
+      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
+        const Action& a = program[i];
+        if (static_cast<int>(a.kind) >= kNumActionKinds) {
+          return Violation(
+              absl::StrCat("rank ", r, " action ", i, ": no such kind"));
+        }
+        if (a.sweep < 0 || a.sweep >= NumSweeps() || a.stage < 0 ||
+            a.stage >= NumStages(a.sweep)) {
+          return Violation(absl::StrCat("rank ", r, " action ", i, ": sweep ",
+                                        a.sweep, " stage ", a.stage,
+                                        " is no stage of the problem"));
+        }
+        if (RankOf(a.sweep, a.stage) != r) {
+          return Violation(absl::StrCat(Where(r, i),
+                                        ": its stage stands on "
+                                        "rank ",
+                                        RankOf(a.sweep, a.stage)));
+        }
+        if (IsTransfer(a.kind)) {
+          PW_RETURN_IF_ERROR(PlaceTransfer(r, i));
+        } else {
+          PW_RETURN_IF_ERROR(PlaceStage(r, i));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  static bool IsTransfer(ActionKind kind) {
+    return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv ||
+           kind == ActionKind::kWaitSend || kind == ActionKind::kWaitRecv;
+  }
+
+  absl::Status PlaceTransfer(int r, int i) {
+    const Action& a = programs_.ranks[r][i];
+    if (a.transfer < 0 || a.transfer >= NumTransfers()) {
+      return Violation(absl::StrCat(Where(r, i), ": transfer ", a.transfer,
+                                    " of ", NumTransfers()));
+    }
+    const Transfer& x = programs_.transfers[a.transfer];
+    const bool sends =
+        a.kind == ActionKind::kPostSend || a.kind == ActionKind::kWaitSend;
+    if (a.sweep != (sends ? x.from_sweep : x.to_sweep) ||
+        a.stage != (sends ? x.from_stage : x.to_stage)) {
+      return Violation(
+          absl::StrCat(Where(r, i), ": the transfer's stage there is ",
+                       sends ? StageName(x.from_sweep, x.from_stage)
+                             : StageName(x.to_sweep, x.to_stage)));
+    }
+    TransferPlaces& places = transfer_places_[a.transfer];
+    int& place = a.kind == ActionKind::kPostSend   ? places.post_send
+                 : a.kind == ActionKind::kPostRecv ? places.post_recv
+                 : a.kind == ActionKind::kWaitSend ? places.wait_send
+                                                   : places.wait_recv;
+    if (place != kAbsent) {
+      return Violation(absl::StrCat(Where(r, i), " appears twice"));
+    }
+    place = i;
+    return absl::OkStatus();
+  }
+
+  absl::Status PlaceStage(int r, int i) {
+    const Action& a = programs_.ranks[r][i];
+    const Sweep& sweep = problem_.sweeps[a.sweep];
+    const int num_choices =
+        static_cast<int>(sweep.stages[a.stage].choices.size());
+    if (a.choice < 0 || a.choice >= num_choices) {
+      return Violation(absl::StrCat(Where(r, i), ": choice ", a.choice, " of ",
+                                    num_choices));
+    }
+    PairPlaces& places = Places(a.sweep, a.stage);
+    if (places.choice != kAbsent && places.choice != a.choice) {
+      return Violation(absl::StrCat(Where(r, i), ": choice ", a.choice,
+                                    ", but ", places.choice,
+                                    " elsewhere in its pair"));
+    }
+    places.choice = a.choice;
+    if (!IsCompute(a.kind)) return absl::OkStatus();
+    int& place = a.kind == ActionKind::kForward      ? places.forward
+                 : a.kind == ActionKind::kWeightGrad ? places.weight
+                                                     : places.gradient;
+    if (place != kAbsent) {
+      return Violation(absl::StrCat(Where(r, i), " appears twice"));
+    }
+    place = i;
+    if (a.kind == ActionKind::kBackward) places.whole = true;
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckStages() {
+    for (int s = 0; s < NumSweeps(); ++s) {
+      for (int k = 0; k < NumStages(s); ++k) {
+        const PairPlaces& p = Places(s, k);
+        const bool splits = splits_[first_pair_[s] + k];
+        const auto wrong = [&](absl::string_view what) {
+          return Violation(absl::StrCat(StageName(s, k), ": ", what));
+        };
+        if (p.forward == kAbsent) return wrong("F is missing");
+        if (!problem_.sweeps[s].backward) {
+          if (p.gradient != kAbsent || p.weight != kAbsent) {
+            return wrong("has a backward, but its sweep runs forward only");
+          }
+          continue;
+        }
+        if (p.gradient == kAbsent) return wrong("its backward is missing");
+        if (p.whole) {
+          if (splits && !problem_.sweeps[s]
+                             .stages[k]
+                             .choices[p.choice]
+                             .fused_backward_ns.has_value()) {
+            return wrong("B, but its choice has no fused backward");
+          }
+          if (p.weight != kAbsent) return wrong("W beside its B");
+        } else {
+          if (!splits) return wrong("I, but its backward is not split");
+          if (p.weight == kAbsent) return wrong("W is missing");
+          if (p.weight < p.gradient) return wrong("W stands before its I");
+        }
+        if (p.gradient < p.forward) return wrong("backward before its F");
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Dependencies on one rank, by place; those across are the transfers' matter.
+  absl::Status CheckDependencies() {
+    const auto check = [&](int producer, int producer_stage, int consumer,
+                           int consumer_stage) {
+      if (RankOf(producer, producer_stage) !=
+          RankOf(consumer, consumer_stage)) {
+        return absl::OkStatus();
+      }
+      const PairPlaces& from = Places(producer, producer_stage);
+      const PairPlaces& to = Places(consumer, consumer_stage);
+      if (to.forward < from.forward) {
+        return Violation(absl::StrCat(
+            "F of ", StageName(consumer, consumer_stage),
+            " stands before F of ", StageName(producer, producer_stage)));
+      }
+      if (problem_.sweeps[producer].backward && from.gradient < to.gradient) {
+        return Violation(absl::StrCat(
+            "the backward of ", StageName(producer, producer_stage),
+            " stands before that of ", StageName(consumer, consumer_stage)));
+      }
+      return absl::OkStatus();
+    };
+    for (int s = 0; s < NumSweeps(); ++s) {
+      for (int k = 0; k + 1 < NumStages(s); ++k) {
+        PW_RETURN_IF_ERROR(check(s, k, s, k + 1));
+      }
+      for (int producer : problem_.sweeps[s].after) {
+        PW_RETURN_IF_ERROR(check(producer, NumStages(producer) - 1, s, 0));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckPairing() {
+    for (int t = 0; t < NumTransfers(); ++t) {
+      const TransferPlaces& p = transfer_places_[t];
+      const Transfer& x = programs_.transfers[t];
+      const auto wrong = [&](absl::string_view what) {
+        return Violation(absl::StrCat(
+            "transfer ", t, " from ", StageName(x.from_sweep, x.from_stage),
+            " to ", StageName(x.to_sweep, x.to_stage), ": ", what));
+      };
+      if (p.post_send == kAbsent) return wrong("POST_SEND is missing");
+      if (p.post_recv == kAbsent) return wrong("POST_RECV is missing");
+      if (p.wait_send == kAbsent) return wrong("WAIT_SEND is missing");
+      if (p.wait_recv == kAbsent) return wrong("WAIT_RECV is missing");
+      if (p.wait_send < p.post_send) {
+        return wrong("WAIT_SEND stands before POST_SEND");
+      }
+      if (p.wait_recv < p.post_recv) {
+        return wrong("WAIT_RECV stands before POST_RECV");
+      }
+      const PairPlaces& from = Places(x.from_sweep, x.from_stage);
+      const PairPlaces& to = Places(x.to_sweep, x.to_stage);
+      if (p.post_send < (x.gradient ? from.gradient : from.forward)) {
+        return wrong("POST_SEND stands before the value is made");
+      }
+      if (p.wait_recv > (x.gradient ? to.gradient : to.forward)) {
+        return wrong("WAIT_RECV stands behind its consumer");
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckOrderOfPosts() {
+    for (int r = 0; r < problem_.ranks; ++r) {
+      int last = kAbsent;
+      int ahead = 0;
+      const std::vector<Action>& program = programs_.ranks[r];
+      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
+        const Action& a = program[i];
+        if (a.kind == ActionKind::kPostSend ||
+            a.kind == ActionKind::kPostRecv) {
+          if (a.transfer < last) {
+            return Violation(absl::StrCat(Where(r, i),
+                                          " is posted behind transfer ", last,
+                                          ", against the global order"));
+          }
+          last = a.transfer;
+        }
+        if (a.kind == ActionKind::kPostRecv &&
+            ++ahead > limits_.max_receives_ahead) {
+          return Violation(absl::StrCat(Where(r, i), ": ", ahead,
+                                        " receives ahead, over the limit of ",
+                                        limits_.max_receives_ahead));
+        }
+        if (a.kind == ActionKind::kWaitRecv) --ahead;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckCopiesAndMemory() {
+    std::vector<CopyState> copies(places_.size(), CopyState::kNone);
+    // Receive buffers that a value's consumer takes over, by pair and
+    // direction.
+    std::vector<int64_t> received(2 * places_.size(), 0);
+    for (int r = 0; r < problem_.ranks; ++r) {
+      int64_t live = 0;
+      int64_t peak = 0;
+      const std::vector<Action>& program = programs_.ranks[r];
+      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
+        const Action& a = program[i];
+        if (a.kind == ActionKind::kGradsReady) continue;
+        const int pair = first_pair_[a.sweep] + a.stage;
+        const bool gradient =
+            a.kind == ActionKind::kBackward || a.kind == ActionKind::kInputGrad;
+        const Choice& c = problem_.sweeps[a.sweep]
+                              .stages[a.stage]
+                              .choices[places_[pair].choice];
+        const bool offloads = Offloads(a.sweep, a.stage, places_[pair].choice);
+        const int64_t offload_bytes =
+            offloads
+                ? Memory(a.sweep, a.stage, places_[pair].choice).offload_bytes
+                : 0;
+        CopyState& copy = copies[pair];
+        const auto misplaced = [&] {
+          return Violation(absl::StrCat(
+              Where(r, i), offloads ? ": host copies out of order"
+                                    : ": its choice does not offload"));
+        };
+        switch (a.kind) {
+          case ActionKind::kForward:
+            live += c.activation_bytes - received[2 * pair];
+            peak = std::max(peak, live);
+            if (!problem_.sweeps[a.sweep].backward) live -= c.activation_bytes;
+            break;
+          case ActionKind::kBackward:
+          case ActionKind::kInputGrad: {
+            if (offloads) {
+              if (copy != CopyState::kBack) return misplaced();
+              live -= offload_bytes;
+            }
+            live -= c.activation_bytes + received[2 * pair + 1];
+            const bool fused = a.kind == ActionKind::kBackward && splits_[pair];
+            peak = std::max(peak, live + (fused ? c.fused_backward_bytes
+                                                : c.backward_bytes));
+            if (a.kind == ActionKind::kInputGrad) {
+              live += c.weight_grad_bytes;
+              peak = std::max(peak, live);
+            }
+            break;
+          }
+          case ActionKind::kWeightGrad:
+            peak = std::max(peak, live);
+            live -= c.weight_grad_bytes;
+            break;
+          case ActionKind::kPostSend:
+            live += programs_.transfers[a.transfer].bytes;
+            peak = std::max(peak, live);
+            break;
+          case ActionKind::kWaitSend:
+            live -= programs_.transfers[a.transfer].bytes;
+            break;
+          case ActionKind::kPostRecv: {
+            const Transfer& x = programs_.transfers[a.transfer];
+            live += x.bytes;
+            received[2 * pair + x.gradient] += x.bytes;
+            peak = std::max(peak, live);
+            break;
+          }
+          case ActionKind::kWaitRecv:
+            break;
+          case ActionKind::kOffload:
+            if (!offloads || copy != CopyState::kNone ||
+                i < places_[pair].forward) {
+              return misplaced();
+            }
+            copy = CopyState::kGoingOut;
+            live += offload_bytes;
+            break;
+          case ActionKind::kReload:
+            if (!offloads || copy != CopyState::kOut) return misplaced();
+            copy = CopyState::kComingIn;
+            live += offload_bytes;
+            break;
+          case ActionKind::kWaitCopy:
+            if (copy == CopyState::kGoingOut) {
+              copy = CopyState::kOut;
+              live -= offload_bytes;
+            } else if (copy == CopyState::kComingIn) {
+              copy = CopyState::kBack;
+            } else {
+              return misplaced();
+            }
+            break;
+          case ActionKind::kGradsReady:
+            break;
+        }
+        if (gradient && offloads) copy = CopyState::kNone;
+        if (peak > limits_.memory_limit_bytes[r]) {
+          return Violation(absl::StrCat(Where(r, i), ": ", peak,
+                                        " bytes live, over the limit of ",
+                                        limits_.memory_limit_bytes[r]));
+        }
+      }
+      if (peak != programs_.peak_bytes[r]) {
+        return Violation(absl::StrCat("rank ", r, ": peak claimed ",
+                                      programs_.peak_bytes[r], " bytes, is ",
+                                      peak));
+      }
+    }
+    for (size_t pair = 0; pair < copies.size(); ++pair) {
+      if (copies[pair] != CopyState::kNone) {
+        return Violation(
+            absl::StrCat("stage pair ", pair, ": a host copy is left over"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckGradsReady() {
+    // [module][segment][chunk]: place of the last backward.
+    struct Chunk {
+      int last = kAbsent;
+      bool ready = false;
+    };
+    std::vector<std::vector<std::vector<Chunk>>> chunks(step_.choices.size());
+    for (size_t m = 0; m < step_.choices.size(); ++m) {
+      for (const auto& segment : step_.choices[m]) {
+        chunks[m].emplace_back(segment.size());
+      }
+    }
+    for (int s = 0; s < NumSweeps(); ++s) {
+      if (!problem_.sweeps[s].backward) continue;
+      for (int k = 0; k < NumStages(s); ++k) {
+        Chunk& chunk = chunks[ModuleOf(s)][step_.sweeps[s].segment][k];
+        const PairPlaces& p = Places(s, k);
+        chunk.last = std::max({chunk.last, p.gradient, p.weight});
+      }
+    }
+    for (int r = 0; r < problem_.ranks; ++r) {
+      const std::vector<Action>& program = programs_.ranks[r];
+      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
+        const Action& a = program[i];
+        if (a.kind != ActionKind::kGradsReady) continue;
+        Chunk& chunk =
+            chunks[ModuleOf(a.sweep)][step_.sweeps[a.sweep].segment][a.stage];
+        if (chunk.last == kAbsent) {
+          return Violation(
+              absl::StrCat(Where(r, i), ": its chunk has no backward"));
+        }
+        if (chunk.ready) {
+          return Violation(
+              absl::StrCat(Where(r, i), ": its chunk is ready twice"));
+        }
+        if (i < chunk.last) {
+          return Violation(absl::StrCat(Where(r, i), " stands before ",
+                                        Where(r, chunk.last),
+                                        ", a backward of its chunk"));
+        }
+        chunk.ready = true;
+      }
+    }
+    for (size_t m = 0; m < chunks.size(); ++m) {
+      for (size_t k = 0; k < chunks[m].size(); ++k) {
+        for (size_t c = 0; c < chunks[m][k].size(); ++c) {
+          if (chunks[m][k][c].last != kAbsent && !chunks[m][k][c].ready) {
+            return Violation(absl::StrCat("module ", m, " segment ", k,
+                                          " chunk ", c,
+                                          ": GRADS_READY is missing"));
+          }
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Removes from the event graph what has no predecessors left until nothing is
+  // left, or a cycle. Events: actions, in each rank's order; the end of each
+  // transfer, behind its two posts and the end of the transfer before it on the
+  // channel of its two ranks; waits stand behind the end of their transfer.
+  // With buffered sends the graph has a part of these edges only (a receive
+  // ends behind its two posts, a send by itself), so it has no cycle either.
+  absl::Status CheckEnds() {
+    const int ranks = problem_.ranks;
+    // Per pair of ranks, its transfers in order.
+    std::vector<std::vector<int>> channels(static_cast<size_t>(ranks) * ranks);
+    std::vector<size_t> channel_head(channels.size(), 0);
+    const auto channel_of = [&](int t) {
+      const Transfer& x = programs_.transfers[t];
+      return static_cast<size_t>(std::min(x.from_rank, x.to_rank)) * ranks +
+             std::max(x.from_rank, x.to_rank);
+    };
+    for (int t = 0; t < NumTransfers(); ++t) {
+      channels[channel_of(t)].push_back(t);
+    }
+    std::vector<int> posts_missing(NumTransfers(), 2);
+    std::vector<bool> ended(NumTransfers(), false);
+    std::vector<size_t> position(ranks, 0);
+    std::vector<bool> listed(ranks, true);
+    std::vector<int> runnable;
+    for (int r = ranks - 1; r >= 0; --r) runnable.push_back(r);
+    while (!runnable.empty()) {
+      const int r = runnable.back();
+      runnable.pop_back();
+      listed[r] = false;
+      const std::vector<Action>& program = programs_.ranks[r];
+      for (; position[r] < program.size(); ++position[r]) {
+        const Action& a = program[position[r]];
+        if (a.kind == ActionKind::kWaitSend ||
+            a.kind == ActionKind::kWaitRecv) {
+          if (!ended[a.transfer]) break;
+        }
+        if (a.kind != ActionKind::kPostSend &&
+            a.kind != ActionKind::kPostRecv) {
+          continue;
+        }
+        --posts_missing[a.transfer];
+        const size_t channel = channel_of(a.transfer);
+        const std::vector<int>& order = channels[channel];
+        size_t& head = channel_head[channel];
+        for (; head < order.size() && posts_missing[order[head]] == 0; ++head) {
+          const Transfer& x = programs_.transfers[order[head]];
+          ended[order[head]] = true;
+          for (int end : {x.from_rank, x.to_rank}) {
+            if (end == r || listed[end]) continue;
+            listed[end] = true;
+            runnable.push_back(end);
+          }
+        }
+      }
+    }
+    std::vector<std::string> stuck;
+    for (int r = 0; r < ranks; ++r) {
+      if (position[r] < programs_.ranks[r].size()) {
+        stuck.push_back(Where(r, static_cast<int>(position[r])));
+      }
+    }
+    if (stuck.empty()) return absl::OkStatus();
+    if (stuck.size() > 4) stuck.resize(4);
+    return Violation(absl::StrCat("the ranks wait for each other: ",
+                                  absl::StrJoin(stuck, ", ")));
+  }
+
+  const StepProblem& step_;
+  const Problem& problem_;
+  const StepPrograms& programs_;
+  const ProgramLimits& limits_;
+
+  std::vector<int> first_pair_;     // [sweep], and the number of pairs
+  std::vector<int> first_after_;    // [sweep], and the number of after edges
+  std::vector<bool> splits_;        // [pair]
+  std::vector<PairPlaces> places_;  // [pair]
+  std::vector<TransferPlaces> transfer_places_;  // [transfer]
+};
+
+}  // namespace
+
+absl::Status CheckPrograms(const StepProblem& step,
+                           const StepPrograms& programs,
+                           const ProgramLimits& limits) {
+  return ProgramChecker(step, programs, limits).Run();
+}
+
+}  // namespace pipeweaver::search

@@ -1,0 +1,278 @@
+#include "search/lower/program_proto.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "proto/digest/digest.h"
+#include "semu/base/status_macros.h"
+
+namespace pipeweaver::search {
+namespace {
+
+bool IsPost(ActionKind kind) {
+  return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv;
+}
+
+bool IsTransfer(ActionKind kind) {
+  return IsPost(kind) || kind == ActionKind::kWaitSend ||
+         kind == ActionKind::kWaitRecv;
+}
+
+v1::BatchSplit SplitToProto(const StepProblem& step) {
+  v1::BatchSplit split;
+  for (const SubMicrobatch& sub : step.sub_microbatches) {
+    split.add_module(sub.module);
+    split.add_microbatch(sub.microbatch);
+    split.add_num_items(static_cast<uint32_t>(sub.items.size()));
+    split.add_tokens(sub.tokens);
+    for (int item : sub.items) split.add_items(item);
+  }
+  const int num_modules = static_cast<int>(step.choices.size());
+  for (const auto& [microbatch, module] : step.empty) {
+    split.add_empty(microbatch * num_modules + module);
+  }
+  return split;
+}
+
+v1::ActionColumns ActionsToProto(const StepProblem& step,
+                                 const StepPrograms& programs, int rank) {
+  const std::vector<Action>& program = programs.ranks[rank];
+  const int n = static_cast<int>(program.size());
+  v1::ActionColumns columns;
+  columns.mutable_kind()->Reserve(n);
+  columns.mutable_sub_microbatch()->Reserve(n);
+  columns.mutable_segment()->Reserve(n);
+  columns.mutable_chunk()->Reserve(n);
+  columns.mutable_choice()->Reserve(n);
+  columns.mutable_transfer()->Reserve(n);
+  columns.mutable_peer()->Reserve(n);
+  columns.mutable_bytes()->Reserve(n);
+  columns.mutable_edge_sub_microbatch()->Reserve(n);
+  columns.mutable_start_delta_ns()->Reserve(n);
+  columns.mutable_duration_ns()->Reserve(n);
+  columns.mutable_gradient()->Reserve(n);
+  int64_t previous_start_ns = 0;
+  for (const Action& a : program) {
+    const SweepOrigin& origin = step.sweeps[a.sweep];
+    columns.add_kind(static_cast<v1::ActionKind>(static_cast<int>(a.kind) +
+                                                 v1::ACTION_KIND_FORWARD));
+    columns.add_sub_microbatch(origin.sub_microbatch);
+    columns.add_segment(origin.segment);
+    columns.add_chunk(a.stage);
+    columns.add_choice(a.choice);
+    columns.add_start_delta_ns(a.start_ns - previous_start_ns);
+    previous_start_ns = a.start_ns;
+    if (!IsTransfer(a.kind)) {
+      columns.add_transfer(0);
+      columns.add_peer(0);
+      columns.add_bytes(0);
+      columns.add_edge_sub_microbatch(0);
+      columns.add_gradient(false);
+      columns.add_duration_ns(a.end_ns - a.start_ns);
+      continue;
+    }
+    const Transfer& x = programs.transfers[a.transfer];
+    const bool sends = x.from_rank == rank;
+    const int other =
+        step.sweeps[sends ? x.to_sweep : x.from_sweep].sub_microbatch;
+    const bool within_module =
+        step.sub_microbatches[other].module ==
+        step.sub_microbatches[origin.sub_microbatch].module;
+    columns.add_transfer(a.transfer);
+    columns.add_peer(sends ? x.to_rank : x.from_rank);
+    columns.add_bytes(IsPost(a.kind) ? x.bytes : 0);
+    columns.add_edge_sub_microbatch(within_module ? 0 : other + 1);
+    columns.add_gradient(x.gradient);
+    columns.add_duration_ns(IsPost(a.kind) ? 0 : a.end_ns - a.start_ns);
+  }
+  return columns;
+}
+
+// [module][segment][chunk]: the rank it stands on, -1 where no sweep says.
+std::vector<std::vector<std::vector<int>>> ChunkRanks(const StepProblem& step) {
+  std::vector<std::vector<std::vector<int>>> ranks(step.choices.size());
+  for (size_t m = 0; m < step.choices.size(); ++m) {
+    for (const auto& segment : step.choices[m]) {
+      ranks[m].emplace_back(segment.size(), -1);
+    }
+  }
+  for (size_t s = 0; s < step.sweeps.size(); ++s) {
+    const SweepOrigin& origin = step.sweeps[s];
+    const int module = step.sub_microbatches[origin.sub_microbatch].module;
+    const std::vector<Stage>& stages = step.problem.sweeps[s].stages;
+    for (size_t k = 0; k < stages.size(); ++k) {
+      ranks[module][origin.segment][k] = stages[k].rank;
+    }
+  }
+  return ranks;
+}
+
+void AddChoices(const StepProblem& step,
+                const std::vector<std::vector<std::vector<int>>>& chunk_ranks,
+                v1::Program* program) {
+  for (size_t m = 0; m < step.choices.size(); ++m) {
+    for (size_t k = 0; k < step.choices[m].size(); ++k) {
+      for (size_t c = 0; c < step.choices[m][k].size(); ++c) {
+        if (chunk_ranks[m][k][c] != static_cast<int>(program->rank())) continue;
+        v1::ChunkChoices* chunk = program->add_choices();
+        chunk->set_module(static_cast<uint32_t>(m));
+        chunk->set_segment(static_cast<uint32_t>(k));
+        chunk->set_chunk(static_cast<uint32_t>(c));
+        for (const MemoryChoice& choice : step.choices[m][k][c]) {
+          v1::MemoryChoice* out = chunk->add_choices();
+          out->set_name(choice.name);
+          out->set_offload_layers(choice.offload_layers);
+          out->set_full_recompute_layers(choice.full_recompute_layers);
+          out->set_selective_recompute_layers(
+              choice.selective_recompute_layers);
+          out->set_keep_layers(choice.keep_layers);
+        }
+      }
+    }
+  }
+}
+
+absl::Status Invalid(absl::string_view field, int index, int64_t value,
+                     absl::string_view rule) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("program.", field, "[", index, "]: ", value, ", ", rule));
+}
+
+absl::Status CheckLength(absl::string_view field, int length, int expected) {
+  if (length == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("program.", field, ": ", length,
+                   " values, must be as many as those beside it: ", expected));
+}
+
+}  // namespace
+
+PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
+                        const v1::PlanIdentity& identity) {
+  const int ranks = static_cast<int>(programs.ranks.size());
+  const std::string split = CanonicalBytes(SplitToProto(step));
+  std::vector<std::string> actions;
+  std::vector<std::string> digests;
+  for (int r = 0; r < ranks; ++r) {
+    actions.push_back(CanonicalBytes(ActionsToProto(step, programs, r)));
+    digests.push_back(Sha256(actions.back()));
+  }
+  PlanBytes plan;
+  plan.plan_digest = PlanDigest(identity, split, digests);
+  const auto chunk_ranks = ChunkRanks(step);
+  for (int r = 0; r < ranks; ++r) {
+    v1::Program program;
+    *program.mutable_identity() = identity;
+    program.set_plan_digest(plan.plan_digest);
+    program.set_rank(r);
+    for (const std::string& digest : digests) program.add_rank_digests(digest);
+    program.set_split(split);
+    program.set_actions(std::move(actions[r]));
+    AddChoices(step, chunk_ranks, &program);
+    plan.programs.push_back(program.SerializeAsString());
+  }
+  return plan;
+}
+
+absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes) {
+  v1::Program program;
+  if (bytes.size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
+      !program.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "program: ", bytes.size(), " bytes that do not parse as a Program"));
+  }
+  PW_RETURN_IF_ERROR(VerifyProgramDigests(program));
+  v1::BatchSplit split;
+  if (!split.ParseFromString(program.split())) {
+    return absl::InvalidArgumentError(
+        "program.split: does not parse as a BatchSplit");
+  }
+  v1::ActionColumns columns;
+  if (!columns.ParseFromString(program.actions())) {
+    return absl::InvalidArgumentError(
+        "program.actions: does not parse as ActionColumns");
+  }
+  const int subs = split.module_size();
+  PW_RETURN_IF_ERROR(
+      CheckLength("split.microbatch", split.microbatch_size(), subs));
+  const int n = columns.kind_size();
+  PW_RETURN_IF_ERROR(
+      CheckLength("actions.sub_microbatch", columns.sub_microbatch_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.segment", columns.segment_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.chunk", columns.chunk_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.choice", columns.choice_size(), n));
+  PW_RETURN_IF_ERROR(
+      CheckLength("actions.transfer", columns.transfer_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.peer", columns.peer_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.bytes", columns.bytes_size(), n));
+  PW_RETURN_IF_ERROR(CheckLength("actions.edge_sub_microbatch",
+                                 columns.edge_sub_microbatch_size(), n));
+  PW_RETURN_IF_ERROR(
+      CheckLength("actions.start_delta_ns", columns.start_delta_ns_size(), n));
+  PW_RETURN_IF_ERROR(
+      CheckLength("actions.duration_ns", columns.duration_ns_size(), n));
+  PW_RETURN_IF_ERROR(
+      CheckLength("actions.gradient", columns.gradient_size(), n));
+
+  ParsedProgram parsed;
+  parsed.identity = program.identity();
+  parsed.plan_digest = program.plan_digest();
+  parsed.rank = static_cast<int>(program.rank());
+  parsed.num_ranks = program.rank_digests_size();
+  parsed.rows.reserve(n);
+  int64_t start_ns = 0;
+  for (int i = 0; i < n; ++i) {
+    ProgramRow row;
+    const int kind = columns.kind(i) - v1::ACTION_KIND_FORWARD;
+    if (kind < 0 || kind >= kNumActionKinds) {
+      return Invalid("actions.kind", i, columns.kind(i), "is no ActionKind");
+    }
+    row.kind = static_cast<ActionKind>(kind);
+    row.sub_microbatch = columns.sub_microbatch(i);
+    if (row.sub_microbatch >= static_cast<uint32_t>(subs)) {
+      return Invalid("actions.sub_microbatch", i, row.sub_microbatch,
+                     absl::StrCat("must be below ", subs));
+    }
+    row.module = split.module(static_cast<int>(row.sub_microbatch));
+    row.microbatch = split.microbatch(static_cast<int>(row.sub_microbatch));
+    row.segment = columns.segment(i);
+    row.chunk = columns.chunk(i);
+    row.choice = columns.choice(i);
+    row.transfer = columns.transfer(i);
+    row.peer = columns.peer(i);
+    row.bytes = columns.bytes(i);
+    row.gradient = columns.gradient(i);
+    row.edge_sub_microbatch = columns.edge_sub_microbatch(i);
+    if (row.edge_sub_microbatch > static_cast<uint32_t>(subs)) {
+      return Invalid("actions.edge_sub_microbatch", i, row.edge_sub_microbatch,
+                     absl::StrCat("must be at most ", subs));
+    }
+    if (IsTransfer(row.kind) &&
+        (row.peer >= static_cast<uint32_t>(parsed.num_ranks) ||
+         row.peer == program.rank())) {
+      return Invalid(
+          "actions.peer", i, row.peer,
+          absl::StrCat("must be another rank below ", parsed.num_ranks));
+    }
+    if (__builtin_add_overflow(start_ns, columns.start_delta_ns(i),
+                               &start_ns) ||
+        start_ns < 0) {
+      return Invalid("actions.start_delta_ns", i, columns.start_delta_ns(i),
+                     "the start must stay within 0 .. 2^63-1");
+    }
+    row.start_ns = start_ns;
+    if (columns.duration_ns(i) >
+        static_cast<uint64_t>(std::numeric_limits<int64_t>::max() - start_ns)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "program.actions.duration_ns[", i, "]: ", columns.duration_ns(i),
+          ", the end must stay below 2^63"));
+    }
+    row.end_ns = start_ns + static_cast<int64_t>(columns.duration_ns(i));
+    parsed.rows.push_back(row);
+  }
+  return parsed;
+}
+
+}  // namespace pipeweaver::search

@@ -1,0 +1,255 @@
+// Two ways to divide items, the better one taken.
+
+#include "search/partition/batch_split.h"
+
+#include <algorithm>
+#include <numeric>
+#include <queue>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "semu/base/check.h"
+#include "semu/base/status_macros.h"
+#include "semu/model/layer_size.h"
+#include "semu/model/module_graph.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using semu::Batch;
+using semu::Job;
+using semu::Microbatch;
+
+double LargestSum(absl::Span<const double> weights,
+                  const std::vector<std::vector<int>>& groups) {
+  double largest = 0;
+  for (const std::vector<int>& group : groups) {
+    double sum = 0;
+    for (int i : group) sum += weights[i];
+    largest = std::max(largest, sum);
+  }
+  return largest;
+}
+
+std::vector<std::vector<int>> LongestFirst(absl::Span<const double> weights,
+                                           int groups) {
+  std::vector<int> order(weights.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&weights](int a, int b) {
+    return weights[a] > weights[b];
+  });
+  // Load, items, group: items of no weight go to the emptiest, so that no group
+  // stays empty.
+  using Load = std::tuple<double, int, int>;
+  std::priority_queue<Load, std::vector<Load>, std::greater<Load>> loads;
+  for (int g = 0; g < groups; ++g) loads.emplace(0, 0, g);
+  std::vector<std::vector<int>> result(groups);
+  for (int i : order) {
+    const auto [load, items, group] = loads.top();
+    loads.pop();
+    result[group].push_back(i);
+    loads.emplace(load + weights[i], items + 1, group);
+  }
+  for (std::vector<int>& group : result) std::sort(group.begin(), group.end());
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+// Neighbours, no group above `limit` unless too few groups are left.
+std::vector<std::vector<int>> Runs(absl::Span<const double> weights, int groups,
+                                   double limit) {
+  const int count = static_cast<int>(weights.size());
+  std::vector<std::vector<int>> result(1);
+  double sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const int groups_left = groups - static_cast<int>(result.size());
+    const bool full = sum + weights[i] > limit && groups_left > 0;
+    const bool needed = count - i <= groups_left;
+    if (!result.back().empty() && (full || needed)) {
+      result.emplace_back();
+      sum = 0;
+    }
+    result.back().push_back(i);
+    sum += weights[i];
+  }
+  return result;
+}
+
+std::vector<std::vector<int>> BestRuns(absl::Span<const double> weights,
+                                       int groups) {
+  double high = std::accumulate(weights.begin(), weights.end(), 0.0);
+  double low = std::max(high / groups,
+                        *std::max_element(weights.begin(), weights.end()));
+  // Halving the range 40 times leaves 1e-12 of it.
+  for (int step = 0; step < 40 && low < high; ++step) {
+    const double middle = low + (high - low) / 2;
+    if (LargestSum(weights, Runs(weights, groups, middle)) <= middle) {
+      high = middle;
+    } else {
+      low = middle;
+    }
+  }
+  return Runs(weights, groups, high);
+}
+
+// Arithmetic of an item in a module, in units of no meaning.
+double ItemWeight(const semu::Module& module, int64_t tokens,
+                  int64_t condition_tokens) {
+  const double n = static_cast<double>(tokens);
+  const double m = static_cast<double>(condition_tokens);
+  double weight = 0;
+  for (const semu::LayerGroup& group : module.layers) {
+    const semu::LayerSpec& layer = group.layer;
+    const double width = static_cast<double>(layer.hidden_size);
+    double one = 0;
+    if (layer.kind != semu::LayerKind::kEmbedding) {
+      one += static_cast<double>(semu::ParameterCount(layer)) * n;
+    }
+    if (layer.heads > 0) {
+      one += 2 * width * n * n * (layer.causal ? 0.5 : 1.0);
+      if (layer.kind == semu::LayerKind::kDit) one += 2 * width * n * m;
+    }
+    weight += one * group.count;
+  }
+  return weight;
+}
+
+// [item]: tokens that an item of `module` takes as its condition.
+std::vector<int64_t> ConditionTokens(const Job& job, int module,
+                                     const Microbatch& microbatch) {
+  std::vector<int64_t> tokens(microbatch.item_tokens[module].size(), 0);
+  if (!semu::IsConditioned(job.modules[module])) return tokens;
+  for (size_t e = 0; e < job.edges.size(); ++e) {
+    const semu::ModuleEdge& edge = job.edges[e];
+    if (edge.consumer != module) continue;
+    for (const semu::ItemUse& use : microbatch.uses[e]) {
+      tokens[use.consumer_item] += CrossingTokens(
+          edge, microbatch.item_tokens[edge.producer][use.producer_item]);
+    }
+  }
+  return tokens;
+}
+
+}  // namespace
+
+int64_t CrossingTokens(const semu::ModuleEdge& edge, int64_t producer_tokens) {
+  return (producer_tokens + edge.tokens_merged - 1) / edge.tokens_merged;
+}
+
+std::vector<std::vector<int>> SplitItems(absl::Span<const double> weights,
+                                         int groups) {
+  PW_CHECK(groups >= 1 && groups <= static_cast<int>(weights.size()));
+  if (groups == 1) {
+    std::vector<int> all(weights.size());
+    std::iota(all.begin(), all.end(), 0);
+    return {all};
+  }
+  std::vector<std::vector<int>> runs = BestRuns(weights, groups);
+  std::vector<std::vector<int>> longest = LongestFirst(weights, groups);
+  const bool runs_will_do =
+      static_cast<int>(runs.size()) == groups &&
+      LargestSum(weights, runs) <= 1.05 * LargestSum(weights, longest);
+  return runs_will_do ? runs : longest;
+}
+
+absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
+    const Job& job, const semu::Layout& layout, const Batch& batch) {
+  const std::vector<int> order = semu::TopologicalOrder(job);
+  const int64_t largest_bucket = job.executor.shape_buckets.empty()
+                                     ? 0
+                                     : job.executor.shape_buckets.back();
+  std::vector<SubMicrobatch> result;
+  for (size_t b = 0; b < batch.microbatches.size(); ++b) {
+    const Microbatch& microbatch = batch.microbatches[b];
+    std::vector<std::vector<std::vector<int>>> split(job.modules.size());
+    for (int m : order) {
+      const std::vector<int64_t>& tokens = microbatch.item_tokens[m];
+      if (tokens.empty()) continue;
+      const int inherited = semu::InheritedEdge(job, m);
+      if (inherited >= 0) {
+        split[m] = split[job.edges[inherited].producer];
+        continue;
+      }
+      const std::vector<int64_t> condition =
+          ConditionTokens(job, m, microbatch);
+      std::vector<double> weights(tokens.size());
+      int64_t sum = 0;
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        weights[i] = ItemWeight(job.modules[m], tokens[i], condition[i]);
+        sum += tokens[i];
+        if (largest_bucket > 0 && tokens[i] > largest_bucket) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("microbatches[", b, "] item ", i, " of module \"",
+                           job.modules[m].name, "\" has ", tokens[i],
+                           " tokens: must be at most the largest of "
+                           "executor.shape_buckets, ",
+                           largest_bucket));
+        }
+      }
+      const int64_t target = layout.modules[m].sub_microbatch_tokens;
+      const int count = static_cast<int>(tokens.size());
+      int groups = static_cast<int>(
+          std::min<int64_t>(count, (sum + target - 1) / target));
+      const auto tokens_of = [&tokens](const std::vector<int>& group) {
+        int64_t total = 0;
+        for (int i : group) total += tokens[i];
+        return total;
+      };
+      for (;;) {
+        split[m] = SplitItems(weights, groups);
+        const bool fits =
+            largest_bucket == 0 ||
+            std::all_of(split[m].begin(), split[m].end(),
+                        [&](const std::vector<int>& group) {
+                          return tokens_of(group) <= largest_bucket;
+                        });
+        if (fits) break;
+        // Doubling ends at one item a group, which fits.
+        groups = std::min(count, 2 * groups);
+      }
+    }
+    for (size_t m = 0; m < job.modules.size(); ++m) {
+      for (std::vector<int>& items : split[m]) {
+        SubMicrobatch& sub = result.emplace_back();
+        sub.module = static_cast<int>(m);
+        sub.microbatch = static_cast<int>(b);
+        for (int i : items) sub.tokens += microbatch.item_tokens[m][i];
+        sub.items = std::move(items);
+      }
+    }
+  }
+  return result;
+}
+
+semu::Shape ShapeOf(const Job& job, const Batch& batch,
+                    const SubMicrobatch& sub_microbatch) {
+  const int module = sub_microbatch.module;
+  const Microbatch& microbatch = batch.microbatches[sub_microbatch.microbatch];
+  semu::Shape shape;
+  const auto add = [&shape](int64_t n) {
+    ++shape.items;
+    shape.tokens += n;
+    shape.sum_squares += n * n;
+    shape.max_tokens = std::max(shape.max_tokens, n);
+  };
+  for (int i : sub_microbatch.items) add(microbatch.item_tokens[module][i]);
+  if (semu::IsConditioned(job.modules[module])) {
+    const std::vector<int64_t> condition =
+        ConditionTokens(job, module, microbatch);
+    for (int i : sub_microbatch.items) {
+      shape.condition_tokens += condition[i];
+      shape.condition_products +=
+          condition[i] * microbatch.item_tokens[module][i];
+    }
+  }
+  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
+  const auto bucket =
+      std::lower_bound(buckets.begin(), buckets.end(), shape.tokens);
+  if (bucket != buckets.end() && *bucket > shape.tokens) {
+    add(*bucket - shape.tokens);
+  }
+  return shape;
+}
+
+}  // namespace pipeweaver::search

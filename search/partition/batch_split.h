@@ -1,0 +1,48 @@
+// Splits every microbatch's items of a module into sub-microbatches of
+// near-equal cost (METHOD.md section 4.1).
+
+#ifndef SEARCH_PARTITION_BATCH_SPLIT_H_
+#define SEARCH_PARTITION_BATCH_SPLIT_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "search/partition/step_problem.h"
+#include "semu/cost/cost_model.h"
+#include "semu/model/batch.h"
+#include "semu/model/job.h"
+
+namespace pipeweaver::search {
+
+// Divides items into `groups` groups so that the largest sum of weights is
+// small: runs of neighbours if that costs at most 5 % (neighbours are consumed
+// together, so that a consumer waits for fewer sub-microbatches), else longest
+// processing time first. No group is empty; groups in the order of their first
+// items, items ascending. REQUIRES: 1 <= groups <= weights.size(), weights >=
+// 0.
+std::vector<std::vector<int>> SplitItems(absl::Span<const double> weights,
+                                         int groups);
+
+// All sub-microbatches of a batch, by microbatch, then module, then first item.
+// A microbatch's module with N tokens makes ceil(N / B_m) of them, at most one
+// an item and more where the largest shape bucket demands it. A module without
+// modality is split as its producer is. Items weigh what their arithmetic does.
+//
+// Errors: INVALID_ARGUMENT when an item is larger than the largest shape
+// bucket.
+absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
+    const semu::Job& job, const semu::Layout& layout, const semu::Batch& batch);
+
+// The statistics of a sub-microbatch, padded to its shape bucket: padding
+// counts as one more item.
+semu::Shape ShapeOf(const semu::Job& job, const semu::Batch& batch,
+                    const SubMicrobatch& sub_microbatch);
+
+// Tokens of an item of `producer_tokens` as they cross `edge`.
+int64_t CrossingTokens(const semu::ModuleEdge& edge, int64_t producer_tokens);
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_PARTITION_BATCH_SPLIT_H_

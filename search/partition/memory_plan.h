@@ -1,0 +1,44 @@
+// What each rank's memory is set aside for before any batch: weights,
+// gradients, optimizer states and a reserve. What is left is for activations.
+
+#ifndef SEARCH_PARTITION_MEMORY_PLAN_H_
+#define SEARCH_PARTITION_MEMORY_PLAN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "semu/cost/cost_model.h"
+#include "semu/model/job.h"
+
+namespace pipeweaver::search {
+
+struct MemoryPlan {
+  // [rank], bytes per GPU.
+  std::vector<int64_t> static_bytes;  // weights and reserve
+  std::vector<int64_t> activation_limit_bytes;
+  // Of the reserve, what is for the buffers of transfers; on every rank.
+  int64_t transfer_bytes = 0;
+};
+
+// Sends that a rank may have posted and not yet waited for. Lowering waits for
+// the oldest before it posts another.
+inline constexpr int kSendsInFlight = 2;
+
+// Accounts for a layout. The reserve of a rank is buffers for
+// executor.max_receives_ahead receives and kSendsInFlight sends of the largest
+// transfer, and, where the executor can rebuild or offload activations, what
+// the hungriest single layer's forward needs. Both are for a sub-microbatch of
+// twice B_m tokens (near-equal parts of whole items stay below) or of the
+// module's longest microbatch, if that is less. CUDA's context and
+// fragmentation are outside the job's budget.
+//
+// Errors: RESOURCE_EXHAUSTED, naming rank, bytes and limit, when a rank's
+// static bytes leave nothing of memory_budget_bytes.
+absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
+                                      const semu::Layout& layout,
+                                      const semu::CostModel& costs);
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_PARTITION_MEMORY_PLAN_H_

@@ -1,0 +1,468 @@
+// Split, cost, choose candidates, then write one sweep after the other.
+
+#include "search/partition/step_problem_builder.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "search/partition/batch_split.h"
+#include "search/partition/stage_cost.h"
+#include "semu/base/check.h"
+#include "semu/base/status_macros.h"
+#include "semu/cost/links.h"
+#include "semu/model/layer_size.h"
+#include "semu/model/module_graph.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using semu::Batch;
+using semu::Job;
+using semu::LayerCost;
+using semu::Layout;
+using semu::MemoryStrategy;
+using semu::Shape;
+
+constexpr int64_t kMaxStages = int64_t{1} << 20;
+constexpr double kMaxSum = 4.6e18;  // 2^62
+
+// A chunk of the layout, flattened.
+struct ChunkInfo {
+  int rank = 0;
+  int runs = 0;  // index into the module's distinct runs
+};
+
+// A module as the builder sees it.
+struct ModuleInfo {
+  StageMode mode;
+  semu::LayerQuery query;  // all but layer and shape
+  // Chunks with equal runs cost the same; they share an entry.
+  std::vector<std::vector<LayerRun>> runs;
+  std::vector<std::vector<ChunkInfo>> segments;
+  // [runs]: choices, and whether any chunk of these runs needs more than
+  // "keep".
+  std::vector<std::vector<MemoryChoice>> candidates;
+  std::vector<bool> needs_choices;
+};
+
+// Costs of a module at one shape.
+struct ShapeCosts {
+  std::vector<LayerCost> layers;             // [group]
+  std::vector<std::vector<Choice>> choices;  // [runs][choice]
+  int64_t output_bytes = 0;                  // between layers
+};
+
+class Builder {
+ public:
+  Builder(const Job& job, const Layout& layout,
+          absl::Span<const int64_t> memory_limit_bytes, const Batch& batch,
+          const semu::CostModel& costs, const StepProblemOptions& options)
+      : job_(job),
+        layout_(layout),
+        limits_(memory_limit_bytes),
+        batch_(batch),
+        costs_(costs),
+        options_(options),
+        platform_(semu::PlatformOf(job)),
+        gpus_(int64_t{job.parallelism.tensor_parallel} *
+              job.parallelism.context_parallel) {
+    PW_CHECK(limits_.size() ==
+             static_cast<size_t>(job.parallelism.pipeline_parallel));
+    PW_CHECK(layout.modules.size() == job.modules.size());
+  }
+
+  absl::StatusOr<StepProblem> Run() {
+    PW_ASSIGN_OR_RETURN(step_.sub_microbatches,
+                        SplitBatch(job_, layout_, batch_));
+    DescribeModules();
+    PW_RETURN_IF_ERROR(CheckStageCount());
+    CostShapes();
+    DecideWhoNeedsChoices();
+    FindChoices();
+    WriteSweeps();
+    PW_RETURN_IF_ERROR(CheckSums());
+    return std::move(step_);
+  }
+
+ private:
+  void DescribeModules() {
+    const semu::ModuleGradients gradients = semu::RequiredGradients(job_);
+    for (size_t m = 0; m < job_.modules.size(); ++m) {
+      ModuleInfo& info = modules_.emplace_back();
+      info.mode.backward =
+          !batch_.forward_only && gradients.Backward(static_cast<int>(m));
+      info.query.weight_grad = info.mode.backward && gradients.weight[m];
+      // Within a trained module all layers but the first pass gradients on; a
+      // first layer that has no input gradient is an embedding and costs none.
+      info.query.input_grad = info.mode.backward;
+      info.mode.split_backward = options_.split_backward &&
+                                 job_.executor.split_backward &&
+                                 info.query.weight_grad;
+      for (const semu::PipelineSegment& segment : layout_.modules[m].segments) {
+        std::vector<ChunkInfo>& chunks = info.segments.emplace_back();
+        for (const semu::Chunk& chunk : segment.chunks) {
+          std::vector<LayerRun> runs = RunsOf(job_.modules[m], chunk);
+          const auto it = std::find(info.runs.begin(), info.runs.end(), runs);
+          chunks.push_back(
+              {chunk.rank, static_cast<int>(it - info.runs.begin())});
+          if (it == info.runs.end()) info.runs.push_back(std::move(runs));
+        }
+      }
+    }
+  }
+
+  absl::Status CheckStageCount() const {
+    int64_t stages = 0;
+    for (const SubMicrobatch& sub : step_.sub_microbatches) {
+      for (const auto& chunks : modules_[sub.module].segments) {
+        stages += static_cast<int64_t>(chunks.size());
+      }
+    }
+    if (stages <= kMaxStages) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("the batch makes ", stages,
+                     " stages in this layout: must be at most ", kMaxStages));
+  }
+
+  // Layer costs of every shape, and of each module the largest shape.
+  void CostShapes() {
+    largest_.resize(job_.modules.size(), nullptr);
+    std::vector<int64_t> most_tokens(job_.modules.size(), -1);
+    for (const SubMicrobatch& sub : step_.sub_microbatches) {
+      const Shape shape = ShapeOf(job_, batch_, sub);
+      const auto [it, inserted] =
+          shapes_.try_emplace(std::pair(sub.module, shape));
+      ShapeCosts& costs = it->second;
+      if (inserted) {
+        semu::LayerQuery query = modules_[sub.module].query;
+        query.shape = shape;
+        for (const semu::LayerGroup& group : job_.modules[sub.module].layers) {
+          query.layer = group.layer;
+          costs.layers.push_back(costs_.Cost(platform_, query));
+        }
+        // A condition travels along with the activations.
+        costs.output_bytes =
+            costs.layers.back().output_bytes +
+            semu::DataTypeBytes(job_.data_type) *
+                CeilDiv(shape.condition_tokens * ConditionWidth(sub.module),
+                        gpus_);
+      }
+      by_sub_.push_back(&costs);
+      if (shape.tokens > most_tokens[sub.module]) {
+        most_tokens[sub.module] = shape.tokens;
+        largest_[sub.module] = &costs;
+      }
+    }
+  }
+
+  // A rank that can hold all its stages at once, at their richest, needs no
+  // choices.
+  void DecideWhoNeedsChoices() {
+    std::vector<double> bytes(limits_.size(), 0);
+    for (ModuleInfo& info : modules_) {
+      info.needs_choices.assign(info.runs.size(), false);
+    }
+    for (size_t i = 0; i < step_.sub_microbatches.size(); ++i) {
+      const int m = step_.sub_microbatches[i].module;
+      const ModuleInfo& info = modules_[m];
+      std::vector<double> most(info.runs.size());
+      for (size_t r = 0; r < info.runs.size(); ++r) {
+        const Choice keep = StageChoice(
+            info.runs[r], by_sub_[i]->layers,
+            UniformChoice(info.runs[r], MemoryStrategy::kKeep), info.mode);
+        most[r] = static_cast<double>(
+            std::max({keep.activation_bytes, keep.backward_bytes,
+                      keep.weight_grad_bytes, keep.fused_backward_bytes}));
+      }
+      for (const auto& chunks : info.segments) {
+        for (const ChunkInfo& chunk : chunks) {
+          bytes[chunk.rank] += most[chunk.runs];
+        }
+      }
+    }
+    for (ModuleInfo& info : modules_) {
+      for (const auto& chunks : info.segments) {
+        for (const ChunkInfo& chunk : chunks) {
+          if (bytes[chunk.rank] > static_cast<double>(limits_[chunk.rank])) {
+            info.needs_choices[chunk.runs] = true;
+          }
+        }
+      }
+    }
+  }
+
+  void FindChoices() {
+    for (size_t m = 0; m < modules_.size(); ++m) {
+      ModuleInfo& info = modules_[m];
+      for (size_t r = 0; r < info.runs.size(); ++r) {
+        std::vector<MemoryChoice> choices;
+        if (options_.strategy.has_value()) {
+          choices = {UniformChoice(info.runs[r], *options_.strategy)};
+        } else if (info.needs_choices[r] && info.mode.backward &&
+                   !info.runs[r].empty() && largest_[m] != nullptr) {
+          choices = CandidateChoices(info.runs[r], largest_[m]->layers,
+                                     job_.executor, options_.max_choices);
+        } else {
+          choices = {UniformChoice(info.runs[r], MemoryStrategy::kKeep)};
+        }
+        info.candidates.push_back(std::move(choices));
+      }
+      std::vector<std::vector<std::vector<MemoryChoice>>>& out =
+          step_.choices.emplace_back();
+      for (const auto& chunks : info.segments) {
+        std::vector<std::vector<MemoryChoice>>& segment = out.emplace_back();
+        for (const ChunkInfo& chunk : chunks) {
+          segment.push_back(info.candidates[chunk.runs]);
+        }
+      }
+    }
+    for (auto& [key, costs] : shapes_) {
+      const ModuleInfo& info = modules_[key.first];
+      for (size_t r = 0; r < info.runs.size(); ++r) {
+        std::vector<Choice>& out = costs.choices.emplace_back();
+        for (const MemoryChoice& choice : info.candidates[r]) {
+          out.push_back(
+              StageChoice(info.runs[r], costs.layers, choice, info.mode));
+        }
+      }
+    }
+  }
+
+  void WriteSweeps() {
+    Problem& problem = step_.problem;
+    problem.ranks = job_.parallelism.pipeline_parallel;
+    problem.memory_limit_bytes.assign(limits_.begin(), limits_.end());
+    for (const ModuleInfo& info : modules_) {
+      problem.split_backward |= info.mode.split_backward;
+    }
+    const size_t num_modules = job_.modules.size();
+
+    // Sub-microbatches stand by microbatch: the problem lists each microbatch's
+    // sweeps producers first.
+    const std::vector<int> order = semu::TopologicalOrder(job_);
+    size_t begin = 0;
+    for (size_t b = 0; b < batch_.microbatches.size(); ++b) {
+      size_t end = begin;
+      std::vector<std::vector<int>> by_module(num_modules);
+      while (end < step_.sub_microbatches.size() &&
+             step_.sub_microbatches[end].microbatch == static_cast<int>(b)) {
+        by_module[step_.sub_microbatches[end].module].push_back(
+            static_cast<int>(end));
+        ++end;
+      }
+      for (size_t m = 0; m < num_modules; ++m) {
+        if (by_module[m].empty()) {
+          step_.empty.emplace_back(static_cast<int>(b), static_cast<int>(m));
+        }
+      }
+      // [module][item]: the sub-microbatch that holds it.
+      std::vector<std::vector<int>> holder(num_modules);
+      for (size_t m = 0; m < num_modules; ++m) {
+        holder[m].resize(batch_.microbatches[b].item_tokens[m].size());
+        for (int sub : by_module[m]) {
+          for (int item : step_.sub_microbatches[sub].items) {
+            holder[m][item] = sub;
+          }
+        }
+      }
+      last_sweep_.resize(end, -1);
+      for (int m : order) {
+        for (size_t k = 0; k < by_module[m].size(); ++k) {
+          WriteSubMicrobatch(by_module[m][k], static_cast<int>(k), holder);
+        }
+      }
+      begin = end;
+    }
+    SetEdgeTransferTimes();
+  }
+
+  // Bytes per GPU that cross the module graph's edges into `sub`, by producing
+  // sub-microbatch.
+  std::map<int, int64_t> EdgeBytes(
+      const SubMicrobatch& sub,
+      const std::vector<std::vector<int>>& holder) const {
+    const semu::Microbatch& microbatch = batch_.microbatches[sub.microbatch];
+    std::map<int, int64_t> bytes;
+    for (size_t e = 0; e < job_.edges.size(); ++e) {
+      const semu::ModuleEdge& edge = job_.edges[e];
+      if (edge.consumer != sub.module) continue;
+      // An item that several of this sub-microbatch's items use crosses once.
+      std::vector<int> items;
+      for (const semu::ItemUse& use : microbatch.uses[e]) {
+        if (std::binary_search(sub.items.begin(), sub.items.end(),
+                               use.consumer_item)) {
+          items.push_back(use.producer_item);
+        }
+      }
+      std::sort(items.begin(), items.end());
+      items.erase(std::unique(items.begin(), items.end()), items.end());
+      std::map<int, int64_t> tokens;
+      for (int item : items) {
+        tokens[holder[edge.producer][item]] +=
+            CrossingTokens(edge, microbatch.item_tokens[edge.producer][item]);
+      }
+      for (const auto& [producer, count] : tokens) {
+        bytes[producer] +=
+            CeilDiv(count * semu::OutputWidth(job_.modules[edge.producer]),
+                    gpus_) *
+            semu::DataTypeBytes(job_.data_type);
+      }
+    }
+    return bytes;
+  }
+
+  void WriteSubMicrobatch(int index, int number,
+                          const std::vector<std::vector<int>>& holder) {
+    const SubMicrobatch& sub = step_.sub_microbatches[index];
+    const ModuleInfo& info = modules_[sub.module];
+    const ShapeCosts& costs = *by_sub_[index];
+    for (size_t s = 0; s < info.segments.size(); ++s) {
+      const std::vector<ChunkInfo>& chunks = info.segments[s];
+      const bool last_segment = s + 1 == info.segments.size();
+      Sweep& sweep = step_.problem.sweeps.emplace_back();
+      sweep.id =
+          absl::StrCat("mb", sub.microbatch, "/", job_.modules[sub.module].name,
+                       "/", number, "/s", s);
+      sweep.microbatch = sub.microbatch;
+      sweep.backward = info.mode.backward;
+      std::vector<int64_t>& after_bytes = step_.after_bytes.emplace_back();
+      if (s == 0) {
+        for (const auto& [producer, bytes] : EdgeBytes(sub, holder)) {
+          sweep.after.push_back(last_sweep_[producer]);
+          after_bytes.push_back(bytes);
+        }
+      } else {
+        sweep.after.push_back(static_cast<int>(step_.problem.sweeps.size()) -
+                              2);
+        after_bytes.push_back(costs.output_bytes);
+      }
+      std::vector<int64_t>& output = step_.output_bytes.emplace_back();
+      for (size_t c = 0; c < chunks.size(); ++c) {
+        Stage& stage = sweep.stages.emplace_back();
+        stage.rank = chunks[c].rank;
+        stage.choices = costs.choices[chunks[c].runs];
+        const bool last_chunk = c + 1 == chunks.size();
+        output.push_back(last_chunk ? 0 : costs.output_bytes);
+        if (!last_chunk) {
+          stage.transfer_ns =
+              CrossNs(stage.rank, chunks[c + 1].rank, costs.output_bytes);
+        } else if (!last_segment) {
+          stage.transfer_ns =
+              CrossNs(stage.rank, info.segments[s + 1].front().rank,
+                      costs.output_bytes);
+        }
+        Count(info.runs[chunks[c].runs], costs, stage);
+      }
+      step_.sweeps.push_back({index, static_cast<int>(s)});
+      if (last_segment) {
+        last_sweep_[index] = static_cast<int>(step_.problem.sweeps.size()) - 1;
+      }
+    }
+  }
+
+  // A last stage's output goes to every consumer: as slow as the slowest.
+  void SetEdgeTransferTimes() {
+    std::vector<Sweep>& sweeps = step_.problem.sweeps;
+    for (size_t i = 0; i < sweeps.size(); ++i) {
+      if (step_.sweeps[i].segment > 0) continue;
+      for (size_t k = 0; k < sweeps[i].after.size(); ++k) {
+        Stage& from = sweeps[sweeps[i].after[k]].stages.back();
+        from.transfer_ns = std::max(
+            from.transfer_ns, CrossNs(from.rank, sweeps[i].stages.front().rank,
+                                      step_.after_bytes[i][k]));
+      }
+    }
+  }
+
+  int64_t CrossNs(int from, int to, int64_t bytes) const {
+    if (from == to) return 0;
+    return semu::TransferNs(
+        semu::P2pLink(job_.parallelism, job_.links, from, to), bytes);
+  }
+
+  // Adds a stage to the measured share and to the sums that must not overflow.
+  void Count(absl::Span<const LayerRun> runs, const ShapeCosts& costs,
+             const Stage& stage) {
+    double longest = 0;
+    double most_bytes = 0;
+    for (const Choice& choice : stage.choices) {
+      longest =
+          std::max(longest, static_cast<double>(choice.forward_ns) +
+                                static_cast<double>(choice.input_grad_ns) +
+                                static_cast<double>(choice.weight_grad_ns));
+      most_bytes = std::max(most_bytes,
+                            static_cast<double>(choice.activation_bytes) +
+                                static_cast<double>(choice.backward_bytes) +
+                                static_cast<double>(choice.weight_grad_bytes));
+    }
+    sum_ns_ += longest + 2 * static_cast<double>(stage.transfer_ns);
+    sum_bytes_ += most_bytes;
+    for (const LayerRun& run : runs) {
+      const LayerCost& layer = costs.layers[run.group];
+      const semu::StrategyCost& keep = layer[MemoryStrategy::kKeep];
+      const double ns =
+          run.count * static_cast<double>(keep.forward_ns + keep.input_grad_ns +
+                                          keep.weight_grad_ns);
+      layer_ns_ += ns;
+      if (layer.measured) measured_ns_ += ns;
+    }
+  }
+
+  absl::Status CheckSums() {
+    step_.measured_share = layer_ns_ > 0 ? measured_ns_ / layer_ns_ : 0;
+    if (sum_ns_ > kMaxSum || sum_bytes_ > kMaxSum) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the batch's stages take ", sum_ns_, " ns and ", sum_bytes_,
+          " bytes in all: each must be at most ", kMaxSum,
+          "; device, links or items are out of proportion"));
+    }
+    return absl::OkStatus();
+  }
+
+  // Width of a token of a module's condition: of its widest producer.
+  int64_t ConditionWidth(int module) const {
+    int64_t width = 0;
+    for (const semu::ModuleEdge& edge : job_.edges) {
+      if (edge.consumer == module) {
+        width = std::max(width, semu::OutputWidth(job_.modules[edge.producer]));
+      }
+    }
+    return width;
+  }
+
+  static int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  const Job& job_;
+  const Layout& layout_;
+  const absl::Span<const int64_t> limits_;
+  const Batch& batch_;
+  const semu::CostModel& costs_;
+  const StepProblemOptions& options_;
+  const semu::Platform platform_;
+  const int64_t gpus_;  // of a rank
+
+  StepProblem step_;
+  std::vector<ModuleInfo> modules_;
+  std::map<std::pair<int, Shape>, ShapeCosts> shapes_;
+  std::vector<ShapeCosts*> by_sub_;   // [sub-microbatch], into shapes_
+  std::vector<ShapeCosts*> largest_;  // [module], into shapes_; may be null
+  std::vector<int> last_sweep_;       // [sub-microbatch]
+  double sum_ns_ = 0;
+  double sum_bytes_ = 0;
+  double layer_ns_ = 0;
+  double measured_ns_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<StepProblem> BuildStepProblem(
+    const Job& job, const Layout& layout,
+    absl::Span<const int64_t> memory_limit_bytes, const Batch& batch,
+    const semu::CostModel& costs, const StepProblemOptions& options) {
+  return Builder(job, layout, memory_limit_bytes, batch, costs, options).Run();
+}
+
+}  // namespace pipeweaver::search

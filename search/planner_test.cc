@@ -1,0 +1,162 @@
+#include "search/planner.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Case {
+  std::shared_ptr<const PlannableJob> job;
+  semu::Batch batch;
+};
+
+Case MakeCase(const StepPlanner& planner, const std::string& setup,
+              int microbatches, uint64_t seed = 1) {
+  const v1::Job proto = *semu::MakeSetup(setup);
+  const semu::Job job = *semu::JobFromProto(proto);
+  Case result;
+  auto prepared = planner.Prepare(job, std::nullopt);
+  EXPECT_TRUE(prepared.ok()) << setup << ": " << prepared.status();
+  if (!prepared.ok()) return result;
+  result.job = *std::move(prepared);
+  semu::SampleOptions sample;
+  sample.microbatches = microbatches;
+  sample.seed = seed;
+  result.batch = *semu::BatchFromProto(*semu::SampleBatch(proto, sample), job);
+  return result;
+}
+
+PlanOptions Evaluations(int64_t evaluations, int threads = 1) {
+  PlanOptions options;
+  options.search.budget.evaluations = evaluations;
+  options.search.threads = threads;
+  return options;
+}
+
+void ExpectSamePlan(const StepPlan& a, const StepPlan& b) {
+  ASSERT_EQ(a.programs.ranks.size(), b.programs.ranks.size());
+  EXPECT_EQ(a.report.makespan_ns, b.report.makespan_ns);
+  for (size_t rank = 0; rank < a.programs.ranks.size(); ++rank) {
+    const auto& left = a.programs.ranks[rank];
+    const auto& right = b.programs.ranks[rank];
+    ASSERT_EQ(left.size(), right.size());
+    for (size_t i = 0; i < left.size(); ++i) {
+      EXPECT_EQ(left[i].kind, right[i].kind);
+      EXPECT_EQ(left[i].sweep, right[i].sweep);
+      EXPECT_EQ(left[i].choice, right[i].choice);
+      EXPECT_EQ(left[i].transfer, right[i].transfer);
+    }
+  }
+}
+
+class EverySetupTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(EverySetupTest, IsPlannedWithinMemoryAndNotBelowItsBound) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, GetParam(), /*microbatches=*/8);
+  ASSERT_NE(c.job, nullptr);
+  const auto plan = planner->Plan(*c.job, c.batch, Evaluations(20));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const StepReport& report = plan->report;
+  EXPECT_GT(report.lower_bound_ns, 0);
+  EXPECT_GE(report.schedule_makespan_ns, report.lower_bound_ns);
+  EXPECT_GE(report.makespan_ns, report.schedule_makespan_ns);
+  EXPECT_GE(report.memory_bound_ns, report.lower_bound_ns);
+  EXPECT_LE(report.layout_free_bound_ns, report.schedule_makespan_ns);
+  EXPECT_GE(report.bubble_ratio, 0);
+  EXPECT_LT(report.bubble_ratio, 1);
+  for (const int64_t peak : report.peak_memory_bytes) {
+    EXPECT_LE(peak, c.job->job.memory_budget_bytes);
+  }
+  const auto safe = planner->PlanSafe(*c.job, c.batch);
+  ASSERT_TRUE(safe.ok()) << safe.status();
+  EXPECT_LE(report.schedule_makespan_ns, safe->report.schedule_makespan_ns);
+}
+
+INSTANTIATE_TEST_SUITE_P(Planner, EverySetupTest,
+                         testing::ValuesIn(semu::SetupNames()),
+                         [](const testing::TestParamInfo<std::string>& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+TEST(PlannerTest, TheSameInputGivesTheSamePlanForAnyThreads) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, "vlm-s", /*microbatches=*/12);
+  const auto one = planner->Plan(*c.job, c.batch, Evaluations(100, 1));
+  const auto four = planner->Plan(*c.job, c.batch, Evaluations(100, 4));
+  ASSERT_TRUE(one.ok()) << one.status();
+  ASSERT_TRUE(four.ok()) << four.status();
+  ExpectSamePlan(*one, *four);
+}
+
+TEST(PlannerTest, EveryStrategyThatAppliesPlansTheSampleBatch) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, "vlm-s", /*microbatches=*/8);
+  for (const std::string& name : planner->StrategyNames()) {
+    PlanOptions options = Evaluations(20);
+    options.strategy = name;
+    const auto plan = planner->Plan(*c.job, c.batch, options);
+    if (!plan.ok()) {
+      EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition)
+          << name << ": " << plan.status();
+      continue;
+    }
+    EXPECT_EQ(plan->report.strategy, name);
+  }
+}
+
+TEST(PlannerTest, AForwardOnlyBatchHasNoBackward) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  Case c = MakeCase(*planner, "t2v-s", /*microbatches=*/4);
+  c.batch.forward_only = true;
+  const auto plan = planner->Plan(*c.job, c.batch, Evaluations(20));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  for (const auto& rank : plan->programs.ranks) {
+    for (const Action& action : rank) {
+      EXPECT_NE(action.kind, ActionKind::kBackward);
+      EXPECT_NE(action.kind, ActionKind::kInputGrad);
+      EXPECT_NE(action.kind, ActionKind::kWeightGrad);
+      EXPECT_NE(action.kind, ActionKind::kGradsReady);
+    }
+  }
+}
+
+TEST(PlannerTest, NamesAnUnknownStrategyAndThoseThereAre) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, "vlm-s", /*microbatches=*/1);
+  PlanOptions options = Evaluations(1);
+  options.strategy = "fastest";
+  const absl::Status status = planner->Plan(*c.job, c.batch, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("strategy: fastest"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("megatron"));
+}
+
+TEST(PlannerTest, AJobWhoseWeightsDoNotFitIsRefusedWithTheRank) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.set_memory_budget_bytes(int64_t{1} << 30);
+  const absl::Status status =
+      planner->Prepare(*semu::JobFromProto(proto), std::nullopt).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("rank"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1073741824"));
+}
+
+}  // namespace
+}  // namespace pipeweaver::search

@@ -1,0 +1,186 @@
+// List scheduling by keys, the engine under every strategy: at each step the
+// rank that can start earliest takes its ready stage with the least key that
+// memory admits. Strategies differ only in keys, choices and patience.
+//
+// Never stuck (banker's rule). Components of sweeps (safe_plan.h) stand in the
+// order in which their first F ran. Kept true on every rank, for every
+// component j not yet finished:
+//
+//     sum over k behind j of held(k) + need(j) <= limit,
+//
+// where held are the activations of F whose backward has not run, and need(j)
+// is the most that j holds while it is finished alone in the order of its safe
+// plan. So everything begun can be finished in that order, one component after
+// another; a component not begun holds nothing and fits alone. The rule breaks
+// only through an F (which adds to held), so F are admitted by it. Backwards
+// only give back; W never needs more, so bytes between I and W are not part of
+// the rule: where they stand in the way, W runs first. The first component's
+// next stage is therefore always admitted, on some rank, and the schedule ends.
+
+#ifndef SEARCH_STRATEGY_LIST_SCHEDULER_H_
+#define SEARCH_STRATEGY_LIST_SCHEDULER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/problem/schedule.h"
+#include "search/strategy/safe_plan.h"
+
+namespace pipeweaver::search {
+
+// A stage as a number: 3 * pair + kForwardTask, kGradientTask (I or B) or
+// kWeightTask.
+using Task = int32_t;
+inline constexpr int kForwardTask = 0;
+inline constexpr int kGradientTask = 1;
+inline constexpr int kWeightTask = 2;
+
+inline constexpr int TaskKind(Task task) { return task % 3; }
+inline constexpr int TaskPair(Task task) { return task / 3; }
+
+// How every pair is run.
+struct Ways {
+  std::vector<int32_t> choice;  // [pair]
+  std::vector<uint8_t> fused;   // [pair]; 1: B in place of I and W (kSplit)
+};
+
+// A complete schedule in search form.
+struct TaskOrder {
+  // Every task after those it waits for; each rank's order is the part of it
+  // on that rank.
+  std::vector<Task> tasks;
+  Ways ways;
+  int64_t makespan_ns = 0;
+};
+
+struct ListRule {
+  std::vector<int64_t> key;  // [task]; less runs first, ties by task
+  // A rank waits for a stage of less key that is about to arrive rather than
+  // start one that would delay it, when the wait is at most this share of the
+  // other's length, in 1/256.
+  int patience = 0;
+};
+
+// What the engine needs of a problem, computed once. Immutable; thread-safe.
+class ListModel {
+ public:
+  // `graph` and `plan` must outlive the model.
+  ListModel(const ProblemGraph& graph, const SafePlan& plan);
+
+  const ProblemGraph& graph() const { return graph_; }
+  const SafePlan& plan() const { return plan_; }
+
+ private:
+  friend class ListScheduler;
+
+  // A component's part on one rank; number component * ranks + rank.
+  struct Cell {
+    int32_t steps_begin = 0, steps_end = 0;  // in steps_
+    int32_t forwards = 0;
+    int32_t frozen = 0;  // F without backward that the component waits for
+  };
+
+  const ProblemGraph& graph_;
+  const SafePlan& plan_;
+  std::vector<Cell> cells_;
+  // Per cell the steps of its safe plan on that rank: only the backwards where
+  // all F come first.
+  std::vector<SafeStep> steps_;
+  std::vector<int32_t> backward_step_;  // [pair]: index in steps_
+  std::vector<int32_t> component_;      // [pair], or -1
+  // Per component, the pairs of its first stages, and those of the sweeps
+  // without backward that it waits for.
+  std::vector<std::vector<int32_t>> roots_;
+  // Per sweep without backward, the components that wait for it.
+  std::vector<std::vector<int32_t>> frozen_for_;
+  std::vector<std::vector<int32_t>> rank_roots_;  // [rank]: pairs
+};
+
+// One thread's workspace. Not thread-safe.
+class ListScheduler {
+ public:
+  explicit ListScheduler(const ListModel& model);
+
+  // Schedules by `rule`, running pairs as `ways` says; where a component's
+  // part on a rank would not fit alone that way, its safe ways are taken.
+  // The result stands in `order` (its storage is reused).
+  void Run(const ListRule& rule, const Ways& ways, TaskOrder& order);
+
+ private:
+  struct Entry {
+    int64_t key;
+    int64_t arrival_ns;
+    Task task;
+  };
+  struct CellState {
+    int64_t held = 0;
+    int64_t need = 0;  // while F or frozen F are left: the whole need
+    int64_t frozen_peak = 0;
+    int32_t next = 0;  // in steps_
+    int32_t forwards_left = 0;
+    int32_t frozen_left = 0;
+  };
+  struct PairLengths {
+    int64_t length[3];
+  };
+  struct PairBytes {
+    int64_t activation;
+    int64_t gradient;  // while I or B runs; for I at least what W holds
+    int64_t weight;    // from I to W
+  };
+  enum class Admission { kYes, kAfterWeightGrad, kNo };
+
+  void Prepare(const ListRule& rule, const Ways& ways, TaskOrder& order);
+  void SetPair(int pair, const Ways& ways);
+  void PrepareMemory(Ways& ways);
+  bool PrepareCell(int cell_index, int64_t limit);
+  void FeedRoots(int rank);
+  void Feed(int pair);
+  void Begin(int component);
+  void Push(Task task, int64_t arrival_ns);
+  bool Dispatch(int rank);
+  Admission Admit(int rank, Task task) const;
+  bool SafeToHold(int rank, int component, int64_t bytes) const;
+  int64_t NeedOf(const CellState& state, int cell_index) const;
+  void Execute(int rank, size_t at);
+  void SettleForward(int rank, int pair);
+  void SettleGradient(int rank, int pair);
+  void UpdateNextStart(int rank);
+
+  const ListModel& model_;
+  const ProblemGraph& graph_;
+  const ListRule* rule_ = nullptr;
+  TaskOrder* order_ = nullptr;
+
+  std::vector<PairLengths> lengths_;
+  std::vector<PairBytes> bytes_;
+  std::vector<int64_t> suffix_need_;  // [step]
+  std::vector<uint8_t> step_done_;    // [step]
+  std::vector<CellState> cells_;
+  std::vector<uint8_t> constrained_;      // [rank]
+  std::vector<int64_t> most_need_;        // [rank]
+  std::vector<int64_t> live_;             // [rank]
+  std::vector<int64_t> held_;             // [rank]
+  std::vector<int32_t> pending_weights_;  // [rank]
+
+  std::vector<std::vector<Entry>> queue_;                      // [rank], by key
+  std::vector<int64_t> free_ns_;                               // [rank]
+  std::vector<int64_t> next_start_ns_;                         // [rank]
+  std::vector<int32_t> forward_waits_, gradient_waits_;        // [pair]
+  std::vector<int64_t> forward_ready_ns_, gradient_ready_ns_;  // [pair]
+  std::vector<std::vector<int32_t>> sorted_roots_;             // [rank]
+  std::vector<size_t> next_root_;                              // [rank]
+  std::vector<int32_t> queued_roots_;                          // [rank]
+  std::vector<uint8_t> fed_;                                   // [pair]
+  std::vector<int32_t> begun_;           // components, oldest first
+  std::vector<uint8_t> is_begun_;        // [component]
+  std::vector<int32_t> backwards_left_;  // [component]
+};
+
+// The order as the value that leaves the search.
+Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order);
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_LIST_SCHEDULER_H_

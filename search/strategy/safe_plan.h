@@ -1,0 +1,69 @@
+// Whether a problem can be scheduled within memory at all, and a plan that any
+// scheduler can fall back on: components of sweeps one after another.
+//
+// Terms. Sweeps without a backward hold memory only while they run; leave them
+// out. The rest fall into components connected by `after`. A component holds
+// nothing before its first F and nothing after its last backward, so:
+//
+// * A problem fits exactly when each component fits by itself (drop everything
+//   else from a schedule and memory only falls) and each F of the sweeps
+//   without a backward fits by itself.
+// * Within a component, W may run right after its I: it waits for nothing
+//   else, and its bytes are held at I's end anyway. So a backward is one step
+//   whose peak is max(backward, weight gradient) bytes for I with W, or the
+//   bytes of B, and which gives the activation back. A backward that is ready
+//   and fits may run at once: after it every rank holds no more than before.
+// * A component with a single sink has all its F before its first backward
+//   (every sweep leads to the sink, whose last F precedes its first backward).
+//   So with given choices it fits exactly when on every rank the sum of
+//   activations fits and running whatever backward is ready and fits never
+//   gets stuck. Which choices: the least activations where the order of
+//   backwards on each rank is given, found from the last backward to the first;
+//   else branch and bound over the choices.
+// * Other components: depth-first search over F steps and choices with a memory
+//   of states, exact unless it runs out of nodes.
+
+#ifndef SEARCH_STRATEGY_SAFE_PLAN_H_
+#define SEARCH_STRATEGY_SAFE_PLAN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "search/problem/problem_graph.h"
+
+namespace pipeweaver::search {
+
+// A step of a component by itself: F of a pair, or its whole backward (B, or I
+// with W right after it).
+struct SafeStep {
+  int32_t pair = 0;
+  bool backward = false;
+};
+
+struct SafeComponent {
+  std::vector<int32_t> sweeps;
+  // Every F and every backward, in an order that fits.
+  std::vector<SafeStep> steps;
+  // All F come before all backwards in `steps`. Then any order of F fits, and
+  // any order of the backwards of which each rank's part follows `steps`.
+  bool forwards_first = true;
+};
+
+struct SafePlan {
+  std::vector<SafeComponent> components;
+  std::vector<int32_t> component_of_sweep;  // -1: without a backward
+  std::vector<int32_t> choice;              // [pair]
+  std::vector<uint8_t> fused;               // [pair]: kSplit runs as B
+};
+
+// The peak of a backward step above nothing, for a choice and way to run it.
+int64_t BackwardStepBytes(const GraphChoice& choice, PairMode mode, bool fused);
+
+// Errors: RESOURCE_EXHAUSTED when a component does not fit; the message names
+// rank, bytes and limit and says whether no schedule exists or none was found.
+absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph);
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_SAFE_PLAN_H_

@@ -1,0 +1,135 @@
+#include "server/ctl/command.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "semu/base/check.h"
+
+namespace pipeweaver::ctl {
+
+ExitCode ExitCodeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return kExitOk;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+      return kExitUnavailable;
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kDataLoss:
+      return kExitFailed;
+    default:
+      return kExitBadInput;
+  }
+}
+
+ExitCode Report(const absl::Status& status, const CommandIo& io) {
+  io.err << "error: " << absl::StatusCodeToString(status.code()) << ": "
+         << status.message() << "\n";
+  return ExitCodeOf(status);
+}
+
+std::optional<ExitCode> ParseArguments(CLI::App& app,
+                                       absl::Span<const std::string> args,
+                                       const CommandIo& io) {
+  try {
+    // CLI11 takes the arguments last first.
+    app.parse(std::vector<std::string>(args.rbegin(), args.rend()));
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error, io.out, io.err) == 0 ? kExitOk : kExitUsage;
+  }
+  return std::nullopt;
+}
+
+void AddOutputOption(CLI::App& app, std::string& output) {
+  app.add_option("-o,--output", output, "table or json")
+      ->check(CLI::IsMember({"table", "json"}))
+      ->capture_default_str();
+}
+
+Table::Table(std::vector<std::string> columns) : columns_(std::move(columns)) {}
+
+void Table::AddRow(std::vector<Cell> row) {
+  PW_CHECK(row.size() == columns_.size());
+  rows_.push_back(std::move(row));
+}
+
+void Table::Print(absl::string_view output, std::ostream& out) const {
+  if (output == "json") {
+    nlohmann::ordered_json array = nlohmann::ordered_json::array();
+    for (const std::vector<Cell>& row : rows_) {
+      nlohmann::ordered_json object = nlohmann::ordered_json::object();
+      for (size_t i = 0; i < row.size(); ++i)
+        object[columns_[i]] = row[i].value;
+      array.push_back(std::move(object));
+    }
+    out << array.dump() << "\n";
+    return;
+  }
+  std::vector<size_t> widths;
+  for (size_t i = 0; i < columns_.size(); ++i) {
+    size_t width = columns_[i].size();
+    for (const std::vector<Cell>& row : rows_) {
+      width = std::max(width, row[i].text.size());
+    }
+    widths.push_back(width);
+  }
+  // The last column is left ragged: no line ends in blanks.
+  const auto print_line = [&](auto text_of) {
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      const std::string text = text_of(i);
+      out << text;
+      if (i + 1 < columns_.size()) {
+        out << std::string(widths[i] - text.size() + 2, ' ');
+      }
+    }
+    out << "\n";
+  };
+  print_line([&](size_t i) { return columns_[i]; });
+  for (const std::vector<Cell>& row : rows_) {
+    print_line([&](size_t i) { return row[i].text; });
+  }
+}
+
+Table::Cell Table::Text(absl::string_view text) {
+  return {std::string(text), std::string(text)};
+}
+
+Table::Cell Table::Count(int64_t count) { return {count, absl::StrCat(count)}; }
+
+Table::Cell Table::Percent(double ratio) {
+  return {ratio, absl::StrFormat("%.1f %%", ratio * 100)};
+}
+
+Table::Cell Table::Milliseconds(int64_t ns) {
+  return {ns, absl::StrFormat("%.2f ms", static_cast<double>(ns) * 1e-6)};
+}
+
+Table::Cell Table::Gibibytes(int64_t bytes) {
+  constexpr double kGibibyte = 1 << 30;
+  return {bytes, absl::StrFormat("%.1f GiB", bytes / kGibibyte)};
+}
+
+Progress::Progress(std::string what, std::ostream& err)
+    : thread_([this, what = std::move(what), &err] {
+        std::unique_lock<std::mutex> lock(mutex_);
+        int seconds = 0;
+        while (!ended_changed_.wait_for(lock, std::chrono::seconds(1),
+                                        [this] { return ended_; })) {
+          err << what << " ... " << ++seconds << " s" << std::endl;
+        }
+      }) {}
+
+Progress::~Progress() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ended_ = true;
+  }
+  ended_changed_.notify_one();
+  thread_.join();
+}
+
+}  // namespace pipeweaver::ctl

@@ -1,0 +1,202 @@
+// pipeweaverctl job: asks a running planner about its jobs.
+
+#include <google/protobuf/util/json_util.h>
+
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "client_agents/cc/planner_client.h"
+#include "pipeweaver/v1/planner_service.pb.h"
+#include "server/ctl/command.h"
+#include "server/ctl/planning_input.h"
+
+namespace pipeweaver::ctl {
+namespace {
+
+// A message as JSON with the field names of the .proto files.
+std::string ToJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  std::string json;
+  google::protobuf::util::MessageToJsonString(message, &json, options)
+      .IgnoreError();
+  return json;
+}
+
+int List(client::PlannerClient& client, absl::string_view output,
+         const CommandIo& io) {
+  const auto response = client.ListJobs({});
+  if (!response.ok()) return Report(response.status(), io);
+  Table table({"job"});
+  for (const std::string& job : response->jobs()) {
+    table.AddRow({Table::Text(job)});
+  }
+  table.Print(output, io.out);
+  return kExitOk;
+}
+
+int Describe(client::PlannerClient& client, const std::string& name,
+             absl::string_view output, const CommandIo& io) {
+  v1::DescribeJobRequest request;
+  request.set_job(name);
+  const auto response = client.DescribeJob(request);
+  if (!response.ok()) return Report(response.status(), io);
+  if (output == "json") {
+    io.out << ToJson(*response) << "\n";
+    return kExitOk;
+  }
+  Table table({"property", "value"});
+  const auto row = [&table](absl::string_view property,
+                            absl::string_view value) {
+    table.AddRow({Table::Text(property), Table::Text(value)});
+  };
+  row("job digest", absl::BytesToHexString(response->job_digest()));
+  row("attempt", absl::StrCat(response->attempt()));
+  row("layout digest", absl::BytesToHexString(response->layout_digest()));
+  row("layout confirmed", response->layout_confirmed() ? "yes" : "no");
+  row("steps held", absl::StrCat(response->steps_held()));
+  for (int i = 0; i < response->plans_by_origin_size(); ++i) {
+    if (response->plans_by_origin(i) == 0) continue;
+    row(absl::StrCat("plans, ",
+                     v1::PlanOrigin_Name(static_cast<v1::PlanOrigin>(i))),
+        absl::StrCat(response->plans_by_origin(i)));
+  }
+  row("reports", absl::StrCat(response->reports()));
+  if (response->reports() > 0) {
+    row("measured over predicted",
+        absl::StrCat(response->measured_over_predicted()));
+  }
+  for (int m = 0; m < response->layout().modules_size(); ++m) {
+    const v1::ModuleLayout& module = response->layout().modules(m);
+    for (int s = 0; s < module.segments_size(); ++s) {
+      std::string chunks;
+      for (const v1::Chunk& chunk : module.segments(s).chunks()) {
+        absl::StrAppend(&chunks, chunks.empty() ? "" : ", ", "rank ",
+                        chunk.rank(), ": ", chunk.num_layers());
+      }
+      row(absl::StrCat("layers, ", module.module(), " segment ", s), chunks);
+    }
+  }
+  table.Print(output, io.out);
+  return kExitOk;
+}
+
+int Register(client::PlannerClient& client, const std::string& job,
+             const std::string& request_id, absl::string_view output,
+             const CommandIo& io) {
+  absl::StatusOr<v1::Job> read = ReadJob(job);
+  if (!read.ok()) return Report(read.status(), io);
+  v1::RegisterJobRequest request;
+  request.set_request_id(request_id);
+  *request.mutable_job() = *std::move(read);
+  const auto response = client.RegisterJob(request);
+  if (!response.ok()) return Report(response.status(), io);
+  if (!response->layout_confirmed()) {
+    v1::ConfirmLayoutRequest confirm;
+    confirm.set_job(request.job().name());
+    confirm.set_attempt(response->attempt());
+    confirm.set_layout_digest(response->layout_digest());
+    if (const auto confirmed = client.ConfirmLayout(confirm); !confirmed.ok()) {
+      return Report(confirmed.status(), io);
+    }
+  }
+  if (output == "json") {
+    io.out << ToJson(*response) << "\n";
+  } else {
+    io.out << request.job().name() << ": attempt " << response->attempt()
+           << ", layout "
+           << absl::BytesToHexString(response->layout_digest()).substr(0, 12)
+           << " confirmed\n";
+  }
+  return kExitOk;
+}
+
+int ShowPlan(client::PlannerClient& client, const v1::PlanKey& key,
+             absl::string_view output, const CommandIo& io) {
+  const auto plan = client.GetPlan(key);
+  if (!plan.ok()) return Report(plan.status(), io);
+  if (output == "json") {
+    io.out << ToJson(*plan) << "\n";
+    return kExitOk;
+  }
+  const v1::PlanReport& report = plan->report();
+  Table table({"property", "value"});
+  const auto row = [&table](absl::string_view property, Table::Cell value) {
+    table.AddRow({Table::Text(property), std::move(value)});
+  };
+  row("plan digest", Table::Text(absl::BytesToHexString(plan->plan_digest())));
+  row("sealed", Table::Text(v1::PlanOrigin_Name(plan->identity().origin())));
+  row("makespan", Table::Milliseconds(report.makespan_ns()));
+  row("lower bound", Table::Milliseconds(report.lower_bound_ns()));
+  row("gap", Table::Percent(report.gap()));
+  row("bubble", Table::Percent(report.bubble_ratio()));
+  row("schedules evaluated", Table::Count(report.evaluations()));
+  row("search", Table::Milliseconds(report.search_ns()));
+  row("checks", Table::Milliseconds(report.check_ns()));
+  table.Print(output, io.out);
+  return kExitOk;
+}
+
+}  // namespace
+
+int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
+  CLI::App app("Asks a running planner about its jobs.", "pipeweaverctl job");
+  std::string server = "127.0.0.1:7411";
+  std::string output = "table";
+  std::string name;
+  std::string request_id;
+  uint64_t attempt = 1;
+  uint64_t step = 0;
+  uint32_t replica = 0;
+  app.add_option("--server", server, "address of the planner")
+      ->capture_default_str();
+  AddOutputOption(app, output);
+  app.require_subcommand(1);
+  app.fallthrough();
+  CLI::App* list = app.add_subcommand("list", "names of all jobs");
+  CLI::App* describe = app.add_subcommand("describe", "one job");
+  describe->add_option("NAME", name, "the job's name")->required();
+  CLI::App* reg =
+      app.add_subcommand("register", "registers a job and confirms its layout");
+  reg->add_option("JOB", name,
+                  "a setup's name, or a file with a v1.Job as text")
+      ->required();
+  reg->add_option("--request-id", request_id,
+                  "unique for each start of the run")
+      ->required();
+  CLI::App* remove = app.add_subcommand("remove", "forgets a job");
+  remove->add_option("NAME", name, "the job's name")->required();
+  CLI::App* plan = app.add_subcommand("plan", "a step's sealed plan");
+  plan->add_option("NAME", name, "the job's name")->required();
+  plan->add_option("STEP", step, "the step")->required();
+  plan->add_option("--attempt", attempt, "the run's attempt")
+      ->capture_default_str();
+  plan->add_option("--replica", replica, "the data-parallel replica")
+      ->capture_default_str();
+  if (const auto code = ParseArguments(app, args, io)) return *code;
+
+  absl::StatusOr<client::PlannerClient> client =
+      client::PlannerClient::Create(server, {});
+  if (!client.ok()) return Report(client.status(), io);
+  const Progress progress(absl::StrCat("waiting for ", server), io.err);
+  if (list->parsed()) return List(*client, output, io);
+  if (describe->parsed()) return Describe(*client, name, output, io);
+  if (reg->parsed()) return Register(*client, name, request_id, output, io);
+  if (plan->parsed()) {
+    v1::PlanKey key;
+    key.set_job(name);
+    key.set_attempt(attempt);
+    key.set_step(step);
+    key.set_replica(replica);
+    return ShowPlan(*client, key, output, io);
+  }
+  v1::RemoveJobRequest request;
+  request.set_job(name);
+  const auto response = client->RemoveJob(request);
+  return response.ok() ? kExitOk : Report(response.status(), io);
+}
+
+}  // namespace pipeweaver::ctl

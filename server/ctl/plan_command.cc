@@ -1,0 +1,241 @@
+// pipeweaverctl plan, compare and replay: planning here, without a server.
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "pipeweaver/v1/plan.pb.h"
+#include "pipeweaver/v1/planner_service.pb.h"
+#include "search/lower/program_proto.h"
+#include "search/planner.h"
+#include "semu/base/check.h"
+#include "semu/base/status_macros.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
+#include "server/ctl/command.h"
+#include "server/ctl/planning_input.h"
+
+namespace pipeweaver::ctl {
+namespace {
+
+using search::StepPlan;
+using search::StepReport;
+
+double Gap(const StepReport& report) {
+  return report.lower_bound_ns == 0
+             ? 0
+             : static_cast<double>(report.schedule_makespan_ns) /
+                       report.lower_bound_ns -
+                   1;
+}
+
+int64_t Peak(const StepReport& report) {
+  int64_t peak = 0;
+  for (const int64_t bytes : report.peak_memory_bytes) {
+    peak = std::max(peak, bytes);
+  }
+  return peak;
+}
+
+// The row of one plan in the tables of plan and compare.
+std::vector<Table::Cell> PlanRow(const StepReport& report) {
+  return {Table::Text(report.strategy),
+          Table::Milliseconds(report.makespan_ns),
+          Table::Milliseconds(report.lower_bound_ns),
+          Table::Percent(Gap(report)),
+          Table::Percent(report.bubble_ratio),
+          Table::Gibibytes(Peak(report)),
+          Table::Count(report.evaluations),
+          Table::Milliseconds(report.search_ns),
+          Table::Milliseconds(report.check_ns),
+          Table::Milliseconds(report.lower_ns)};
+}
+
+const std::vector<std::string>& PlanColumns() {
+  static const auto* columns = new std::vector<std::string>{
+      "strategy",   "makespan_ns", "bound_ns",  "gap",      "bubble",
+      "peak_bytes", "evaluations", "search_ns", "check_ns", "lower_ns"};
+  return *columns;
+}
+
+// SHA-256 of each rank's actions, which do not depend on the plan's identity.
+std::vector<std::string> RankDigests(const StepPlan& plan) {
+  const search::PlanBytes bytes =
+      search::SerializePlan(plan.step, plan.programs, v1::PlanIdentity());
+  v1::Program first;
+  PW_CHECK(first.ParseFromString(bytes.programs.front()));
+  return {first.rank_digests().begin(), first.rank_digests().end()};
+}
+
+// The request that a plan answers, with what was answered: all that is needed
+// to plan it again.
+v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
+                                  const PlanningArguments& arguments,
+                                  const std::string& strategy,
+                                  const StepPlan& plan) {
+  v1::SavedRequest saved;
+  *saved.mutable_job() = input.job_proto;
+  *saved.mutable_batch() = input.batch_proto;
+  saved.set_seed(arguments.seed);
+  saved.set_budget_evaluations(plan.report.evaluations);
+  saved.set_strategy(strategy);
+  for (std::string& digest : RankDigests(plan)) {
+    saved.add_rank_digests(std::move(digest));
+  }
+  return saved;
+}
+
+absl::Status Plan(const PlanningArguments& arguments,
+                  const std::string& strategy, const std::string& save,
+                  absl::string_view output, const CommandIo& io) {
+  const Progress progress("planning", io.err);
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  PW_ASSIGN_OR_RETURN(const PlanningInput input,
+                      ReadPlanningInput(arguments, *planner));
+  search::PlanOptions options;
+  options.strategy = strategy;
+  options.search = SearchOptionsOf(arguments);
+  PW_ASSIGN_OR_RETURN(const StepPlan plan,
+                      planner->Plan(*input.job, input.batch, options));
+  if (!save.empty()) {
+    PW_RETURN_IF_ERROR(WriteTextProto(
+        save, MakeSavedRequest(input, arguments, strategy, plan)));
+  }
+  Table table(PlanColumns());
+  table.AddRow(PlanRow(plan.report));
+  table.Print(output, io.out);
+  return absl::OkStatus();
+}
+
+absl::Status Compare(const PlanningArguments& arguments,
+                     std::vector<std::string> strategies,
+                     absl::string_view output, const CommandIo& io) {
+  const Progress progress("comparing", io.err);
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  PW_ASSIGN_OR_RETURN(const PlanningInput input,
+                      ReadPlanningInput(arguments, *planner));
+  if (strategies.empty()) strategies = planner->StrategyNames();
+  std::vector<std::string> columns = PlanColumns();
+  columns.push_back("gain_of_first");
+  columns.push_back("error");
+  Table table(columns);
+  std::optional<int64_t> first_ns;
+  for (const std::string& strategy : strategies) {
+    search::PlanOptions options;
+    options.strategy = strategy;
+    options.search = SearchOptionsOf(arguments);
+    const absl::StatusOr<StepPlan> plan =
+        planner->Plan(*input.job, input.batch, options);
+    std::vector<Table::Cell> row;
+    if (plan.ok()) {
+      row = PlanRow(plan->report);
+      if (!first_ns) first_ns = plan->report.makespan_ns;
+      row.push_back(Table::Percent(
+          static_cast<double>(plan->report.makespan_ns) / *first_ns - 1));
+      row.push_back(Table::Text(""));
+    } else if (absl::IsInvalidArgument(plan.status())) {
+      return plan.status();
+    } else {
+      row.assign(columns.size() - 1, {nullptr, "-"});
+      row[0] = Table::Text(strategy);
+      row.push_back(Table::Text(plan.status().message()));
+    }
+    table.AddRow(std::move(row));
+  }
+  table.Print(output, io.out);
+  return absl::OkStatus();
+}
+
+absl::Status Replay(const std::string& path, int threads, bool& same,
+                    const CommandIo& io) {
+  const Progress progress("replaying", io.err);
+  v1::SavedRequest saved;
+  PW_RETURN_IF_ERROR(ReadTextProto(path, saved));
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  PW_ASSIGN_OR_RETURN(const semu::Job job, semu::JobFromProto(saved.job()));
+  PW_ASSIGN_OR_RETURN(const semu::Layout layout,
+                      semu::LayoutFromProto(saved.job().layout(), job));
+  PW_ASSIGN_OR_RETURN(const auto prepared, planner->Prepare(job, layout));
+  PW_ASSIGN_OR_RETURN(const semu::Batch batch,
+                      semu::BatchFromProto(saved.batch(), job));
+  search::PlanOptions options;
+  options.strategy = saved.strategy();
+  options.search.seed = saved.seed();
+  options.search.threads = threads;
+  options.search.budget.evaluations = saved.budget_evaluations();
+  PW_ASSIGN_OR_RETURN(const StepPlan plan,
+                      planner->Plan(*prepared, batch, options));
+  const std::vector<std::string> digests = RankDigests(plan);
+  same = static_cast<int>(digests.size()) == saved.rank_digests_size();
+  for (int rank = 0; rank < static_cast<int>(digests.size()); ++rank) {
+    const bool equal = rank < saved.rank_digests_size() &&
+                       digests[rank] == saved.rank_digests(rank);
+    same = same && equal;
+    io.out << "rank " << rank << ": " << absl::BytesToHexString(digests[rank])
+           << " " << (equal ? "same" : "differs") << "\n";
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int RunPlanCommand(absl::Span<const std::string> args, const CommandIo& io) {
+  CLI::App app("Plans a batch of a job here, without a server.",
+               "pipeweaverctl plan");
+  PlanningArguments arguments;
+  std::string strategy;
+  std::string save;
+  std::string output = "table";
+  arguments.AddTo(app);
+  app.add_option("--strategy", strategy, "default: the portfolio");
+  app.add_option("--save", save, "file for the request, to `replay`");
+  AddOutputOption(app, output);
+  if (const auto code = ParseArguments(app, args, io)) return *code;
+  const absl::Status status = Plan(arguments, strategy, save, output, io);
+  return status.ok() ? kExitOk : Report(status, io);
+}
+
+int RunCompareCommand(absl::Span<const std::string> args, const CommandIo& io) {
+  CLI::App app(
+      "Plans a batch with several strategies; gains are of the first over "
+      "each.",
+      "pipeweaverctl compare");
+  PlanningArguments arguments;
+  std::vector<std::string> strategies;
+  std::string output = "table";
+  arguments.AddTo(app);
+  app.add_option("--strategies", strategies, "names; default: all")
+      ->delimiter(',');
+  AddOutputOption(app, output);
+  if (const auto code = ParseArguments(app, args, io)) return *code;
+  const absl::Status status =
+      Compare(arguments, std::move(strategies), output, io);
+  return status.ok() ? kExitOk : Report(status, io);
+}
+
+int RunReplayCommand(absl::Span<const std::string> args, const CommandIo& io) {
+  CLI::App app("Plans a saved request again and compares the bytes.",
+               "pipeweaverctl replay");
+  std::string path;
+  int threads = 2;
+  app.add_option("FILE", path, "what `plan --save` wrote")->required();
+  app.add_option("--threads", threads, "of the search; the bytes do not change")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  if (const auto code = ParseArguments(app, args, io)) return *code;
+  bool same = false;
+  const absl::Status status = Replay(path, threads, same, io);
+  if (!status.ok()) return Report(status, io);
+  return same ? kExitOk : kExitFailed;
+}
+
+}  // namespace pipeweaver::ctl

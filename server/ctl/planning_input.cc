@@ -1,0 +1,146 @@
+#include "server/ctl/planning_input.h"
+
+#include <chrono>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+#include "semu/base/status_macros.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+
+namespace pipeweaver::ctl {
+namespace {
+
+// Keeps the first error of a parse.
+class FirstError : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
+                const std::string& message) override {
+    if (!text.empty()) return;
+    text =
+        absl::StrCat("line ", line + 1, ", column ", column + 1, ": ", message);
+  }
+  std::string text;
+};
+
+}  // namespace
+
+absl::Status ReadTextProto(const std::string& path,
+                           google::protobuf::Message& message) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  FirstError error;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  if (!parser.ParseFromString(text, &message)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": ", error.text, " (expected ",
+                     message.GetDescriptor()->full_name(), " as text)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteTextProto(const std::string& path,
+                            const google::protobuf::Message& message) {
+  google::protobuf::TextFormat::Printer printer;
+  printer.SetUseShortRepeatedPrimitives(true);
+  std::string text;
+  printer.PrintToString(message, &text);
+  return WriteFile(path, text);
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream out(path, std::ios::binary);
+  out << content;
+  out.close();
+  if (!out) {
+    return absl::PermissionDeniedError(
+        absl::StrCat(path, ": cannot be written"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Job> ReadJob(const std::string& name) {
+  absl::StatusOr<v1::Job> setup = semu::MakeSetup(name);
+  if (setup.ok() || !absl::IsNotFound(setup.status())) return setup;
+  v1::Job job;
+  const absl::Status status = ReadTextProto(name, job);
+  if (absl::IsNotFound(status)) {
+    return absl::NotFoundError(absl::StrCat(
+        name,
+        ": neither a set-up (`pipeweaverctl setups` lists them) nor a "
+        "readable file"));
+  }
+  if (!status.ok()) return status;
+  return job;
+}
+
+void PlanningArguments::AddTo(CLI::App& app) {
+  app.add_option("JOB", job, "a set-up's name, or a file with a v1.Job as text")
+      ->required();
+  app.add_option("BATCH", batch_file,
+                 "a file with a v1.BatchMetadata as text; default: a sample");
+  app.add_option("--microbatches", microbatches, "of the sample batch")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--seed", seed, "of the sample batch and of the search")
+      ->capture_default_str();
+  app.add_option("--budget-evals", budget_evals,
+                 "schedules to evaluate; fixes the plan's bytes")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--budget-ms", budget_ms, "time of the search")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--threads", threads, "of the search")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+}
+
+absl::StatusOr<PlanningInput> ReadPlanningInput(
+    const PlanningArguments& arguments, const search::StepPlanner& planner) {
+  PlanningInput input;
+  PW_ASSIGN_OR_RETURN(input.job_proto, ReadJob(arguments.job));
+  PW_ASSIGN_OR_RETURN(const semu::Job job, semu::JobFromProto(input.job_proto));
+  std::optional<semu::Layout> pinned;
+  if (input.job_proto.has_layout()) {
+    PW_ASSIGN_OR_RETURN(pinned,
+                        semu::LayoutFromProto(input.job_proto.layout(), job));
+  }
+  PW_ASSIGN_OR_RETURN(input.job, planner.Prepare(job, pinned));
+  *input.job_proto.mutable_layout() =
+      semu::LayoutToProto(input.job->layout, job);
+  if (arguments.batch_file.empty()) {
+    semu::SampleOptions sample;
+    sample.microbatches = arguments.microbatches;
+    sample.seed = arguments.seed;
+    PW_ASSIGN_OR_RETURN(input.batch_proto,
+                        semu::SampleBatch(input.job_proto, sample));
+  } else {
+    PW_RETURN_IF_ERROR(ReadTextProto(arguments.batch_file, input.batch_proto));
+  }
+  PW_ASSIGN_OR_RETURN(input.batch,
+                      semu::BatchFromProto(input.batch_proto, job));
+  return input;
+}
+
+search::SearchOptions SearchOptionsOf(const PlanningArguments& arguments) {
+  search::SearchOptions options;
+  options.seed = arguments.seed;
+  options.threads = arguments.threads;
+  options.budget.evaluations = arguments.budget_evals;
+  if (arguments.budget_evals == 0) {
+    options.budget.deadline = std::chrono::steady_clock::now() +
+                              std::chrono::milliseconds(arguments.budget_ms);
+  }
+  return options;
+}
+
+}  // namespace pipeweaver::ctl

@@ -1,0 +1,64 @@
+// Jobs and batches as the commands name them: a built-in set-up or a file.
+
+#ifndef SERVER_CTL_PLANNING_INPUT_H_
+#define SERVER_CTL_PLANNING_INPUT_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/statusor.h"
+#include "google/protobuf/message.h"
+#include "pipeweaver/v1/batch.pb.h"
+#include "pipeweaver/v1/job.pb.h"
+#include "search/planner.h"
+#include "semu/model/batch.h"
+
+namespace pipeweaver::ctl {
+
+// Reads a message as protobuf text. Errors: NOT_FOUND, INVALID_ARGUMENT naming
+// file, line and what is wrong.
+absl::Status ReadTextProto(const std::string& path,
+                           google::protobuf::Message& message);
+
+// Writes a message as protobuf text. Errors: PERMISSION_DENIED.
+absl::Status WriteTextProto(const std::string& path,
+                            const google::protobuf::Message& message);
+
+// Writes a file. Errors: PERMISSION_DENIED.
+absl::Status WriteFile(const std::string& path, const std::string& content);
+
+// The job that `name` stands for: a built-in set-up, else a file.
+absl::StatusOr<v1::Job> ReadJob(const std::string& name);
+
+// The arguments that plan, compare and trace have in common.
+struct PlanningArguments {
+  std::string job;         // a set-up or a file
+  std::string batch_file;  // empty: a sample batch
+  int microbatches = 64;   // of a sample batch
+  uint64_t seed = 1;       // of the sample batch and of the search
+  int64_t budget_evals = 0;
+  int64_t budget_ms = 50;
+  int threads = 2;
+
+  void AddTo(CLI::App& app);
+};
+
+// A job made ready, and a batch of it.
+struct PlanningInput {
+  v1::Job job_proto;  // with the layout
+  v1::BatchMetadata batch_proto;
+  std::shared_ptr<const search::PlannableJob> job;
+  semu::Batch batch;
+};
+
+absl::StatusOr<PlanningInput> ReadPlanningInput(
+    const PlanningArguments& arguments, const search::StepPlanner& planner);
+
+// The search that the arguments ask for, its time counted from now.
+search::SearchOptions SearchOptionsOf(const PlanningArguments& arguments);
+
+}  // namespace pipeweaver::ctl
+
+#endif  // SERVER_CTL_PLANNING_INPUT_H_

@@ -1,0 +1,141 @@
+// The jobs that the server plans for, and the attempts it handed out.
+
+#ifndef SERVER_JOB_REGISTRY_H_
+#define SERVER_JOB_REGISTRY_H_
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "search/planner.h"
+#include "semu/base/mutex.h"
+#include "semu/model/job.h"
+#include "server/sealed_plan.h"
+
+namespace pipeweaver::server {
+
+// A job as it stands at one moment. Immutable: a change makes a new value.
+struct RegisteredJob {
+  std::string name;
+  // Serialised v1.Job without its layout.
+  std::string job_bytes;
+  std::string job_digest;
+  std::string layout_digest;
+  uint64_t attempt = 0;
+  bool layout_confirmed = false;
+  std::shared_ptr<const search::PlannableJob> plannable;
+};
+
+// What a trainer registers, validated.
+struct Registration {
+  // Chosen by the caller, once for each start of the run.
+  std::string request_id;
+  std::string job_bytes;
+  std::string job_digest;
+  semu::Job job;
+  // Layout pinned by the trainer, and its digest.
+  std::optional<semu::Layout> pinned;
+  std::string pinned_digest;
+};
+
+struct JobStats {
+  // Plans sealed since registration; index is PlanOrigin.
+  std::array<int64_t, kNumPlanOrigins> plans_by_origin{};
+  int64_t reports = 0;
+  // Mean of measured over predicted step time; 0 when none.
+  double measured_over_predicted = 0;
+  // Recent time from the end of a search to its sealed plan, nanoseconds.
+  int64_t seal_ns = 0;
+};
+
+// Attempts of one name never repeat while the registry lives, not even after
+// the job was removed. Thread-safe.
+class JobRegistry {
+ public:
+  // Holds at most `max_jobs` >= 1.
+  explicit JobRegistry(int max_jobs) : max_jobs_(max_jobs) {}
+
+  // What can be answered without preparing the job: a request id seen before
+  // (the same attempt again), or a job known with this layout (the next
+  // attempt). nullopt: prepare the job and Commit.
+  //
+  // Errors: ALREADY_EXISTS when the name has another job digest;
+  // RESOURCE_EXHAUSTED when the registry is full.
+  absl::StatusOr<std::optional<std::shared_ptr<const RegisteredJob>>>
+  TryRegister(const Registration& registration);
+
+  // Registers what was prepared; nothing stays behind on an error. Somebody
+  // else may have registered the name since TryRegister, so the same rules and
+  // errors apply again.
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> Commit(
+      const Registration& registration,
+      std::shared_ptr<const search::PlannableJob> plannable,
+      std::string layout_digest);
+
+  // Errors: NOT_FOUND; ABORTED for an old attempt; FAILED_PRECONDITION when the
+  // digest is not the proposed layout's.
+  absl::Status ConfirmLayout(absl::string_view name, uint64_t attempt,
+                             absl::string_view layout_digest);
+
+  // Errors: NOT_FOUND.
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> Find(
+      absl::string_view name) const;
+
+  // As Find, for a call of one attempt. Errors: NOT_FOUND also for an attempt
+  // that was never handed out; ABORTED for an old one.
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> FindAttempt(
+      absl::string_view name, uint64_t attempt) const;
+
+  // Errors: NOT_FOUND.
+  absl::Status Remove(absl::string_view name);
+
+  // In ascending order.
+  std::vector<std::string> Names() const;
+  int size() const;
+
+  // Errors: NOT_FOUND.
+  absl::StatusOr<JobStats> Stats(absl::string_view name) const;
+  // These do nothing for a job that is gone.
+  void CountPlan(absl::string_view name, PlanOrigin origin);
+  void CountReport(absl::string_view name, double measured_over_predicted);
+  void NoteSealTime(absl::string_view name, int64_t seal_ns);
+
+ private:
+  struct Entry {
+    std::shared_ptr<const RegisteredJob> job;
+    // The latest request ids and what they were answered, oldest first.
+    std::deque<std::pair<std::string, std::shared_ptr<const RegisteredJob>>>
+        answered;
+    JobStats stats;
+  };
+
+  absl::StatusOr<std::optional<std::shared_ptr<const RegisteredJob>>>
+  TryRegisterLocked(const Registration& registration)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> FindLocked(
+      absl::string_view name) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> FindAttemptLocked(
+      absl::string_view name, uint64_t attempt) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static std::shared_ptr<const RegisteredJob> Answer(
+      Entry& entry, const std::string& request_id, RegisteredJob job);
+
+  const int max_jobs_;
+  mutable Mutex mutex_;
+  std::map<std::string, Entry, std::less<>> jobs_ ABSL_GUARDED_BY(mutex_);
+  // Highest attempt of any job that was removed: later ones start above it.
+  uint64_t attempts_removed_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_JOB_REGISTRY_H_

@@ -1,0 +1,37 @@
+// The wall between the server's core and the wire format: what the core needs
+// of it.
+
+#ifndef SERVER_PLAN_CODEC_H_
+#define SERVER_PLAN_CODEC_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "search/planner.h"
+#include "semu/model/job.h"
+#include "server/sealed_plan.h"
+
+namespace pipeweaver::server {
+
+// Thread-safe: no state.
+class PlanCodec {
+ public:
+  virtual ~PlanCodec() = default;
+
+  // SHA-256 of the layout's canonical form.
+  virtual std::string LayoutDigest(const semu::Job& job,
+                                   const semu::Layout& layout) const = 0;
+
+  // Serialises a plan: all fields of the answer but `shadow` and
+  // `forward_only`. The digest and the programs depend on `plan` and `identity`
+  // alone, never on `timings`. `job` is the one that `plan` was made for.
+  virtual absl::StatusOr<SealedPlan> Seal(
+      const search::PlannableJob& job,
+      std::shared_ptr<const search::StepPlan> plan,
+      const PlanIdentity& identity, const PlanTimings& timings) const = 0;
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_PLAN_CODEC_H_

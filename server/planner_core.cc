@@ -1,0 +1,511 @@
+// See planner_core.h.
+
+#include "server/planner_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "semu/base/status_macros.h"
+
+namespace pipeweaver::server {
+namespace {
+
+int64_t Nanoseconds(Clock::Duration duration) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
+}
+
+absl::Status QueueFull(int max_queued) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("queue: ", max_queued,
+                   " steps and questions wait for a planning thread, the limit "
+                   "(max_queued): try again later"));
+}
+
+}  // namespace
+
+PlannerCore::PlannerCore(const PlannerCoreOptions& options,
+                         const search::StepPlanner* planner,
+                         const PlanCodec* codec, Clock* clock,
+                         PlannerObserver* observer)
+    : options_(options),
+      planner_(planner),
+      codec_(codec),
+      clock_(clock),
+      observer_(observer),
+      registry_(options.max_jobs),
+      table_(options.steps),
+      pool_(options.planner_threads, options.max_queued),
+      keeper_([this] { KeepDeadlines(); }) {}
+
+PlannerCore::~PlannerCore() { Stop(); }
+
+void PlannerCore::Stop() {
+  {
+    MutexLock lock(&keeper_mutex_);
+    keeper_stopped_ = true;
+    keeper_wake_.NotifyAll();
+  }
+  if (keeper_.joinable()) keeper_.join();
+  table_.AbandonPending(absl::UnavailableError("the server shuts down"));
+  pool_.Stop();
+}
+
+void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
+                          std::function<void(absl::Status)> task) {
+  if (!pool_.Reserve()) {
+    task(QueueFull(options_.max_queued));
+    return;
+  }
+  PlanningPool::Task queued;
+  queued.job = job;
+  queued.cancelled = cancelled;
+  queued.run = [cancelled, task = std::move(task)](bool dropped) {
+    if (!dropped) {
+      task(absl::OkStatus());
+    } else if (cancelled->load()) {
+      task(absl::CancelledError("the call was cancelled"));
+    } else {
+      task(absl::UnavailableError("the server shuts down"));
+    }
+  };
+  pool_.Enqueue(std::move(queued));
+}
+
+void PlannerCore::Begin(const RegisteredJob& job) {
+  table_.BeginAttempt(job.name, job.attempt);
+  pool_.DropCancelled();
+}
+
+void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
+                              RegisterCallback done) {
+  std::shared_ptr<const RegisteredJob> known;
+  {
+    MutexLock lock(&lifecycle_mutex_);
+    auto answered = registry_.TryRegister(registration);
+    if (!answered.ok()) {
+      done(answered.status());
+      return;
+    }
+    if (answered->has_value()) {
+      known = **answered;
+      Begin(*known);
+    }
+  }
+  if (known != nullptr) {
+    if (observer_ != nullptr) {
+      observer_->OnJobRegistered(known->name, known->attempt);
+    }
+    done(std::move(known));
+    return;
+  }
+  const std::string name = registration.job.name;
+  RunTask(name, cancelled,
+          [this, cancelled, registration = std::move(registration),
+           done = std::move(done)](absl::Status status) {
+            if (!status.ok()) {
+              done(status);
+              return;
+            }
+            auto plannable =
+                planner_->Prepare(registration.job, registration.pinned);
+            if (!plannable.ok()) {
+              done(plannable.status());
+              return;
+            }
+            std::string layout_digest =
+                codec_->LayoutDigest((*plannable)->job, (*plannable)->layout);
+            absl::StatusOr<std::shared_ptr<const RegisteredJob>> job;
+            {
+              MutexLock lock(&lifecycle_mutex_);
+              if (cancelled->load()) {
+                job = absl::CancelledError("the call was cancelled");
+              } else {
+                job = registry_.Commit(registration, *std::move(plannable),
+                                       std::move(layout_digest));
+                if (job.ok()) Begin(**job);
+              }
+            }
+            if (job.ok() && observer_ != nullptr) {
+              observer_->OnJobRegistered((*job)->name, (*job)->attempt);
+            }
+            done(std::move(job));
+          });
+}
+
+absl::Status PlannerCore::ConfirmLayout(absl::string_view job, uint64_t attempt,
+                                        absl::string_view layout_digest) {
+  return registry_.ConfirmLayout(job, attempt, layout_digest);
+}
+
+absl::Status PlannerCore::RemoveJob(const std::string& job) {
+  {
+    MutexLock lock(&lifecycle_mutex_);
+    PW_RETURN_IF_ERROR(registry_.Remove(job));
+    table_.EndJob(job);
+  }
+  pool_.DropCancelled();
+  if (observer_ != nullptr) observer_->OnJobRemoved(job);
+  return absl::OkStatus();
+}
+
+absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
+  const RegisteredJob& job = *submission.job;
+  if (!job.layout_confirmed) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("layout: that of job '", job.name,
+                     "' is not confirmed: call ConfirmLayout first"));
+  }
+  if (submission.layout_digest != job.layout_digest) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "layout_digest: ", absl::BytesToHexString(submission.layout_digest),
+        " is not that of job '", job.name, "', ",
+        absl::BytesToHexString(job.layout_digest)));
+  }
+  const Clock::TimePoint now = clock_->Now();
+  auto request = std::make_shared<StepRequest>();
+  request->key = std::move(submission.key);
+  request->job = std::move(submission.job);
+  request->batch = std::move(submission.batch);
+  request->batch_digest = std::move(submission.batch_digest);
+  request->batch_bytes = submission.batch_bytes;
+  request->seed = submission.seed;
+  request->budget_evaluations = submission.budget_evaluations;
+  request->shadow = submission.shadow;
+  request->submitted_at = now;
+  if (submission.needed_in.has_value()) {
+    request->seal_at = now + *submission.needed_in - options_.seal_margin;
+  }
+  // The place comes first: what the table accepts must also find a thread.
+  if (!pool_.Reserve()) return QueueFull(options_.max_queued);
+  auto step = table_.Submit(request);
+  if (!step.ok() || *step == nullptr) {
+    pool_.Release();
+    return step.status();
+  }
+  if (request->seal_at.has_value()) WakeKeeper();
+  PlanningPool::Task task;
+  task.job = request->key.job;
+  if (request->seal_at.has_value()) task.needed_at = *request->seal_at;
+  task.cancelled = (*step)->cancelled;
+  // A dropped step was sealed, withdrawn or abandoned: nobody waits on it.
+  task.run = [this, step = *std::move(step)](bool dropped) {
+    if (!dropped) PlanStep(step);
+  };
+  pool_.Enqueue(std::move(task));
+  return absl::OkStatus();
+}
+
+absl::Status PlannerCore::CancelStep(const StepKey& key) {
+  PW_RETURN_IF_ERROR(CheckReplica(key).status());
+  PW_RETURN_IF_ERROR(table_.Cancel(key));
+  pool_.DropCancelled();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const RegisteredJob>> PlannerCore::CheckReplica(
+    const StepKey& key) const {
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
+                      registry_.FindAttempt(key.job, key.attempt));
+  const int replicas = job->plannable->job.parallelism.data_parallel;
+  if (key.replica >= static_cast<uint32_t>(replicas)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("key.replica: ", key.replica, " is not below ", replicas,
+                     ", the replicas of job '", key.job, "'"));
+  }
+  return job;
+}
+
+uint64_t PlannerCore::ReadStep(const StepKey& key,
+                               StepTable::ReadCallback done) {
+  if (absl::Status status = CheckReplica(key).status(); !status.ok()) {
+    done(std::move(status));
+    return 0;
+  }
+  return table_.Read(key, std::move(done));
+}
+
+void PlannerCore::CancelRead(const StepKey& key, uint64_t handle) {
+  table_.CancelRead(key, handle);
+}
+
+void PlannerCore::NoteFetched(const StepKey& key, uint32_t rank) {
+  table_.NoteFetched(key, rank);
+}
+
+StepResult PlannerCore::SealedStep(const StepKey& key) {
+  PW_RETURN_IF_ERROR(CheckReplica(key).status());
+  return table_.Peek(key);
+}
+
+absl::Status PlannerCore::ReportStep(const StepReportIn& report) {
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
+                      SealedStep(report.key));
+  if (report.rank >= sealed->programs.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank: ", report.rank, " is not below ",
+                     sealed->programs.size(), ", the ranks of the job"));
+  }
+  if (report.plan_digest != sealed->plan_digest) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "plan_digest: ", absl::BytesToHexString(report.plan_digest),
+        " is not the sealed plan's ",
+        absl::BytesToHexString(sealed->plan_digest)));
+  }
+  const int64_t actions =
+      static_cast<int64_t>(sealed->plan->programs.ranks[report.rank].size());
+  if (report.num_start_offsets != report.num_durations ||
+      (report.num_durations != 0 && report.num_durations != actions)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "start_offset_ns and duration_ns: ", report.num_start_offsets, " and ",
+        report.num_durations, " values, must be one for each of the ", actions,
+        " actions of the rank's program, or none"));
+  }
+  if (report.step_ns == 0) {
+    return absl::InvalidArgumentError("step_ns: 0, must be above 0");
+  }
+  if (!table_.NoteReported(report.key, report.rank)) return absl::OkStatus();
+  const int64_t predicted_ns = sealed->plan->report.makespan_ns;
+  if (report.rank != 0 || predicted_ns <= 0) return absl::OkStatus();
+  const double ratio =
+      static_cast<double>(report.step_ns) / static_cast<double>(predicted_ns);
+  registry_.CountReport(report.key.job, ratio);
+  if (observer_ != nullptr) observer_->OnReport(report.key.job, ratio);
+  return absl::OkStatus();
+}
+
+int PlannerCore::ThreadsForSearch() const {
+  const PlanningPool::Load load = pool_.load();
+  return std::max(1, pool_.threads() / std::max(1, load.running + load.queued));
+}
+
+void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
+  const StepRequest& request = *step->request;
+  const Clock::TimePoint started = clock_->Now();
+  const bool time_budget = request.budget_evaluations == 0;
+
+  // A step with a budget of evaluations starts cold, so that its plan depends
+  // on the request alone.
+  std::shared_ptr<const SealedPlan> warm;
+  if (time_budget) {
+    warm = table_.Like(request, options_.profile_digest);
+    if (warm == nullptr) warm = table_.Latest(request);
+  }
+
+  search::PlanOptions options;
+  options.search.seed = request.seed;
+  options.search.threads = ThreadsForSearch();
+  options.search.budget.evaluations = request.budget_evaluations;
+  options.search.budget.cancelled = step->cancelled.get();
+  if (warm != nullptr) options.search.warm_start = &warm->plan->schedule;
+  Clock::TimePoint deadline =
+      started + (time_budget ? options_.search_budget : options_.max_search);
+  bool cut = !time_budget;
+  if (request.seal_at.has_value()) {
+    // The plan still has to be checked, lowered and serialised by then.
+    const absl::StatusOr<JobStats> stats = registry_.Stats(request.key.job);
+    const Clock::TimePoint needed =
+        *request.seal_at -
+        std::chrono::nanoseconds(stats.ok() ? stats->seal_ns : 0);
+    if (needed < deadline) {
+      deadline = needed;
+      cut = true;
+    }
+  }
+  options.search.budget.deadline = deadline;
+
+  auto plan = planner_->Plan(*request.job->plannable, request.batch, options);
+  if (step->cancelled->load()) return;
+  if (!plan.ok()) {
+    SealFallback(*step, plan.status());
+    return;
+  }
+  const PlanOrigin origin = plan->report.finished || !cut
+                                ? PlanOrigin::kSearchFinished
+                                : PlanOrigin::kSearchCut;
+  const int64_t after_search_ns = plan->report.check_ns + plan->report.lower_ns;
+  const Clock::TimePoint planned = clock_->Now();
+  SealPlan(*step, std::make_shared<search::StepPlan>(*std::move(plan)), origin,
+           warm == nullptr ? std::string() : warm->plan_digest,
+           Nanoseconds(started - request.submitted_at));
+  registry_.NoteSealTime(
+      request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
+}
+
+void PlannerCore::SealPlan(const PendingStep& step,
+                           std::shared_ptr<const search::StepPlan> plan,
+                           PlanOrigin origin, std::string warm_start_digest,
+                           int64_t queue_ns) {
+  const StepRequest& request = *step.request;
+  PlanIdentity identity;
+  identity.key = request.key;
+  identity.job_digest = request.job->job_digest;
+  identity.layout_digest = request.job->layout_digest;
+  identity.batch_digest = request.batch_digest;
+  identity.profile_digest = options_.profile_digest;
+  identity.seed = request.seed;
+  identity.budget_evaluations = request.budget_evaluations;
+  identity.warm_start_digest = std::move(warm_start_digest);
+  identity.origin = origin;
+  PlanTimings timings;
+  timings.queue_ns = queue_ns;
+  timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
+  absl::StatusOr<SealedPlan> sealed =
+      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings);
+  if (!sealed.ok()) {
+    SealFailure(step, sealed.status());
+    return;
+  }
+  sealed->shadow = request.shadow;
+  sealed->forward_only = request.batch.forward_only;
+  auto value = std::make_shared<const SealedPlan>(*std::move(sealed));
+  const auto count = [&] {
+    registry_.CountPlan(request.key.job, origin);
+    if (observer_ != nullptr) observer_->OnPlanSealed(*value, timings);
+  };
+  if (table_.Seal(step, value, clock_->Now(), count)) WakeKeeper();
+}
+
+void PlannerCore::SealFailure(const PendingStep& step,
+                              const absl::Status& status) {
+  const auto count = [&] {
+    if (observer_ != nullptr) {
+      observer_->OnStepFailed(step.request->key, status);
+    }
+  };
+  if (table_.Seal(step, status, clock_->Now(), count)) WakeKeeper();
+}
+
+void PlannerCore::SealFallback(const PendingStep& step,
+                               const absl::Status& why_no_search) {
+  const StepRequest& request = *step.request;
+  const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
+  if (auto like = table_.Like(request, options_.profile_digest);
+      like != nullptr) {
+    SealPlan(step, like->plan, PlanOrigin::kCached, like->plan_digest,
+             queue_ns);
+    return;
+  }
+  auto safe = planner_->PlanSafe(*request.job->plannable, request.batch);
+  if (!safe.ok()) {
+    SealFailure(step, why_no_search.ok() ? safe.status() : why_no_search);
+    return;
+  }
+  SealPlan(step, std::make_shared<search::StepPlan>(*std::move(safe)),
+           PlanOrigin::kSafe, std::string(), queue_ns);
+}
+
+void PlannerCore::WakeKeeper() {
+  MutexLock lock(&keeper_mutex_);
+  keeper_woken_ = true;
+  keeper_wake_.NotifyAll();
+}
+
+void PlannerCore::KeepDeadlines() {
+  while (true) {
+    const std::optional<Clock::TimePoint> next = table_.NextEvent();
+    {
+      MutexLock lock(&keeper_mutex_);
+      while (!keeper_stopped_ && !keeper_woken_ &&
+             !(next.has_value() && clock_->Now() >= *next)) {
+        clock_->Wait(&keeper_mutex_, &keeper_wake_, next);
+      }
+      if (keeper_stopped_) return;
+      keeper_woken_ = false;
+    }
+    const Clock::TimePoint now = clock_->Now();
+    const auto due = table_.TakeDue(now);
+    for (const auto& step : due) SealFallback(*step, absl::OkStatus());
+    if (!due.empty()) pool_.DropCancelled();
+    table_.DropExpired(now);
+  }
+}
+
+// The outcomes of one comparison, filled by its tasks; the last one answers.
+struct PlannerCore::Comparison {
+  std::shared_ptr<const RegisteredJob> job;
+  semu::Batch batch;
+  search::PlanOptions options;
+  Clock::TimePoint deadline;
+  CancelFlag cancelled;
+  CompareCallback done;
+
+  Mutex mutex;
+  std::vector<StrategyOutcome> outcomes ABSL_GUARDED_BY(mutex);
+  int left ABSL_GUARDED_BY(mutex) = 0;
+};
+
+void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
+                                    semu::Batch batch,
+                                    std::vector<std::string> strategies,
+                                    uint64_t seed, int64_t budget_evaluations,
+                                    Clock::TimePoint deadline,
+                                    CancelFlag cancelled,
+                                    CompareCallback done) {
+  strategies.insert(strategies.begin(), std::string());  // the planner's own
+  const int count = static_cast<int>(strategies.size());
+  if (!pool_.Reserve(count)) {
+    done(QueueFull(options_.max_queued));
+    return;
+  }
+  auto comparison = std::make_shared<Comparison>();
+  comparison->job = std::move(job);
+  comparison->batch = std::move(batch);
+  comparison->options.search.seed = seed;
+  comparison->options.search.budget.evaluations = budget_evaluations;
+  comparison->options.search.budget.cancelled = cancelled.get();
+  comparison->deadline = deadline;
+  comparison->cancelled = cancelled;
+  comparison->done = std::move(done);
+  {
+    MutexLock lock(&comparison->mutex);
+    comparison->left = count;
+    for (const std::string& strategy : strategies) {
+      comparison->outcomes.push_back(
+          {strategy.empty() ? "planner" : strategy,
+           absl::CancelledError("not planned: the call was cancelled")});
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    PlanningPool::Task task;
+    task.job = comparison->job->name;
+    task.cancelled = cancelled;
+    task.run = [this, comparison, i, strategy = strategies[i]](bool dropped) {
+      absl::StatusOr<search::StepReport> report =
+          absl::CancelledError("not planned: the call was cancelled");
+      if (!dropped) {
+        search::PlanOptions options = comparison->options;
+        options.strategy = strategy;
+        options.search.threads = ThreadsForSearch();
+        options.search.budget.deadline =
+            std::min(comparison->deadline,
+                     clock_->Now() + (options.search.budget.evaluations == 0
+                                          ? options_.search_budget
+                                          : options_.max_search));
+        auto plan = planner_->Plan(*comparison->job->plannable,
+                                   comparison->batch, options);
+        if (plan.ok()) {
+          report = std::move(plan->report);
+        } else {
+          report = plan.status();
+        }
+      }
+      std::vector<StrategyOutcome> outcomes;
+      {
+        MutexLock lock(&comparison->mutex);
+        comparison->outcomes[i].report = std::move(report);
+        if (--comparison->left > 0) return;
+        outcomes = std::move(comparison->outcomes);
+      }
+      if (comparison->cancelled->load()) {
+        comparison->done(absl::CancelledError("the call was cancelled"));
+      } else {
+        comparison->done(std::move(outcomes));
+      }
+    };
+    pool_.Enqueue(std::move(task));
+  }
+}
+
+}  // namespace pipeweaver::server

@@ -1,0 +1,198 @@
+// The server without its wire: jobs, steps, searches and deadlines brought
+// together. What handlers call.
+
+#ifndef SERVER_PLANNER_CORE_H_
+#define SERVER_PLANNER_CORE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "search/planner.h"
+#include "semu/base/mutex.h"
+#include "semu/model/batch.h"
+#include "server/clock.h"
+#include "server/job_registry.h"
+#include "server/plan_codec.h"
+#include "server/planner_observer.h"
+#include "server/planning_pool.h"
+#include "server/sealed_plan.h"
+#include "server/step_table.h"
+
+namespace pipeweaver::server {
+
+struct PlannerCoreOptions {
+  // Threads that plan, >= 1. More search more steps at once; a search may use
+  // those that are idle when it starts.
+  int planner_threads = 1;
+  // Steps and questions that wait for a thread; more are refused.
+  int max_queued = 4096;
+  int max_jobs = 1024;
+  // Time for the search of a step that gives no budget of its own.
+  Clock::Duration search_budget = std::chrono::milliseconds(50);
+  // Most time for a search with a budget of evaluations.
+  Clock::Duration max_search = std::chrono::seconds(10);
+  // A step is sealed this long before it is needed.
+  Clock::Duration seal_margin = std::chrono::milliseconds(2);
+  StepTable::Options steps;
+  // Digest of the cost profile that plans are made with.
+  std::string profile_digest;
+};
+
+// A step as a trainer submits it, validated against its job.
+struct StepSubmission {
+  StepKey key;
+  std::shared_ptr<const RegisteredJob> job;
+  std::string layout_digest;  // that the trainer plans for
+  semu::Batch batch;
+  std::string batch_digest;
+  int64_t batch_bytes = 0;
+  std::optional<Clock::Duration> needed_in;
+  uint64_t seed = 0;
+  int64_t budget_evaluations = 0;
+  bool shadow = false;
+};
+
+struct StepReportIn {
+  StepKey key;
+  std::string plan_digest;
+  uint32_t rank = 0;
+  // Sizes of the columns of measured times; 0 when they are absent.
+  int64_t num_start_offsets = 0;
+  int64_t num_durations = 0;
+  uint64_t step_ns = 0;
+};
+
+// One strategy's answer to a batch. The first outcome of a comparison is the
+// planner's own, named "planner".
+struct StrategyOutcome {
+  std::string strategy;
+  absl::StatusOr<search::StepReport> report;
+};
+
+// Thread-safe. Callbacks may run on the calling thread, on a planning thread or
+// on the keeper's, and must not block.
+class PlannerCore {
+ public:
+  // What is passed by pointer must outlive the core; `observer` may be null.
+  PlannerCore(const PlannerCoreOptions& options,
+              const search::StepPlanner* planner, const PlanCodec* codec,
+              Clock* clock, PlannerObserver* observer);
+  // Stops.
+  ~PlannerCore();
+  PlannerCore(const PlannerCore&) = delete;
+  PlannerCore& operator=(const PlannerCore&) = delete;
+
+  // Prepares the job on a planning thread unless it is known. Nothing is
+  // registered when `cancelled` was set before the job is ready. Errors:
+  // ALREADY_EXISTS, RESOURCE_EXHAUSTED, CANCELLED, what Prepare returns.
+  using RegisterCallback =
+      std::function<void(absl::StatusOr<std::shared_ptr<const RegisteredJob>>)>;
+  void RegisterJob(Registration registration, CancelFlag cancelled,
+                   RegisterCallback done);
+
+  // Errors of these: see JobRegistry.
+  absl::Status ConfirmLayout(absl::string_view job, uint64_t attempt,
+                             absl::string_view layout_digest);
+  absl::Status RemoveJob(const std::string& job);
+  const JobRegistry& registry() const { return registry_; }
+
+  // Accepts a step for planning; returns before it is planned. Errors: those of
+  // StepTable::Submit; FAILED_PRECONDITION when the layout is not confirmed or
+  // is another; RESOURCE_EXHAUSTED when the queue is full.
+  absl::Status SubmitStep(StepSubmission submission);
+  absl::Status CancelStep(const StepKey& key);
+
+  // See StepTable::Read. Errors also: INVALID_ARGUMENT for a replica that the
+  // job has not.
+  uint64_t ReadStep(const StepKey& key, StepTable::ReadCallback done);
+  void CancelRead(const StepKey& key, uint64_t handle);
+  void NoteFetched(const StepKey& key, uint32_t rank);
+
+  // The step's sealed plan, without waiting. Errors: those of ReadStep;
+  // FAILED_PRECONDITION when it is not sealed yet.
+  StepResult SealedStep(const StepKey& key);
+
+  // Takes what a rank measured.
+  // Errors: those of SealedStep; FAILED_PRECONDITION for another digest than
+  // the plan's; INVALID_ARGUMENT for columns that do not fit the program.
+  absl::Status ReportStep(const StepReportIn& report);
+
+  // Plans `batch` by the planner and by each strategy of `strategies`, each as
+  // a task of the job. Stops early at `deadline` or when `cancelled` is set.
+  // Errors: RESOURCE_EXHAUSTED when the queue is full; CANCELLED.
+  using CompareCallback =
+      std::function<void(absl::StatusOr<std::vector<StrategyOutcome>>)>;
+  void CompareStrategies(std::shared_ptr<const RegisteredJob> job,
+                         semu::Batch batch, std::vector<std::string> strategies,
+                         uint64_t seed, int64_t budget_evaluations,
+                         Clock::TimePoint deadline, CancelFlag cancelled,
+                         CompareCallback done);
+
+  // Runs `task` on a planning thread at the turn of `job`. `task` is called
+  // exactly once, with a status other than OK when it is not to run:
+  // RESOURCE_EXHAUSTED (queue full) or CANCELLED.
+  void RunTask(const std::string& job, CancelFlag cancelled,
+               std::function<void(absl::Status)> task);
+
+  int HeldSteps(const std::string& job) const { return table_.HeldSteps(job); }
+  StepTable::Held held() const { return table_.held(); }
+  PlanningPool::Load load() const { return pool_.load(); }
+  std::vector<std::string> StrategyNames() const {
+    return planner_->StrategyNames();
+  }
+
+  // Ends all searches and answers all that wait with UNAVAILABLE. Idempotent.
+  void Stop();
+
+ private:
+  struct Comparison;
+
+  void PlanStep(const std::shared_ptr<const PendingStep>& step);
+  // Seals `plan` under the step's key unless somebody was first.
+  void SealPlan(const PendingStep& step,
+                std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
+                std::string warm_start_digest, int64_t queue_ns);
+  void SealFailure(const PendingStep& step, const absl::Status& status);
+  // Seals without a search: a like batch's plan, else the safe program.
+  // `why_no_search` is the answer when not even that exists.
+  void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
+  int ThreadsForSearch() const;
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> CheckReplica(
+      const StepKey& key) const;
+  // Brings a registration to the table.
+  void Begin(const RegisteredJob& job)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
+  void KeepDeadlines();
+  void WakeKeeper();
+
+  const PlannerCoreOptions options_;
+  const search::StepPlanner* const planner_;
+  const PlanCodec* const codec_;
+  Clock* const clock_;
+  PlannerObserver* const observer_;
+
+  // Held over each change that touches both registry and table.
+  Mutex lifecycle_mutex_;
+  JobRegistry registry_;
+  StepTable table_;
+  PlanningPool pool_;
+
+  Mutex keeper_mutex_;
+  CondVar keeper_wake_;
+  bool keeper_woken_ ABSL_GUARDED_BY(keeper_mutex_) = false;
+  bool keeper_stopped_ ABSL_GUARDED_BY(keeper_mutex_) = false;
+  std::thread keeper_;
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_PLANNER_CORE_H_

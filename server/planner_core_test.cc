@@ -1,0 +1,469 @@
+#include "server/planner_core.h"
+
+#include <atomic>
+#include <future>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/testing/fake_clock.h"
+#include "server/testing/puppet_planner.h"
+#include "server/testing/text_codec.h"
+
+namespace pipeweaver::server {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+CancelFlag NotCancelled() { return std::make_shared<std::atomic<bool>>(false); }
+
+class PlannerCoreTest : public ::testing::Test {
+ protected:
+  static PlannerCoreOptions Options() {
+    PlannerCoreOptions options;
+    options.planner_threads = 1;
+    options.max_queued = 8;
+    options.profile_digest = "profile";
+    return options;
+  }
+
+  PlannerCoreTest() : core_(Options(), &planner_, &codec_, &clock_, nullptr) {}
+
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> TryRegister(
+      const std::string& name, const std::string& request_id,
+      const std::string& digest = "digest", int replicas = 2) {
+    Registration registration;
+    registration.request_id = request_id;
+    registration.job.name = name;
+    registration.job.parallelism.pipeline_parallel = 2;
+    registration.job.parallelism.data_parallel = replicas;
+    registration.job_digest = digest;
+    std::promise<absl::StatusOr<std::shared_ptr<const RegisteredJob>>> answer;
+    core_.RegisterJob(registration, NotCancelled(), [&answer](auto job) {
+      answer.set_value(std::move(job));
+    });
+    return answer.get_future().get();
+  }
+
+  // Registers and confirms.
+  uint64_t Register(const std::string& name, const std::string& request_id) {
+    const auto job = TryRegister(name, request_id).value();
+    EXPECT_TRUE(
+        core_.ConfirmLayout(name, job->attempt, job->layout_digest).ok());
+    return job->attempt;
+  }
+
+  absl::Status Submit(const StepKey& key, int64_t label,
+                      std::optional<Clock::Duration> needed_in = {},
+                      int64_t budget_evaluations = 0) {
+    StepSubmission submission;
+    submission.key = key;
+    auto job = core_.registry().FindAttempt(key.job, key.attempt);
+    if (!job.ok()) return job.status();
+    submission.job = *job;
+    submission.layout_digest = (*job)->layout_digest;
+    submission.batch = LabelledBatch(label);
+    submission.batch_digest = "batch " + std::to_string(label);
+    submission.needed_in = needed_in;
+    submission.budget_evaluations = budget_evaluations;
+    return core_.SubmitStep(submission);
+  }
+
+  StepResult Read(const StepKey& key) {
+    std::promise<StepResult> answer;
+    core_.ReadStep(key,
+                   [&answer](StepResult r) { answer.set_value(std::move(r)); });
+    return answer.get_future().get();
+  }
+
+  FakeClock clock_;
+  PuppetPlanner planner_;
+  TextCodec codec_;
+  PlannerCore core_;
+};
+
+TEST_F(PlannerCoreTest, PlansAStepAndSealsWhatTheSearchFound) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7).ok());
+  const StepResult plan = Read({"vlm", 1, 0, 0});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ((*plan)->identity.origin, PlanOrigin::kSearchFinished);
+  EXPECT_EQ((*plan)->plan->report.makespan_ns, 7);
+  EXPECT_EQ(core_.registry().Stats("vlm")->plans_by_origin[1], 1);
+  EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
+}
+
+TEST_F(PlannerCoreTest, StepsNeedAConfirmedLayout) {
+  const auto job = TryRegister("vlm", "a").value();
+  const auto early = Submit({"vlm", 1, 0, 0}, 7);
+  EXPECT_EQ(early.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(early.message()), HasSubstr("not confirmed"));
+  ASSERT_TRUE(core_.ConfirmLayout("vlm", 1, job->layout_digest).ok());
+  StepSubmission submission;
+  submission.key = {"vlm", 1, 0, 0};
+  submission.job = *core_.registry().Find("vlm");
+  submission.layout_digest = "other";
+  const auto other = core_.SubmitStep(submission);
+  EXPECT_EQ(other.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(other.message()), HasSubstr("layout_digest"));
+}
+
+TEST_F(PlannerCoreTest, NothingStaysBehindWhenAJobCannotBePrepared) {
+  planner_.FailPrepare(absl::ResourceExhaustedError("rank 1 does not fit"));
+  EXPECT_EQ(TryRegister("vlm", "a").status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(core_.registry().Names().empty());
+  planner_.FailPrepare(absl::OkStatus());
+  EXPECT_EQ(TryRegister("vlm", "a", "another digest").value()->attempt, 1);
+}
+
+TEST_F(PlannerCoreTest, ARegistrationCancelledBeforeItRunsLeavesNothing) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7).ok());
+  planner_.WaitForPlans(1);
+  Registration registration;
+  registration.job.name = "t2v";
+  const CancelFlag cancelled = NotCancelled();
+  std::promise<absl::Status> answer;
+  core_.RegisterJob(registration, cancelled, [&answer](const auto& job) {
+    answer.set_value(job.status());
+  });
+  cancelled->store(true);
+  planner_.Finish(7);
+  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(core_.registry().Names(), ElementsAre("vlm"));
+}
+
+TEST_F(PlannerCoreTest, TheSearchEndsByBudgetOrBeforeThePlanIsNeeded) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2, milliseconds(30)).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 1, 0}).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 3, {}, 100).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 2, 0}).ok());
+  const auto calls = planner_.calls();
+  const auto Deadline = [&](int i) {
+    return *calls[i].options.search.budget.deadline - clock_.Now();
+  };
+  EXPECT_EQ(Deadline(0), milliseconds(50));
+  EXPECT_EQ(Deadline(1), milliseconds(28));
+  EXPECT_EQ(Deadline(2), std::chrono::seconds(10));
+  EXPECT_EQ(calls[2].options.search.budget.evaluations, 100);
+}
+
+TEST_F(PlannerCoreTest, AnUnfinishedSearchCutByNeedSaysSo) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1, milliseconds(30)).ok());
+  planner_.Finish(1, /*finished=*/false);
+  EXPECT_EQ((*Read({"vlm", 1, 0, 0}))->identity.origin, PlanOrigin::kSearchCut);
+  // Its own time budget spent: that is an end, not a cut.
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2, milliseconds(900)).ok());
+  planner_.Finish(2, /*finished=*/false);
+  EXPECT_EQ((*Read({"vlm", 1, 1, 0}))->identity.origin,
+            PlanOrigin::kSearchFinished);
+}
+
+TEST_F(PlannerCoreTest, AnOverdueSearchIsReplacedByTheSafeProgram) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1, milliseconds(30)).ok());
+  planner_.WaitForPlans(1);
+  clock_.Advance(milliseconds(28));
+  const StepResult plan = Read({"vlm", 1, 0, 0});
+  EXPECT_EQ((*plan)->identity.origin, PlanOrigin::kSafe);
+  EXPECT_EQ(planner_.safe_calls(), 1);
+  planner_.Finish(1);
+  EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
+}
+
+TEST_F(PlannerCoreTest, AQueuedSearchIsReplacedToo) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.WaitForPlans(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2, milliseconds(30)).ok());
+  EXPECT_EQ(core_.load().queued, 1);
+  clock_.Advance(milliseconds(28));
+  EXPECT_EQ((*Read({"vlm", 1, 1, 0}))->identity.origin, PlanOrigin::kSafe);
+  planner_.Finish(1);
+  EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  EXPECT_EQ(planner_.calls().size(), 1);
+}
+
+TEST_F(PlannerCoreTest, APlanOfALikeBatchComesBeforeTheSafeProgram) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  const StepResult first = Read({"vlm", 1, 0, 0});
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 1, milliseconds(30)).ok());
+  planner_.WaitForPlans(2);
+  clock_.Advance(milliseconds(28));
+  const StepResult cached = Read({"vlm", 1, 2, 0});
+  EXPECT_EQ((*cached)->identity.origin, PlanOrigin::kCached);
+  EXPECT_EQ((*cached)->identity.warm_start_digest, (*first)->plan_digest);
+  EXPECT_EQ((*cached)->plan, (*first)->plan);
+  EXPECT_EQ(planner_.safe_calls(), 0);
+}
+
+TEST_F(PlannerCoreTest, ASearchStartsFromThePlanBeforeAndNamesIt) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  const StepResult first = Read({"vlm", 1, 0, 0});
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2).ok());
+  EXPECT_EQ((*Read({"vlm", 1, 1, 0}))->identity.warm_start_digest,
+            (*first)->plan_digest);
+  // With a budget of evaluations the plan depends on the request alone.
+  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 3, {}, 100).ok());
+  EXPECT_EQ((*Read({"vlm", 1, 2, 0}))->identity.warm_start_digest, "");
+  const auto calls = planner_.calls();
+  EXPECT_FALSE(calls[0].warm);
+  EXPECT_TRUE(calls[1].warm);
+  EXPECT_FALSE(calls[2].warm);
+}
+
+TEST_F(PlannerCoreTest, AFailedSearchFallsBackAndKeepsItsReason) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.Fail(1, absl::ResourceExhaustedError("rank 0 is full"));
+  EXPECT_EQ((*Read({"vlm", 1, 0, 0}))->identity.origin, PlanOrigin::kSafe);
+  planner_.FailSafe(absl::ResourceExhaustedError("safe does not fit either"));
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2).ok());
+  planner_.Fail(2, absl::ResourceExhaustedError("rank 0 is full"));
+  const auto failed = Read({"vlm", 1, 1, 0}).status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("rank 0 is full"));
+  EXPECT_EQ(Read({"vlm", 1, 1, 0}).status(), failed);
+}
+
+TEST_F(PlannerCoreTest, CancellationFreesRunningAndQueuedSearches) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2).ok());
+  planner_.WaitForPlans(1);
+  EXPECT_TRUE(core_.CancelStep({"vlm", 1, 1, 0}).ok());
+  EXPECT_EQ(core_.load().queued, 0);
+  EXPECT_TRUE(core_.CancelStep({"vlm", 1, 0, 0}).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 3).ok());
+  planner_.WaitForPlans(2);  // the held search made way
+  EXPECT_TRUE(core_.RemoveJob("vlm").ok());
+  EXPECT_EQ(core_.held().steps, 0);
+  EXPECT_EQ(core_.RemoveJob("vlm").code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(PlannerCoreTest, ANewAttemptEndsSearchesOfTheOldOne) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.WaitForPlans(1);
+  std::promise<StepResult> waiting;
+  core_.ReadStep({"vlm", 1, 0, 0}, [&waiting](StepResult result) {
+    waiting.set_value(std::move(result));
+  });
+  EXPECT_EQ(Register("vlm", "b"), 2);
+  EXPECT_EQ(waiting.get_future().get().status().code(),
+            absl::StatusCode::kAborted);
+  EXPECT_EQ(Submit({"vlm", 1, 1, 0}, 1).code(), absl::StatusCode::kAborted);
+  ASSERT_TRUE(Submit({"vlm", 2, 0, 0}, 5).ok());
+  planner_.Finish(5);
+  EXPECT_TRUE(Read({"vlm", 2, 0, 0}).ok());
+}
+
+TEST_F(PlannerCoreTest, TheQueueIsBounded) {
+  Register("vlm", "a");
+  Register("t2v", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.WaitForPlans(1);
+  for (int step = 1; step < 8; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, static_cast<uint64_t>(step), 0}, 1).ok());
+  }
+  ASSERT_TRUE(Submit({"t2v", 1, 0, 0}, 1).ok());
+  const auto full = Submit({"t2v", 1, 1, 0}, 1);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("max_queued"));
+  // What was refused left nothing behind.
+  EXPECT_EQ(Read({"t2v", 1, 1, 0}).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_F(PlannerCoreTest, ReplicasOutOfRangeAreRefused) {
+  Register("vlm", "a");
+  const auto status = Read({"vlm", 1, 0, 2}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("key.replica: 2"));
+}
+
+TEST_F(PlannerCoreTest, ReportsAreCheckedAndCountedOnce) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 100).ok());
+  const StepResult plan = Read({"vlm", 1, 0, 0});
+  StepReportIn report{{"vlm", 1, 0, 0}, (*plan)->plan_digest, 0, 0, 0, 150};
+  EXPECT_TRUE(core_.ReportStep(report).ok());
+  EXPECT_TRUE(core_.ReportStep(report).ok());
+  EXPECT_EQ(core_.registry().Stats("vlm")->reports, 1);
+  EXPECT_DOUBLE_EQ(core_.registry().Stats("vlm")->measured_over_predicted, 1.5);
+  StepReportIn bad = report;
+  bad.plan_digest = "other";
+  EXPECT_EQ(core_.ReportStep(bad).code(),
+            absl::StatusCode::kFailedPrecondition);
+  bad = report;
+  bad.rank = 2;
+  EXPECT_THAT(std::string(core_.ReportStep(bad).message()),
+              HasSubstr("rank: 2"));
+  bad = report;
+  bad.num_durations = 3;
+  EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
+  bad = report;
+  bad.step_ns = 0;
+  EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(PlannerCoreTest, ComparesStrategiesAndStartsWithItsOwn) {
+  Register("vlm", "a");
+  std::promise<absl::StatusOr<std::vector<StrategyOutcome>>> answer;
+  core_.CompareStrategies(
+      *core_.registry().Find("vlm"), LabelledBatch(9), {"1f1b", "megatron"}, 1,
+      0, Clock::TimePoint::max(), NotCancelled(),
+      [&answer](auto outcomes) { answer.set_value(std::move(outcomes)); });
+  const auto outcomes = answer.get_future().get();
+  ASSERT_TRUE(outcomes.ok());
+  ASSERT_EQ(outcomes->size(), 3);
+  EXPECT_EQ((*outcomes)[0].strategy, "planner");
+  EXPECT_EQ((*outcomes)[0].report->strategy, "puppet");
+  EXPECT_EQ((*outcomes)[2].strategy, "megatron");
+  EXPECT_EQ((*outcomes)[2].report->makespan_ns, 9);
+}
+
+TEST_F(PlannerCoreTest, ACancelledComparisonMakesWay) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  const CancelFlag cancelled = NotCancelled();
+  std::promise<absl::Status> answer;
+  core_.CompareStrategies(
+      *core_.registry().Find("vlm"), LabelledBatch(9), {"1f1b"}, 1, 0,
+      Clock::TimePoint::max(), cancelled,
+      [&answer](const auto& outcomes) { answer.set_value(outcomes.status()); });
+  planner_.WaitForPlans(1);
+  cancelled->store(true);
+  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(PlannerCoreTest, StopAnswersAllThatWait) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.WaitForPlans(1);
+  std::promise<StepResult> waiting;
+  core_.ReadStep({"vlm", 1, 0, 0}, [&waiting](StepResult result) {
+    waiting.set_value(std::move(result));
+  });
+  core_.Stop();
+  EXPECT_EQ(waiting.get_future().get().status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST_F(PlannerCoreTest, PlansExpireByTheClock) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  clock_.Advance(std::chrono::seconds(600));
+  while (core_.held().steps > 0) std::this_thread::yield();
+  EXPECT_THAT(std::string(Read({"vlm", 1, 0, 0}).status().message()),
+              HasSubstr("has expired"));
+}
+
+// Many submitters, readers, cancellers and restarts at once: every read of a
+// key gets one and the same plan. Worth most under ThreadSanitizer.
+TEST(PlannerCoreRaceTest, OnePlanAKeyUnderLoad) {
+  FakeClock clock;
+  PuppetPlanner planner;
+  TextCodec codec;
+  PlannerCoreOptions options;
+  options.planner_threads = 3;
+  options.steps.max_steps_per_replica = 64;
+  PlannerCore core(options, &planner, &codec, &clock, nullptr);
+  const auto Register = [&core](const std::string& request_id) {
+    Registration registration;
+    registration.request_id = request_id;
+    registration.job.name = "vlm";
+    registration.job.parallelism.pipeline_parallel = 2;
+    registration.pinned.emplace();
+    registration.pinned_digest = "layout of vlm 0";
+    std::promise<uint64_t> attempt;
+    core.RegisterJob(registration, NotCancelled(), [&attempt](auto job) {
+      attempt.set_value((*job)->attempt);
+    });
+    return attempt.get_future().get();
+  };
+  for (int round = 0; round < 3; ++round) {
+    const uint64_t attempt = Register("start " + std::to_string(round));
+    const auto job = *core.registry().Find("vlm");
+    constexpr int kSteps = 40;
+    constexpr int kReaders = 3;
+    std::vector<std::vector<StepResult>> got(
+        kReaders, std::vector<StepResult>(kSteps, nullptr));
+    std::vector<std::thread> threads;
+    std::atomic<int> submitted = 0;
+    threads.emplace_back([&] {
+      for (int step = 0; step < kSteps; ++step) {
+        StepSubmission submission;
+        submission.key = {"vlm", attempt, static_cast<uint64_t>(step), 0};
+        submission.job = job;
+        submission.layout_digest = job->layout_digest;
+        submission.batch = LabelledBatch(step);
+        submission.batch_digest = std::to_string(step);
+        submission.needed_in = milliseconds(step % 4);
+        ASSERT_TRUE(core.SubmitStep(submission).ok());
+        ++submitted;
+        if (step % 5 == 0) clock.Advance(milliseconds(1));
+      }
+      clock.Advance(milliseconds(10));
+    });
+    for (int reader = 0; reader < kReaders; ++reader) {
+      threads.emplace_back([&, reader] {
+        for (int step = 0; step < kSteps; ++step) {
+          while (submitted <= step) std::this_thread::yield();
+          std::promise<StepResult> answer;
+          core.ReadStep({"vlm", attempt, static_cast<uint64_t>(step), 0},
+                        [&answer](StepResult result) {
+                          answer.set_value(std::move(result));
+                        });
+          got[reader][step] = answer.get_future().get();
+        }
+      });
+    }
+    threads.emplace_back([&] {
+      std::mt19937 random(round);
+      while (submitted < kSteps) {
+        const StepKey key{"vlm", attempt, random() % kSteps, 0};
+        const uint64_t handle = core.ReadStep(key, [](StepResult) {});
+        core.CancelRead(key, handle);
+        core.held();
+        core.load();
+      }
+    });
+    for (std::thread& thread : threads) thread.join();
+    for (int step = 0; step < kSteps; ++step) {
+      for (int reader = 0; reader < kReaders; ++reader) {
+        ASSERT_TRUE(got[reader][step].ok()) << got[reader][step].status();
+        EXPECT_EQ(*got[reader][step], *got[0][step]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pipeweaver::server

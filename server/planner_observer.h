@@ -1,0 +1,39 @@
+// What the core tells of its work: the wall towards metrics and logs.
+
+#ifndef SERVER_PLANNER_OBSERVER_H_
+#define SERVER_PLANNER_OBSERVER_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "server/sealed_plan.h"
+
+namespace pipeweaver::server {
+
+// Called on any thread, without a lock held; must be thread-safe and quick.
+class PlannerObserver {
+ public:
+  virtual ~PlannerObserver() = default;
+
+  virtual void OnJobRegistered(const std::string& job, uint64_t attempt) {
+    (void)job, (void)attempt;
+  }
+  virtual void OnJobRemoved(const std::string& job) { (void)job; }
+  virtual void OnPlanSealed(const SealedPlan& sealed,
+                            const PlanTimings& timings) {
+    (void)sealed, (void)timings;
+  }
+  virtual void OnStepFailed(const StepKey& key, const absl::Status& status) {
+    (void)key, (void)status;
+  }
+  // A rank's measured over predicted step time.
+  virtual void OnReport(const std::string& job,
+                        double measured_over_predicted) {
+    (void)job, (void)measured_over_predicted;
+  }
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_PLANNER_OBSERVER_H_

@@ -1,0 +1,95 @@
+// A planner that finishes when a test tells it to.
+
+#ifndef SERVER_TESTING_PUPPET_PLANNER_H_
+#define SERVER_TESTING_PUPPET_PLANNER_H_
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "search/planner.h"
+#include "semu/base/mutex.h"
+
+namespace pipeweaver::server {
+
+// Plans are tiny and carry their label: the token count of the batch's first
+// item, as the schedule's makespan. Thread-safe.
+class PuppetPlanner final : public search::StepPlanner {
+ public:
+  // What the planner was asked.
+  struct Call {
+    int64_t label = 0;
+    search::PlanOptions options;
+    bool warm = false;
+  };
+
+  // Each Plan waits for Finish or Fail; otherwise it returns at once.
+  void HoldPlans() {
+    MutexLock lock(&mutex_);
+    hold_ = true;
+  }
+  // Waits until `count` calls of Plan were made since the start.
+  void WaitForPlans(int count);
+  // Lets the held call with this label return a plan; `finished` as in
+  // StepReport.
+  void Finish(int64_t label, bool finished = true);
+  void Fail(int64_t label, absl::Status status);
+  // Calls of Plan since the start, in order.
+  std::vector<Call> calls() const;
+  // Later calls answer this status.
+  void FailPrepare(absl::Status status);
+  void FailSafe(absl::Status status);
+  // Bytes that each rank's program is padded to (by a codec that asks).
+  void set_actions_per_rank(int actions) {
+    MutexLock lock(&mutex_);
+    actions_per_rank_ = actions;
+  }
+  int safe_calls() const {
+    MutexLock lock(&mutex_);
+    return safe_calls_;
+  }
+
+  absl::StatusOr<std::shared_ptr<const search::PlannableJob>> Prepare(
+      const semu::Job& job,
+      const std::optional<semu::Layout>& pinned) const override;
+  absl::StatusOr<search::StepPlan> Plan(
+      const search::PlannableJob& job, const semu::Batch& batch,
+      const search::PlanOptions& options) const override;
+  absl::StatusOr<search::StepPlan> PlanSafe(
+      const search::PlannableJob& job, const semu::Batch& batch) const override;
+  std::vector<std::string> StrategyNames() const override {
+    return {"1f1b", "megatron"};
+  }
+
+ private:
+  struct Release {
+    int64_t label = 0;
+    bool finished = true;
+    absl::Status status;
+  };
+
+  search::StepPlan MakePlan(const search::PlannableJob& job, int64_t label,
+                            const std::string& strategy) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  mutable Mutex mutex_;
+  mutable CondVar changed_;
+  bool hold_ ABSL_GUARDED_BY(mutex_) = false;
+  int actions_per_rank_ ABSL_GUARDED_BY(mutex_) = 2;
+  mutable std::vector<Call> calls_ ABSL_GUARDED_BY(mutex_);
+  mutable std::deque<Release> releases_ ABSL_GUARDED_BY(mutex_);
+  mutable int safe_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status prepare_status_ ABSL_GUARDED_BY(mutex_);
+  absl::Status safe_status_ ABSL_GUARDED_BY(mutex_);
+};
+
+// A batch with one microbatch and one item of `label` tokens.
+semu::Batch LabelledBatch(int64_t label);
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_TESTING_PUPPET_PLANNER_H_
