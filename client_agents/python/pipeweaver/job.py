@@ -5,7 +5,7 @@ the agent itself go wrong is refused.
 """
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from pipeweaver.v1 import batch_pb2, job_pb2, plan_pb2
 
@@ -312,41 +312,3 @@ class SplitView:
             split.empty.extend(b * n + m for m in range(n)
                                if not mb.item_tokens[m])
         return split
-
-
-def split_batch(batch: BatchView,
-                tokens_per_sub: Sequence[int] = ()) -> SplitView:
-    """Splits a batch by its layout's sub-microbatch sizes.
-
-    A module's microbatch of n tokens makes ceil(n / B_m) sub-microbatches of
-    consecutive items (no more than it has items), cut so that each ends as close as
-    can be to its share of the tokens. Sub-microbatches are numbered by
-    microbatch, then module in order of execution.
-    """
-    job = batch.job
-    sizes = tokens_per_sub or job.sub_microbatch_tokens
-    subs: List[SubMicrobatch] = []
-    for b, mb in enumerate(batch.microbatches):
-        for m in job.order:
-            tokens = mb.item_tokens[m]
-            if not tokens:
-                continue
-            total = sum(tokens)
-            parts = min(len(tokens), -(-total // max(1, sizes[m])))
-            at = done = 0
-            for part in range(parts):
-                end = at + 1
-                done += tokens[at]
-                most = len(tokens) - (parts - part - 1)
-                # Another item while that brings the cut nearer to its place.
-                while end < most and (
-                        part == parts - 1 or
-                        2 * done * parts + tokens[end] * parts <=
-                        2 * total * (part + 1)):
-                    done += tokens[end]
-                    end += 1
-                items = tuple(range(at, end))
-                subs.append(SubMicrobatch(len(subs), m, b, items,
-                                          tuple(tokens[at:end])))
-                at = end
-    return SplitView(batch, subs)

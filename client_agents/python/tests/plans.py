@@ -3,7 +3,8 @@
 import random
 from typing import List, Sequence, Tuple
 
-from pipeweaver.job import BatchView, JobView, SplitView, split_batch
+from pipeweaver.job import BatchView, JobView
+from pipeweaver.split import split_batch
 from pipeweaver.lowering import (
     LoweringOptions, StepGraph, line_of_events, lower, make_programs)
 from pipeweaver.safe_order import Scheduled
@@ -82,7 +83,9 @@ def random_plan(job: JobView, batch: batch_pb2.BatchMetadata, seed: int,
                 split_share: float = 0.5,
                 names: Sequence[str] = ("keep", "selective", "full", "offload",
                                         "mixed"),
-                key: plan_pb2.PlanKey = None) -> List[plan_pb2.Program]:
+                key: plan_pb2.PlanKey = None,
+                identity: plan_pb2.PlanIdentity = None
+                ) -> List[plan_pb2.Program]:
     rng = random.Random(seed)
     view = BatchView(job, batch)
     split = split_batch(view, [rng.choice((4, 8, 16, 1000))
@@ -95,6 +98,7 @@ def random_plan(job: JobView, batch: batch_pb2.BatchMetadata, seed: int,
         line = line_of_events(graph, ranks)
     columns = lower(graph, ranks, table, line,
                     LoweringOptions(rng.randint(1, 4), rng.randint(1, 4)))
-    identity = plan_pb2.PlanIdentity(key=key, seed=seed,
-                                     origin=plan_pb2.PLAN_ORIGIN_SEARCH_FINISHED)
+    if identity is None:
+        identity = plan_pb2.PlanIdentity(
+            key=key, seed=seed, origin=plan_pb2.PLAN_ORIGIN_SEARCH_FINISHED)
     return make_programs(identity, graph, columns, table)

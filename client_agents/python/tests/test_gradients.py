@@ -13,7 +13,8 @@ import torch
 
 import models
 import plans
-from pipeweaver.job import BatchView, JobView, split_batch
+from pipeweaver.job import BatchView, JobView
+from pipeweaver.split import split_batch
 from pipeweaver.lowering import safe_programs
 from pipeweaver.program import check_program
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
