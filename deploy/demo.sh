@@ -92,7 +92,7 @@ grep -E '^pipeweaver_(plans_sealed_total|jobs|rpc_seconds_count|planning_seconds
 
 last=$((steps - 1))
 for job in "${jobs[@]}"; do
-  "$ctl" trace --server "$address" --job "$job" --step "$last" --out "$out/$job"
+  "$ctl" trace step "$job" "$last" --server "$address" --out "$out/$job"
 done
 stop_all
 trap - EXIT

@@ -81,14 +81,23 @@ std::vector<std::vector<int>> BestRuns(absl::Span<const double> weights,
   double high = std::accumulate(weights.begin(), weights.end(), 0.0);
   double low = std::max(high / groups,
                         *std::max_element(weights.begin(), weights.end()));
-  // Halving the range 40 times leaves 1e-12 of it.
-  for (int step = 0; step < 40 && low < high; ++step) {
-    const double middle = low + (high - low) / 2;
-    if (LargestSum(weights, Runs(weights, groups, middle)) <= middle) {
-      high = middle;
-    } else {
-      low = middle;
+  const auto enough = [&weights, groups](double limit) {
+    int used = 1;
+    double sum = 0;
+    for (double w : weights) {
+      if (sum + w > limit) {
+        ++used;
+        sum = 0;
+      }
+      sum += w;
     }
+    return used <= groups;
+  };
+  if (enough(low)) high = low;
+  // Halving the range 20 times leaves a millionth of it.
+  for (int step = 0; step < 20 && low < high; ++step) {
+    const double middle = low + (high - low) / 2;
+    (enough(middle) ? high : low) = middle;
   }
   return Runs(weights, groups, high);
 }

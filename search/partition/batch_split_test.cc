@@ -206,6 +206,23 @@ TEST(PartitionLayersTest, IsOptimal) {
   }
 }
 
+TEST(PartitionLayersTest, KeepsWithinSizes) {
+  // By weight alone, the last three would stand together.
+  const std::vector<int64_t> weights = {9, 3, 3, 3};
+  EXPECT_THAT(PartitionLayers(weights, 2), ElementsAre(1, 3));
+  EXPECT_THAT(*PartitionLayersWithin(weights, 2, {1, 4, 4, 4}, 9),
+              ElementsAre(2, 2));
+  EXPECT_FALSE(PartitionLayersWithin(weights, 2, {1, 4, 4, 4}, 6).has_value());
+  EXPECT_FALSE(PartitionLayersWithin(weights, 4, {1, 4, 4, 4}, 3).has_value());
+}
+
+TEST(PartitionLayersTest, ManyLayersStayQuick) {
+  const std::vector<int64_t> weights(100000, 7);
+  const std::vector<int> lengths = PartitionLayers(weights, 1000);
+  EXPECT_EQ(lengths.size(), 1000u);
+  EXPECT_EQ(*std::max_element(lengths.begin(), lengths.end()), 100);
+}
+
 TEST(PartitionLayersTest, RestIsEvenToo) {
   EXPECT_THAT(PartitionLayers({9, 1, 1, 1, 1, 1, 1}, 4),
               ElementsAre(1, 2, 2, 2));

@@ -13,43 +13,67 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
-// Least largest sum, by halving: greedy filling tells whether a limit will do.
-int64_t LeastLargest(absl::Span<const int64_t> weights, int chunks) {
-  int64_t low = 0;
-  int64_t high = 0;
-  for (int64_t w : weights) {
-    low = std::max(low, w);
-    high += w;
-  }
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    int used = 1;
-    int64_t sum = 0;
-    for (int64_t w : weights) {
-      if (sum + w > middle) {
-        ++used;
-        sum = 0;
-      }
-      sum += w;
+constexpr int kMostEvenedOut = 512;
+
+// Fills chunk after chunk up to both limits; none if `chunks` are not enough.
+std::optional<std::vector<int>> Fill(absl::Span<const int64_t> weights,
+                                     int chunks, int64_t most_weight,
+                                     absl::Span<const int64_t> sizes,
+                                     int64_t most_size) {
+  std::vector<int> lengths = {0};
+  int64_t weight = 0;
+  int64_t size = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] > most_weight || sizes[i] > most_size) return std::nullopt;
+    if (weight + weights[i] > most_weight || size + sizes[i] > most_size) {
+      lengths.push_back(0);
+      weight = size = 0;
     }
-    if (used <= chunks) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
+    weight += weights[i];
+    size += sizes[i];
+    ++lengths.back();
   }
-  return low;
+  if (static_cast<int>(lengths.size()) > chunks) return std::nullopt;
+  lengths.resize(chunks, 0);
+  return lengths;
 }
 
 }  // namespace
 
 std::vector<int> PartitionLayers(absl::Span<const int64_t> weights,
                                  int chunks) {
+  const std::vector<int64_t> no_sizes(weights.size(), 0);
+  return *PartitionLayersWithin(weights, chunks, no_sizes, 0);
+}
+
+std::optional<std::vector<int>> PartitionLayersWithin(
+    absl::Span<const int64_t> weights, int chunks,
+    absl::Span<const int64_t> sizes, int64_t most_size) {
   PW_CHECK(chunks >= 1);
+  PW_CHECK(sizes.size() == weights.size());
   const int n = static_cast<int>(weights.size());
-  const int64_t largest = LeastLargest(weights, chunks);
-  std::vector<int64_t> prefix(n + 1, 0);
-  for (int i = 0; i < n; ++i) prefix[i + 1] = prefix[i] + weights[i];
+  std::vector<int64_t> weight_before(n + 1, 0);
+  std::vector<int64_t> size_before(n + 1, 0);
+  for (int i = 0; i < n; ++i) {
+    weight_before[i + 1] = weight_before[i] + weights[i];
+    size_before[i + 1] = size_before[i] + sizes[i];
+  }
+
+  // The least largest sum, by halving.
+  int64_t low = 0;
+  int64_t high = weight_before[n];
+  if (!Fill(weights, chunks, high, sizes, most_size)) return std::nullopt;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (Fill(weights, chunks, middle, sizes, most_size)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  if (n > kMostEvenedOut || chunks > kMostEvenedOut) {
+    return Fill(weights, chunks, high, sizes, most_size);
+  }
 
   // best[c][i]: least sum of squares of layers i.. in chunks c.. .
   std::vector<std::vector<double>> best(chunks + 1,
@@ -58,8 +82,13 @@ std::vector<int> PartitionLayers(absl::Span<const int64_t> weights,
   best[chunks][n] = 0;
   for (int c = chunks - 1; c >= 0; --c) {
     for (int i = n; i >= 0; --i) {
-      for (int j = i; j <= n && prefix[j] - prefix[i] <= largest; ++j) {
-        const double sum = static_cast<double>(prefix[j] - prefix[i]);
+      for (int j = i; j <= n; ++j) {
+        if (weight_before[j] - weight_before[i] > high ||
+            size_before[j] - size_before[i] > most_size) {
+          break;
+        }
+        const double sum =
+            static_cast<double>(weight_before[j] - weight_before[i]);
         const double squares = sum * sum + best[c + 1][j];
         if (squares <= best[c][i] && squares < kNever) {
           best[c][i] = squares;

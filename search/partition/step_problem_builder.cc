@@ -239,6 +239,14 @@ class Builder {
       problem.split_backward |= info.mode.split_backward;
     }
     const size_t num_modules = job_.modules.size();
+    size_t num_sweeps = 0;
+    for (const SubMicrobatch& sub : step_.sub_microbatches) {
+      num_sweeps += modules_[sub.module].segments.size();
+    }
+    problem.sweeps.reserve(num_sweeps);
+    step_.sweeps.reserve(num_sweeps);
+    step_.output_bytes.reserve(num_sweeps);
+    step_.after_bytes.reserve(num_sweeps);
 
     // Sub-microbatches stand by microbatch: the problem lists each microbatch's
     // sweeps producers first.
@@ -340,6 +348,8 @@ class Builder {
         after_bytes.push_back(costs.output_bytes);
       }
       std::vector<int64_t>& output = step_.output_bytes.emplace_back();
+      sweep.stages.reserve(chunks.size());
+      output.reserve(chunks.size());
       for (size_t c = 0; c < chunks.size(); ++c) {
         Stage& stage = sweep.stages.emplace_back();
         stage.rank = chunks[c].rank;

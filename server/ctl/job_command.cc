@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "client_agents/cc/planner_client.h"
 #include "pipeweaver/v1/planner_service.pb.h"
+#include "semu/base/check.h"
 #include "server/ctl/command.h"
 #include "server/ctl/planning_input.h"
 
@@ -21,8 +22,8 @@ std::string ToJson(const google::protobuf::Message& message) {
   options.preserve_proto_field_names = true;
   options.always_print_primitive_fields = true;
   std::string json;
-  google::protobuf::util::MessageToJsonString(message, &json, options)
-      .IgnoreError();
+  PW_CHECK(google::protobuf::util::MessageToJsonString(message, &json, options)
+               .ok());
   return json;
 }
 

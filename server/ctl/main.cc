@@ -7,7 +7,6 @@
 
 #include "absl/strings/string_view.h"
 #include "server/ctl/command.h"
-#include "server/ctl/profile_command.h"
 #include "server/ctl/schedule_command.h"
 
 namespace pipeweaver::ctl {
@@ -36,13 +35,9 @@ constexpr Command kCommands[] = {
     {"compare", "plan a batch with several strategies", RunCompareCommand},
     {"replay", "plan a saved request again and compare the bytes",
      RunReplayCommand},
-    {"trace", "draw a plan: Chrome trace and SVG", RunTraceCommand},
+    {"trace", "draw a plan: Chrome trace and SVG picture", RunTraceCommand},
     {"job", "register, list, describe, remove jobs of a running planner",
      RunJobCommand},
-    {"profile", "import traces, predict op times",
-     [](absl::Span<const std::string> args, const CommandIo& io) {
-       return RunProfileCommand(args, io.out, io.err);
-     }},
 };
 
 void PrintHelp(std::ostream& out) {

@@ -1,0 +1,104 @@
+// Predictions agree with schedules where nothing contends, are never below them
+// where something does, and come to the same memory as the lowering.
+
+#include "search/plan_evaluator.h"
+
+#include <limits>
+#include <random>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "search/lower/lower.h"
+#include "search/plan/plan_checker.h"
+#include "search/plan/safe_order.h"
+#include "search/plan/testing/random_problem.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Lowered {
+  StepProblem step;
+  Schedule schedule;
+  StageTimes times;
+  StepPrograms programs;
+};
+
+Lowered RandomLowered(std::mt19937_64& random, int max_receives_ahead) {
+  Lowered l;
+  l.step = testing::RandomStepProblem(random);
+  l.schedule = testing::Uniform(random, 0, 1) == 0
+                   ? testing::RandomSchedule(l.step.problem, random)
+                   : *SafeOrder(l.step.problem);
+  l.times = CheckSchedule(l.step.problem, l.schedule)->times;
+  l.programs = *Lower(l.step, l.schedule, l.times,
+                      {l.step.problem.memory_limit_bytes, max_receives_ahead});
+  return l;
+}
+
+TEST(PlanEvaluatorTest, EqualsTheScheduleWithoutContention) {
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 1000; ++i) {
+    Lowered l = RandomLowered(random, std::numeric_limits<int>::max());
+    EvaluationOptions options;
+    options.contention = false;
+    const PlanEvaluator evaluator(l.step, l.programs, {});
+    const auto evaluation = evaluator.Predict(options, &l.programs);
+    ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+    EXPECT_EQ(evaluation->makespan_ns, l.times.makespan_ns);
+    EXPECT_EQ(l.programs.makespan_ns, l.times.makespan_ns);
+    for (int r = 0; r < l.step.problem.ranks; ++r) {
+      EXPECT_EQ(evaluation->ranks[r].peak_bytes, l.programs.peak_bytes[r]);
+      size_t stage = 0;
+      for (const Action& a : l.programs.ranks[r]) {
+        if (!IsCompute(a.kind)) continue;
+        EXPECT_EQ(a.start_ns, l.times.ranks[r][stage].start_ns);
+        EXPECT_EQ(a.end_ns, l.times.ranks[r][stage].end_ns);
+        ++stage;
+      }
+    }
+  }
+}
+
+TEST(PlanEvaluatorTest, ContentionNeverHelps) {
+  std::mt19937_64 random(2);
+  for (int i = 0; i < 1000; ++i) {
+    const Lowered l = RandomLowered(random, 1 + i % 3);
+    LinkSpeeds links;
+    links.p2p_latency_ns = testing::Uniform(random, 0, 5);
+    links.host_bandwidth_bytes_per_second = 10'000'000'000;
+    const PlanEvaluator evaluator(l.step, l.programs, links);
+    const auto evaluation = evaluator.Evaluate({});
+    ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+    EXPECT_GE(evaluation->makespan_ns, l.times.makespan_ns);
+    for (int r = 0; r < l.step.problem.ranks; ++r) {
+      const StepEvaluation::Rank& rank = evaluation->ranks[r];
+      EXPECT_EQ(rank.peak_bytes, l.programs.peak_bytes[r]);
+      EXPECT_EQ(rank.busy_ns + rank.transfer_wait_ns + rank.copy_wait_ns,
+                rank.end_ns);
+    }
+  }
+}
+
+TEST(PlanEvaluatorTest, RefusesOptionsOutOfRange) {
+  std::mt19937_64 random(3);
+  const Lowered l = RandomLowered(random, 2);
+  const PlanEvaluator evaluator(l.step, l.programs, {});
+  EvaluationOptions options;
+  options.latency_factor = 0;
+  EXPECT_THAT(std::string(evaluator.Evaluate(options).status().message()),
+              HasSubstr("latency_factor: 0, must be above 0"));
+  options = {};
+  options.bandwidth_factor = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(evaluator.Evaluate(options).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  options = {};
+  options.duration_noise = 2;
+  EXPECT_THAT(std::string(evaluator.Evaluate(options).status().message()),
+              HasSubstr("duration_noise: 2, must be 0 .. 1"));
+}
+
+}  // namespace
+}  // namespace pipeweaver::search
