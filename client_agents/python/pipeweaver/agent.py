@@ -287,7 +287,8 @@ class StepAgent:
             return self._superseded
 
     def close(self) -> None:
-        """Ends the agent's threads and its connection."""
+        """Ends the agent's threads and its connection. Reports that are not
+        sent within half a second get lost."""
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -297,6 +298,7 @@ class StepAgent:
             self._lock.notify_all()
         self._to_fetch.put(None)
         self._to_send.put(None)
+        self._threads[1].join(0.5)
         self._client.close()
         for thread in self._threads:
             thread.join()

@@ -23,6 +23,16 @@ class ClientOptions:
     certificate_chain: Optional[bytes] = None
 
 
+class ClosedError(grpc.RpcError):
+    """The client was closed; looks like a call that close() has ended."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.CANCELLED
+
+    def details(self) -> str:
+        return "the client is closed"
+
+
 class PlannerClient:
     """One channel. Thread-safe. Calls raise grpc.RpcError."""
 
@@ -57,10 +67,16 @@ class PlannerClient:
 
     def call(self, method: str, request: Any, timeout_s: float) -> Any:
         """Calls a method of METHODS with its request message."""
-        return self._calls[method](request, timeout=timeout_s,
-                                   metadata=self._metadata)
+        try:
+            return self._calls[method](request, timeout=timeout_s,
+                                       metadata=self._metadata)
+        except ValueError:  # what grpc makes of a closed channel
+            raise ClosedError() from None
 
     def begin(self, method: str, request: Any, timeout_s: float) -> grpc.Future:
         """The call in progress."""
-        return self._calls[method].future(request, timeout=timeout_s,
-                                          metadata=self._metadata)
+        try:
+            return self._calls[method].future(request, timeout=timeout_s,
+                                              metadata=self._metadata)
+        except ValueError:
+            raise ClosedError() from None
