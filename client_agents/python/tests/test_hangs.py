@@ -95,8 +95,11 @@ class RandomPlanTest(unittest.TestCase):
 class RendezvousTest(unittest.TestCase):
 
     def test_is_stricter_than_gloo(self):
-        for answer in run_ranks(2, "rendezvous", crossed):
-            self.assertRegex(answer, "posted a send of transfer . where rank .")
+        answers = run_ranks(2, "rendezvous", crossed)
+        self.assertNotIn("ended", answers)
+        # The other rank may find its peer gone before it compares.
+        self.assertTrue(any("posted a send of transfer" in a for a in answers),
+                        answers)
 
     def test_gloo_forgives_the_same(self):
         self.assertEqual(run_ranks(2, "gloo", crossed), ["ended", "ended"])
