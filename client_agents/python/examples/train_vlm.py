@@ -43,13 +43,13 @@ PROMPT_WORDS = [1, 5, 8, 10, 13, 18, 89, 99, 108, 130, 221]
 CLIP_SECONDS = [0.11, 5.0, 6.2, 7.9, 10.0, 13.0, 18.0, 28.2, 52.0, 150, 242]
 TOKENS_PER_WORD = 1.3
 
-PATCH_PIXELS, LONGER_SIDE = 14, 168
+PATCH_PIXELS, LONGER_SIDE = 14, 112
 PATCH_VALUES = 3 * PATCH_PIXELS * PATCH_PIXELS
 MERGE = 4
-VOCAB = 2000
+VOCAB = 500
 LATENT_VALUES = 64
-WIDTH = {"vision": 128, "text": 192, "dit": 192}
-BLOCKS = {"vision": 6, "text": 8, "dit": 8}
+WIDTH = {"vision": 64, "text": 96, "dit": 96}
+BLOCKS = {"vision": 5, "text": 6, "dit": 6}
 HEADS = 4
 
 
@@ -61,7 +61,8 @@ def draw(rng, deciles):
 
 def make_job(model, ranks):
     """The job as the planner sees it. The layout is left to the planner."""
-    job = jobs.Job(name=f"example-{model}-{ranks}")
+    # The device's measured speed is part of the job: a name for each run.
+    job = jobs.Job(name=f"example-{model}-{uuid.uuid4().hex[:8]}")
     names = ["vision", "text"] if model == "vlm" else ["text", "dit"]
     for name in names:
         width, blocks = WIDTH[name], BLOCKS[name]
@@ -161,7 +162,7 @@ def make_batch(job, model, rng, microbatches):
                  for _ in range(clips)],
                 [round(16 * min(4, draw(rng, CLIP_SECONDS))) or 1
                  for _ in range(clips)],
-                [96] * clips, [128] * clips))
+                [64] * clips, [96] * clips))
     return builder.batch(made)
 
 
@@ -280,6 +281,7 @@ def run_rank(rank, options, store):
                 print_step(step, float(both[0]), program, int(slowest), client)
         if rank == 0:
             print("counters:", dict(agent.counters), flush=True)
+            client.call("RemoveJob", service.RemoveJobRequest(job=job.name), 5.0)
         client.close()
     dist.barrier()
     dist.destroy_process_group()

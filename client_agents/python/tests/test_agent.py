@@ -50,14 +50,14 @@ def start_server(port, faults):
 
 
 def train(rank, transport, port, events, steps, run_id="run", first_step=0,
-          patience_s=10.0, impatient=()):
+          patience_s=10.0, impatient=(), job=None, model="vlm", check=None):
     """Trains `steps` steps; answers losses (pipeline, plain), what each step
     ran, and the counters. events: {step: "kill" or "start"}, done by rank 0
     before the step is submitted. impatient: steps whose plans are not waited
-    for."""
-    job = JobView(models.make_job("vlm", RANKS))
+    for. check: called with each step's job, batch and program."""
+    job = JobView(job or models.make_job("vlm", RANKS))
     server = f"127.0.0.1:{port}"
-    plain = models.build_model(job, "vlm", 1, DTYPE)
+    plain = models.build_model(job, model, 1, DTYPE)
     mine = copy.deepcopy(plain)
     registration = None
     if rank == 0:
@@ -93,12 +93,15 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
             program = agent.program(step)
             switching = time.perf_counter() - begin
             origins.append((program.origin, switching))
+            if check is not None:
+                check(job, batch, program)
             data = models.Data(job, batch, step, DTYPE)
             result = executor.run(program.prepared, data)
             agent.report(step, result.step_ns, result.start_offset_ns,
                          result.duration_ns, result.peak_memory_bytes)
             expected = models.reference_step(job, plain, batch, data)
-            expected.backward()
+            if expected.requires_grad:
+                expected.backward()
             losses.append((0.0 if result.loss is None else float(result.loss),
                            float(expected)))
             for layers in (mine, plain):
