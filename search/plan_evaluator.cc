@@ -59,7 +59,7 @@ class Translation {
     copy_.assign(splits_.size(), -1);
   }
 
-  void Add(int rank, semu::OpKind kind, int index, int64_t duration_ns,
+  void Add(int rank, semu::StepOpKind kind, int index, int64_t duration_ns,
            const semu::MemoryChange& change) {
     out_.ranks[rank].push_back({kind, index, duration_ns});
     out_.bytes[rank].push_back(change);
@@ -70,7 +70,7 @@ class Translation {
     const Stage& stage = sweep.stages[a.stage];
     const int pair = Pair(a.sweep, a.stage);
     const Choice& c = stage.choices[a.choice];
-    using enum semu::OpKind;
+    using enum semu::StepOpKind;
     switch (a.kind) {
       case ActionKind::kForward:
         Add(rank, kCompute, 0, c.forward_ns,
@@ -209,6 +209,31 @@ absl::StatusOr<StepEvaluation> PlanEvaluator::Predict(
     }
   }
   return evaluation;
+}
+
+std::vector<std::vector<semu::MemorySample>> PlanEvaluator::Memory(
+    const StepPrograms& programs) const {
+  PW_CHECK(programs.ranks.size() == program_.ranks.size());
+  std::vector<std::vector<semu::MemorySample>> memory(programs.ranks.size());
+  for (size_t r = 0; r < programs.ranks.size(); ++r) {
+    PW_CHECK(programs.ranks[r].size() == program_.bytes[r].size());
+    int64_t live = 0;
+    int64_t last = -1;
+    const auto sample = [&](int64_t time_ns, int64_t bytes) {
+      if (bytes == last) return;
+      memory[r].push_back({time_ns, bytes});
+      last = bytes;
+    };
+    for (size_t i = 0; i < programs.ranks[r].size(); ++i) {
+      const Action& a = programs.ranks[r][i];
+      const semu::MemoryChange& change = program_.bytes[r][i];
+      live += change.at_start;
+      sample(a.start_ns, live + change.transient);
+      live += change.at_end;
+      sample(a.end_ns, live);
+    }
+  }
+  return memory;
 }
 
 }  // namespace pipeweaver::search

@@ -11,6 +11,7 @@
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
 #include "semu/engine/step_program.h"
+#include "semu/trace/timeline.h"
 
 namespace pipeweaver::search {
 
@@ -66,6 +67,11 @@ class PlanEvaluator {
   // makespan into `programs`, those of construction.
   absl::StatusOr<StepEvaluation> Predict(const EvaluationOptions& options,
                                          StepPrograms* programs) const;
+
+  // Bytes live on each rank over time, by the times of the actions in
+  // `programs`, those of construction.
+  std::vector<std::vector<semu::MemorySample>> Memory(
+      const StepPrograms& programs) const;
 
  private:
   semu::StepProgram program_;

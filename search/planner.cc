@@ -1,18 +1,20 @@
 #include "search/planner.h"
 
 #include <algorithm>
-#include <numeric>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "search/lower/lower.h"
 #include "search/lower/program_checker.h"
+#include "search/partition/baselines.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
 #include "search/plan/plan_checker.h"
 #include "search/plan/safe_order.h"
+#include "search/plan_evaluator.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
@@ -24,6 +26,9 @@ namespace pipeweaver::search {
 namespace {
 
 using WallClock = std::chrono::steady_clock;
+
+constexpr Baseline kBaselines[] = {Baseline::kMegatron, Baseline::k1f1b,
+                                   Baseline::kInterleaved1f1b};
 
 int64_t NanosecondsSince(WallClock::time_point start) {
   return (WallClock::now() - start) / std::chrono::nanoseconds(1);
@@ -52,6 +57,38 @@ double BubbleRatio(const StageTimes& times) {
   if (times.makespan_ns == 0) return 0;
   return 1 - static_cast<double>(busy_ns) /
                  (static_cast<double>(times.ranks.size()) * times.makespan_ns);
+}
+
+// No layout of the same stages ends before the ranks have shared their least
+// work evenly.
+int64_t LayoutFreeBound(const Problem& problem) {
+  double work_ns = 0;
+  for (const Sweep& sweep : problem.sweeps) {
+    for (const Stage& stage : sweep.stages) {
+      int64_t least_ns = std::numeric_limits<int64_t>::max();
+      for (const Choice& choice : stage.choices) {
+        int64_t backward_ns = 0;
+        if (sweep.backward) {
+          backward_ns = choice.input_grad_ns + choice.weight_grad_ns;
+          if (problem.split_backward && choice.fused_backward_ns) {
+            backward_ns = std::min(backward_ns, *choice.fused_backward_ns);
+          }
+        }
+        least_ns = std::min(least_ns, choice.forward_ns + backward_ns);
+      }
+      work_ns += static_cast<double>(least_ns);
+    }
+  }
+  return static_cast<int64_t>(work_ns / problem.ranks);
+}
+
+LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
+  LinkSpeeds speeds;
+  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
+  speeds.host_latency_ns = job.links.host.latency_ns;
+  speeds.host_bandwidth_bytes_per_second =
+      job.links.host.bandwidth_bytes_per_second;
+  return speeds;
 }
 
 class Planner : public StepPlanner {
@@ -86,50 +123,104 @@ class Planner : public StepPlanner {
     const std::string name = options.strategy.empty()
                                  ? search::StrategyNames().front()
                                  : options.strategy;
+    if (const std::optional<Baseline> baseline = BaselineFromName(name)) {
+      return PlanByBaseline(job, batch, *baseline);
+    }
     const std::unique_ptr<Strategy> strategy = MakeStrategy(name);
     if (strategy == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("strategy: ", name, ": must be one of ",
                        absl::StrJoin(StrategyNames(), ", ")));
     }
-    StepPlan plan;
-    PW_ASSIGN_OR_RETURN(plan.step, BuildProblem(job, batch));
-    const WallClock::time_point start = WallClock::now();
-    PW_ASSIGN_OR_RETURN(SearchResult result,
-                        strategy->Solve(plan.step.problem, options.search));
-    plan.report.search_ns = NanosecondsSince(start);
-    plan.report.strategy = name;
-    plan.report.evaluations = result.evaluations;
-    plan.report.finished = !options.search.budget.deadline.has_value() ||
-                           WallClock::now() < *options.search.budget.deadline;
-    plan.schedule = std::move(result.schedule);
-    return Finish(job, std::move(plan));
+    return PlanWithRoomForTransfers(
+        job, batch,
+        [&](const Problem& problem, StepPlan& plan) -> absl::Status {
+          const WallClock::time_point start = WallClock::now();
+          PW_ASSIGN_OR_RETURN(SearchResult result,
+                              strategy->Solve(problem, options.search));
+          const std::optional<WallClock::time_point>& deadline =
+              options.search.budget.deadline;
+          plan.report.search_ns += NanosecondsSince(start);
+          plan.report.strategy = name;
+          plan.report.evaluations = result.evaluations;
+          plan.report.finished = !deadline || WallClock::now() < *deadline;
+          plan.schedule = std::move(result.schedule);
+          return absl::OkStatus();
+        });
   }
 
   absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
                                     const semu::Batch& batch) const override {
-    StepPlan plan;
-    PW_ASSIGN_OR_RETURN(plan.step, BuildProblem(job, batch));
-    PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(plan.step.problem));
-    plan.report.strategy = "safe";
-    plan.report.finished = true;
-    return Finish(job, std::move(plan));
+    return PlanWithRoomForTransfers(
+        job, batch, [](const Problem& problem, StepPlan& plan) -> absl::Status {
+          PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(problem));
+          plan.report.strategy = "safe";
+          plan.report.finished = true;
+          return absl::OkStatus();
+        });
   }
 
   std::vector<std::string> StrategyNames() const override {
-    return search::StrategyNames();
+    std::vector<std::string> names = search::StrategyNames();
+    for (const Baseline baseline : kBaselines) {
+      names.emplace_back(BaselineName(baseline));
+    }
+    return names;
   }
 
  private:
-  static absl::StatusOr<StepProblem> BuildProblem(const PlannableJob& job,
-                                                  const semu::Batch& batch) {
-    return BuildStepProblem(job.job, job.layout, job.activation_limit_bytes,
-                            batch, *job.costs);
+  // Plans with `solve`. The scheduling problem counts no transfers; where the
+  // values on their way need more than the reserve holds, the problem gets less
+  // memory and is solved again.
+  template <typename Solve>
+  static absl::StatusOr<StepPlan> PlanWithRoomForTransfers(
+      const PlannableJob& job, const semu::Batch& batch, const Solve& solve) {
+    StepPlan plan;
+    int64_t set_aside_bytes = 0;
+    while (true) {
+      std::vector<int64_t> limits = job.activation_limit_bytes;
+      for (int64_t& limit : limits) {
+        limit = std::max<int64_t>(0, limit - set_aside_bytes);
+      }
+      PW_ASSIGN_OR_RETURN(
+          plan.step,
+          BuildStepProblem(job.job, job.layout, limits, batch, *job.costs));
+      PW_RETURN_IF_ERROR(solve(plan.step.problem, plan));
+      absl::Status status = Finish(job.job, MemoryOf(job), &plan);
+      if (status.ok()) return plan;
+      const bool nothing_left =
+          *std::max_element(limits.begin(), limits.end()) == 0;
+      if (!absl::IsResourceExhausted(status) || nothing_left) return status;
+      set_aside_bytes = std::max(2 * set_aside_bytes, job.transfer_bytes);
+    }
+  }
+
+  static absl::StatusOr<StepPlan> PlanByBaseline(const PlannableJob& job,
+                                                 const semu::Batch& batch,
+                                                 Baseline baseline) {
+    StepPlan plan;
+    const WallClock::time_point start = WallClock::now();
+    PW_ASSIGN_OR_RETURN(
+        BaselinePlan planned,
+        PlanBaseline(baseline, job.job, batch, batch, *job.costs));
+    plan.report.search_ns = NanosecondsSince(start);
+    plan.report.strategy = std::string(BaselineName(baseline));
+    plan.report.finished = true;
+    plan.step = std::move(planned.step);
+    plan.schedule = std::move(planned.schedule);
+    PW_RETURN_IF_ERROR(Finish(job.job, planned.memory, &plan));
+    return plan;
+  }
+
+  static MemoryPlan MemoryOf(const PlannableJob& job) {
+    return {job.static_bytes, job.activation_limit_bytes, job.transfer_bytes};
   }
 
   // Times, checks and lowers the schedule of `plan`, and completes its report.
-  static absl::StatusOr<StepPlan> Finish(const PlannableJob& job,
-                                         StepPlan plan) {
+  // RESOURCE_EXHAUSTED: transfers do not fit beside the activations.
+  static absl::Status Finish(const semu::Job& job, const MemoryPlan& memory,
+                             StepPlan* finished) {
+    StepPlan& plan = *finished;
     const Problem& problem = plan.step.problem;
     StepReport& report = plan.report;
     const ProblemGraph graph = BuildProblemGraph(problem);
@@ -140,13 +231,15 @@ class Planner : public StepPlanner {
     report.check_ns = NanosecondsSince(start);
 
     ProgramLimits limits;
-    for (const int64_t bytes : job.activation_limit_bytes) {
-      limits.memory_limit_bytes.push_back(bytes + job.transfer_bytes);
+    for (const int64_t bytes : memory.activation_limit_bytes) {
+      limits.memory_limit_bytes.push_back(bytes + memory.transfer_bytes);
     }
-    limits.max_receives_ahead = job.job.executor.max_receives_ahead;
+    limits.max_receives_ahead = job.executor.max_receives_ahead;
     start = WallClock::now();
     PW_ASSIGN_OR_RETURN(plan.programs,
                         Lower(plan.step, plan.schedule, plan.times, limits));
+    const PlanEvaluator evaluator(plan.step, plan.programs, LinkSpeedsOf(job));
+    PW_RETURN_IF_ERROR(evaluator.Predict({}, &plan.programs).status());
     report.lower_ns = NanosecondsSince(start);
 
     start = WallClock::now();
@@ -159,12 +252,14 @@ class Planner : public StepPlanner {
     report.memory_bound_ns = report.lower_bound_ns;
     report.bubble_ratio = BubbleRatio(plan.times);
     report.measured_share = plan.step.measured_share;
-    for (size_t rank = 0; rank < job.static_bytes.size(); ++rank) {
-      report.peak_memory_bytes.push_back(job.static_bytes[rank] -
-                                         job.transfer_bytes +
+    report.layout_free_bound_ns = LayoutFreeBound(plan.step.problem);
+    report.peak_memory_bytes.clear();
+    for (size_t rank = 0; rank < memory.static_bytes.size(); ++rank) {
+      report.peak_memory_bytes.push_back(memory.static_bytes[rank] -
+                                         memory.transfer_bytes +
                                          plan.programs.peak_bytes[rank]);
     }
-    return plan;
+    return absl::OkStatus();
   }
 };
 

@@ -76,6 +76,7 @@ void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
 void PlannerCore::Begin(const RegisteredJob& job) {
   table_.BeginAttempt(job.name, job.attempt);
   pool_.DropCancelled();
+  if (observer_ != nullptr) observer_->OnJobRegistered(job.name, job.attempt);
 }
 
 void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
@@ -94,9 +95,6 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
     }
   }
   if (known != nullptr) {
-    if (observer_ != nullptr) {
-      observer_->OnJobRegistered(known->name, known->attempt);
-    }
     done(std::move(known));
     return;
   }
@@ -127,9 +125,6 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
                 if (job.ok()) Begin(**job);
               }
             }
-            if (job.ok() && observer_ != nullptr) {
-              observer_->OnJobRegistered((*job)->name, (*job)->attempt);
-            }
             done(std::move(job));
           });
 }
@@ -144,9 +139,9 @@ absl::Status PlannerCore::RemoveJob(const std::string& job) {
     MutexLock lock(&lifecycle_mutex_);
     PW_RETURN_IF_ERROR(registry_.Remove(job));
     table_.EndJob(job);
+    if (observer_ != nullptr) observer_->OnJobRemoved(job);
   }
   pool_.DropCancelled();
-  if (observer_ != nullptr) observer_->OnJobRemoved(job);
   return absl::OkStatus();
 }
 
@@ -198,13 +193,13 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
 }
 
 absl::Status PlannerCore::CancelStep(const StepKey& key) {
-  PW_RETURN_IF_ERROR(CheckReplica(key).status());
+  PW_RETURN_IF_ERROR(CheckKey(key).status());
   PW_RETURN_IF_ERROR(table_.Cancel(key));
   pool_.DropCancelled();
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<const RegisteredJob>> PlannerCore::CheckReplica(
+absl::StatusOr<std::shared_ptr<const RegisteredJob>> PlannerCore::CheckKey(
     const StepKey& key) const {
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
                       registry_.FindAttempt(key.job, key.attempt));
@@ -219,7 +214,7 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>> PlannerCore::CheckReplica(
 
 uint64_t PlannerCore::ReadStep(const StepKey& key,
                                StepTable::ReadCallback done) {
-  if (absl::Status status = CheckReplica(key).status(); !status.ok()) {
+  if (absl::Status status = CheckKey(key).status(); !status.ok()) {
     done(std::move(status));
     return 0;
   }
@@ -235,7 +230,7 @@ void PlannerCore::NoteFetched(const StepKey& key, uint32_t rank) {
 }
 
 StepResult PlannerCore::SealedStep(const StepKey& key) {
-  PW_RETURN_IF_ERROR(CheckReplica(key).status());
+  PW_RETURN_IF_ERROR(CheckKey(key).status());
   return table_.Peek(key);
 }
 
@@ -280,6 +275,13 @@ int PlannerCore::ThreadsForSearch() const {
   return std::max(1, pool_.threads() / std::max(1, load.running + load.queued));
 }
 
+std::shared_ptr<const SealedPlan> PlannerCore::LikeBatch(
+    const StepRequest& request) {
+  auto like = table_.Like(request, options_.profile_digest);
+  if (observer_ != nullptr) observer_->OnLikeBatchLookup(like != nullptr);
+  return like;
+}
+
 void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   const StepRequest& request = *step->request;
   const Clock::TimePoint started = clock_->Now();
@@ -289,7 +291,7 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   // on the request alone.
   std::shared_ptr<const SealedPlan> warm;
   if (time_budget) {
-    warm = table_.Like(request, options_.profile_digest);
+    warm = LikeBatch(request);
     if (warm == nullptr) warm = table_.Latest(request);
   }
 
@@ -381,8 +383,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
                                const absl::Status& why_no_search) {
   const StepRequest& request = *step.request;
   const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
-  if (auto like = table_.Like(request, options_.profile_digest);
-      like != nullptr) {
+  if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, like->plan, PlanOrigin::kCached, like->plan_digest,
              queue_ns);
     return;

@@ -105,14 +105,18 @@ class PlannerCore {
   absl::Status RemoveJob(const std::string& job);
   const JobRegistry& registry() const { return registry_; }
 
+  // The job of a key. Errors: those of JobRegistry::FindAttempt;
+  // INVALID_ARGUMENT for a replica that the job has not.
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> CheckKey(
+      const StepKey& key) const;
+
   // Accepts a step for planning; returns before it is planned. Errors: those of
   // StepTable::Submit; FAILED_PRECONDITION when the layout is not confirmed or
   // is another; RESOURCE_EXHAUSTED when the queue is full.
   absl::Status SubmitStep(StepSubmission submission);
   absl::Status CancelStep(const StepKey& key);
 
-  // See StepTable::Read. Errors also: INVALID_ARGUMENT for a replica that the
-  // job has not.
+  // See StepTable::Read. Errors also: those of CheckKey.
   uint64_t ReadStep(const StepKey& key, StepTable::ReadCallback done);
   void CancelRead(const StepKey& key, uint64_t handle);
   void NoteFetched(const StepKey& key, uint32_t rank);
@@ -166,8 +170,8 @@ class PlannerCore {
   // `why_no_search` is the answer when not even that exists.
   void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
   int ThreadsForSearch() const;
-  absl::StatusOr<std::shared_ptr<const RegisteredJob>> CheckReplica(
-      const StepKey& key) const;
+  // A plan of a batch with the same metadata; null: none.
+  std::shared_ptr<const SealedPlan> LikeBatch(const StepRequest& request);
   // Brings a registration to the table.
   void Begin(const RegisteredJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);

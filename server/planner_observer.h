@@ -11,7 +11,8 @@
 
 namespace pipeweaver::server {
 
-// Called on any thread, without a lock held; must be thread-safe and quick.
+// Called on any thread; must be thread-safe and quick, and not call back. A
+// job's first two come in their order.
 class PlannerObserver {
  public:
   virtual ~PlannerObserver() = default;
@@ -20,6 +21,8 @@ class PlannerObserver {
     (void)job, (void)attempt;
   }
   virtual void OnJobRemoved(const std::string& job) { (void)job; }
+  // A plan of a batch with the same metadata was looked for.
+  virtual void OnLikeBatchLookup(bool found) { (void)found; }
   virtual void OnPlanSealed(const SealedPlan& sealed,
                             const PlanTimings& timings) {
     (void)sealed, (void)timings;

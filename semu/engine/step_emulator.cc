@@ -83,9 +83,9 @@ void AccountMemory(const StepProgram& program, EmulatedStep* result) {
     for (size_t i = 0; i < program.bytes[r].size(); ++i) {
       const MemoryChange& change = program.bytes[r][i];
       live += change.at_start;
-      const OpKind kind = program.ranks[r][i].kind;
-      if (kind == OpKind::kCompute || kind == OpKind::kPostSend ||
-          kind == OpKind::kPostRecv) {
+      const StepOpKind kind = program.ranks[r][i].kind;
+      if (kind == StepOpKind::kCompute || kind == StepOpKind::kPostSend ||
+          kind == StepOpKind::kPostRecv) {
         peak = std::max(peak, live + change.transient);
       }
       live += change.at_end;
@@ -115,18 +115,18 @@ absl::Status EmulateFreely(const StepProgram& program, EmulatedStep* result) {
     for (; i < ops.size(); ++i) {
       const StepOp& op = ops[i];
       const int64_t start_ns = now_ns;
-      if (op.kind == OpKind::kCompute) {
+      if (op.kind == StepOpKind::kCompute) {
         now_ns += op.duration_ns;
         rank.busy_ns += op.duration_ns;
         result->makespan_ns = std::max(result->makespan_ns, now_ns);
-      } else if (op.kind == OpKind::kPostSend) {
+      } else if (op.kind == StepOpKind::kPostSend) {
         const StepTransfer& x = program.transfers[op.index];
         arrival[op.index] = now_ns + x.occupancy_ns + x.latency_ns;
         if (waits_for[x.to_rank] == op.index) {
           waits_for[x.to_rank] = -1;
           runnable.push_back(x.to_rank);
         }
-      } else if (op.kind == OpKind::kWaitRecv) {
+      } else if (op.kind == StepOpKind::kWaitRecv) {
         if (arrival[op.index] < 0) {
           waits_for[r] = op.index;
           break;
@@ -195,7 +195,7 @@ class Emulator {
         const int r = program_.copies[c].rank;
         const size_t at = position_[r];
         const std::vector<StepOp>& ops = program_.ranks[r];
-        if (at < ops.size() && ops[at].kind == OpKind::kWaitCopy &&
+        if (at < ops.size() && ops[at].kind == StepOpKind::kWaitCopy &&
             ops[at].index == c) {
           EndOp(r);
         }
@@ -220,10 +220,10 @@ class Emulator {
     interval.end_ns = now_ns_;
     const int64_t took_ns = now_ns_ - interval.start_ns;
     EmulatedStep::Rank& rank = result_.ranks[r];
-    if (op.kind == OpKind::kCompute) {
+    if (op.kind == StepOpKind::kCompute) {
       rank.busy_ns += took_ns;
       result_.makespan_ns = std::max(result_.makespan_ns, now_ns_);
-    } else if (op.kind == OpKind::kWaitCopy) {
+    } else if (op.kind == StepOpKind::kWaitCopy) {
       rank.copy_wait_ns += took_ns;
     } else {
       rank.transfer_wait_ns += took_ns;
@@ -240,28 +240,28 @@ class Emulator {
       const StepOp& op = ops[at];
       intervals[at] = {now_ns_, now_ns_};
       switch (op.kind) {
-        case OpKind::kCompute:
+        case StepOpKind::kCompute:
           running_[r].duration_ns = op.duration_ns;
           compute_.Start(now_ns_, r);
           return;
-        case OpKind::kPostSend:
-        case OpKind::kPostRecv:
+        case StepOpKind::kPostSend:
+        case StepOpKind::kPostRecv:
           if (++transfer_posts_[op.index] == 2) {
             links_.Start(now_ns_, op.index);
           }
           break;
-        case OpKind::kWaitSend:
-        case OpKind::kWaitRecv:
+        case StepOpKind::kWaitSend:
+        case StepOpKind::kWaitRecv:
           if (transfer_posts_[op.index] == kTransferEnded) break;
-          transfer_waiters_[op.index][op.kind == OpKind::kWaitRecv] = r;
+          transfer_waiters_[op.index][op.kind == StepOpKind::kWaitRecv] = r;
           return;
-        case OpKind::kStartCopy:
+        case StepOpKind::kStartCopy:
           copies_.Start(now_ns_, op.index);
           break;
-        case OpKind::kWaitCopy:
+        case StepOpKind::kWaitCopy:
           if (copy_ended_[op.index]) break;
           return;
-        case OpKind::kMark:
+        case StepOpKind::kMark:
           break;
       }
     }

@@ -61,30 +61,32 @@ class OneForwardOneBackward {
   int64_t stages() const { return stages_; }
 
  private:
-  void Add(int r, OpKind kind, int index, int64_t duration_ns,
+  void Add(int r, StepOpKind kind, int index, int64_t duration_ns,
            MemoryChange change) {
     program_.ranks[r].push_back({kind, index, duration_ns});
     program_.bytes[r].push_back(change);
   }
   void Compute(int r, int64_t duration_ns, bool forward) {
-    Add(r, OpKind::kCompute, 0, duration_ns,
+    Add(r, StepOpKind::kCompute, 0, duration_ns,
         forward ? MemoryChange{100, 0, 0} : MemoryChange{-100, 0, 120});
     ++stages_;
   }
   void WaitSends(int r) {
-    for (int t : unwaited_[r]) Add(r, OpKind::kWaitSend, t, 0, {0, -10, 0});
+    for (int t : unwaited_[r]) Add(r, StepOpKind::kWaitSend, t, 0, {0, -10, 0});
     unwaited_[r].clear();
   }
   int Send(int r, int to) {
     WaitSends(r);
     const int t = static_cast<int>(program_.transfers.size());
     program_.transfers.push_back({r, to, 20'000, 5'000});
-    Add(r, OpKind::kPostSend, t, 0, {10, 0, 0});
-    Add(to, OpKind::kPostRecv, t, 0, {10, 0, 0});
+    Add(r, StepOpKind::kPostSend, t, 0, {10, 0, 0});
+    Add(to, StepOpKind::kPostRecv, t, 0, {10, 0, 0});
     unwaited_[r].push_back(t);
     return t;
   }
-  void Receive(int r, int t) { Add(r, OpKind::kWaitRecv, t, 0, {0, -10, 0}); }
+  void Receive(int r, int t) {
+    Add(r, StepOpKind::kWaitRecv, t, 0, {0, -10, 0});
+  }
 
   StepProgram program_;
   std::vector<int> unwaited_[kRanks];

@@ -14,7 +14,7 @@ namespace pipeweaver::semu {
 namespace {
 
 using ::testing::HasSubstr;
-using enum OpKind;
+using enum StepOpKind;
 
 // Rank 0 computes 10 ns and sends, rank 1 waits and computes 5 ns.
 StepProgram OneTransfer() {

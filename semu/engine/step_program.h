@@ -10,7 +10,7 @@
 
 namespace pipeweaver::semu {
 
-enum class OpKind : uint8_t {
+enum class StepOpKind : uint8_t {
   kCompute,    // occupies the rank for duration_ns
   kPostSend,   // index: a transfer; never blocks
   kPostRecv,   // index: a transfer; never blocks
@@ -22,7 +22,7 @@ enum class OpKind : uint8_t {
 };
 
 struct StepOp {
-  OpKind kind = OpKind::kCompute;
+  StepOpKind kind = StepOpKind::kCompute;
   int32_t index = 0;
   int64_t duration_ns = 0;  // of kCompute, >= 0
 };

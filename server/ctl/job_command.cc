@@ -22,9 +22,8 @@ std::string ToJson(const google::protobuf::Message& message) {
   options.preserve_proto_field_names = true;
   options.always_print_primitive_fields = true;
   std::string json;
-  PW_CHECK(
-      google::protobuf::util::MessageToJsonString(message, &json, options)
-          .ok());
+  PW_CHECK(google::protobuf::util::MessageToJsonString(message, &json, options)
+               .ok());
   return json;
 }
 

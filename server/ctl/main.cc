@@ -36,6 +36,7 @@ constexpr Command kCommands[] = {
     {"compare", "plan a batch with several strategies", RunCompareCommand},
     {"replay", "plan a saved request again and compare the bytes",
      RunReplayCommand},
+    {"trace", "draw a plan: Chrome trace and SVG picture", RunTraceCommand},
     {"profile", "import measured traces, predict op times", RunProfileCommand},
     {"job", "register, list, describe, remove jobs of a running planner",
      RunJobCommand},

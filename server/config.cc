@@ -1,0 +1,168 @@
+// See config.h.
+
+#include "server/config.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+#include "semu/base/status_macros.h"
+#include "server/auth.h"
+
+namespace pipeweaver::server {
+namespace {
+
+class FirstError final : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
+                const std::string& message) override {
+    if (!error_.empty()) return;
+    error_ = absl::StrCat(line + 1, ":", column + 1, ": ", message);
+  }
+  const std::string& error() const { return error_; }
+
+ private:
+  std::string error_;
+};
+
+absl::Status CheckAddress(absl::string_view field, absl::string_view address,
+                          bool unix_allowed) {
+  if (unix_allowed && absl::StartsWith(address, "unix:")) {
+    if (address.size() > 5) return absl::OkStatus();
+  } else {
+    const size_t colon = address.rfind(':');
+    int port = -1;
+    if (colon != absl::string_view::npos && colon > 0 &&
+        absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 &&
+        port <= 65535) {
+      return absl::OkStatus();
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": '", address, "', must be host:port",
+                   unix_allowed ? " or unix:path" : " or none"));
+}
+
+absl::Status CheckRange(absl::string_view field, int64_t value, int64_t min,
+                        int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": ", value, ", must be ", min, " .. ", max));
+}
+
+absl::Status CheckPem(absl::string_view field, const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  if (!in) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": cannot read '", path, "'"));
+  }
+  if (!absl::StrContains(text.str(), "-----BEGIN ")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": '", path, "' is not a PEM file"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTls(const v1::ServerConfig& config) {
+  if (config.cert_file().empty() != config.key_file().empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cert_file: '", config.cert_file(), "', key_file: '",
+                     config.key_file(), "', must be set both or neither"));
+  }
+  if (config.cert_file().empty()) {
+    if (config.client_ca_file().empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("client_ca_file: '", config.client_ca_file(),
+                     "', needs cert_file and key_file"));
+  }
+  PW_RETURN_IF_ERROR(CheckPem("cert_file", config.cert_file()));
+  PW_RETURN_IF_ERROR(CheckPem("key_file", config.key_file()));
+  if (config.client_ca_file().empty()) return absl::OkStatus();
+  return CheckPem("client_ca_file", config.client_ca_file());
+}
+
+}  // namespace
+
+absl::StatusOr<v1::ServerConfig> ParseConfig(absl::string_view text,
+                                             absl::string_view path) {
+  FirstError error;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&error);
+  v1::ServerConfig config;
+  if (!parser.ParseFromString(std::string(text), &config)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ":", error.error()));
+  }
+  return config;
+}
+
+absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
+  if (config.listen_address().empty()) {
+    config.set_listen_address("127.0.0.1:7411");
+  }
+  PW_RETURN_IF_ERROR(
+      CheckAddress("listen_address", config.listen_address(), true));
+  if (config.metrics_address().empty()) {
+    config.set_metrics_address("127.0.0.1:7412");
+  }
+  if (config.metrics_address() != "none") {
+    PW_RETURN_IF_ERROR(
+        CheckAddress("metrics_address", config.metrics_address(), false));
+  }
+
+// Fills in the default where a field is 0, then checks its range.
+#define PW_COMPLETE(field, default_value, min, max)           \
+  if (config.field() == 0) config.set_##field(default_value); \
+  PW_RETURN_IF_ERROR(CheckRange(#field, config.field(), min, max))
+
+  const int cores =
+      std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  constexpr int64_t kDayMs = 86'400'000;
+  constexpr int64_t kTiB = int64_t{1} << 40;
+  PW_COMPLETE(planner_threads, cores, 1, 1024);
+  PW_COMPLETE(search_budget_ms, 50, 1, kDayMs);
+  PW_COMPLETE(seal_margin_ms, 2, 1, kDayMs);
+  PW_COMPLETE(max_steps_per_replica, 8, 1, 1'000'000);
+  PW_COMPLETE(max_jobs, 1024, 1, 1'000'000);
+  PW_COMPLETE(max_plan_bytes, int64_t{1} << 30, 1 << 20, kTiB);
+  PW_COMPLETE(plan_ttl_seconds, 600, 1, kDayMs / 1000);
+  PW_COMPLETE(max_message_bytes, 16 << 20, 1 << 10, 1 << 30);
+  PW_COMPLETE(drain_ms, 10'000, 1, kDayMs);
+  PW_COMPLETE(max_job_labels, 50, 1, 10'000);
+  PW_COMPLETE(max_queued, 4096, 1, 1'000'000);
+  PW_COMPLETE(max_search_ms, 10'000, 1, kDayMs);
+  PW_COMPLETE(keepalive_seconds, 60, 1, kDayMs / 1000);
+  PW_COMPLETE(transport_memory_bytes, int64_t{1} << 30, 1 << 20, kTiB);
+#undef PW_COMPLETE
+
+  PW_RETURN_IF_ERROR(CheckTls(config));
+  if (!config.token_file().empty()) {
+    PW_RETURN_IF_ERROR(TokenAuth::FromFile(config.token_file()).status());
+  }
+  return config;
+}
+
+PlannerCoreOptions CoreOptions(const v1::ServerConfig& config) {
+  PlannerCoreOptions options;
+  options.planner_threads = config.planner_threads();
+  options.max_queued = config.max_queued();
+  options.max_jobs = config.max_jobs();
+  options.search_budget = std::chrono::milliseconds(config.search_budget_ms());
+  options.max_search = std::chrono::milliseconds(config.max_search_ms());
+  options.seal_margin = std::chrono::milliseconds(config.seal_margin_ms());
+  options.steps.max_steps_per_replica = config.max_steps_per_replica();
+  options.steps.max_plan_bytes = config.max_plan_bytes();
+  options.steps.plan_ttl = std::chrono::seconds(config.plan_ttl_seconds());
+  return options;
+}
+
+}  // namespace pipeweaver::server

@@ -1,0 +1,139 @@
+// The planner server: flags and config in, a running server out, drained on
+// SIGTERM or SIGINT.
+//
+// Exit codes: 0 after a drain, or when --validate finds nothing wrong; 1 when
+// it cannot start; 2 for a config that breaks a rule.
+
+#include <google/protobuf/text_format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
+#include "search/planner.h"
+#include "semu/base/status_macros.h"
+#include "server/clock.h"
+#include "server/config.h"
+#include "server/plan_simulator.h"
+#include "server/server.h"
+
+ABSL_FLAG(std::string, config, "",
+          "file with a pipeweaver.v1.ServerConfig in protobuf text");
+ABSL_FLAG(bool, validate, false, "check the configuration, print it, and exit");
+
+// One flag for each field of ServerConfig, which explains them.
+#define PW_CONFIG_FIELDS(FIELD)         \
+  FIELD(std::string, listen_address)    \
+  FIELD(std::string, metrics_address)   \
+  FIELD(int32_t, planner_threads)       \
+  FIELD(int64_t, search_budget_ms)      \
+  FIELD(int64_t, seal_margin_ms)        \
+  FIELD(int32_t, max_steps_per_replica) \
+  FIELD(int32_t, max_jobs)              \
+  FIELD(int64_t, max_plan_bytes)        \
+  FIELD(int64_t, plan_ttl_seconds)      \
+  FIELD(int64_t, max_message_bytes)     \
+  FIELD(bool, reflection)               \
+  FIELD(int64_t, drain_ms)              \
+  FIELD(int32_t, max_job_labels)        \
+  FIELD(std::string, cert_file)         \
+  FIELD(std::string, key_file)          \
+  FIELD(std::string, client_ca_file)    \
+  FIELD(std::string, token_file)        \
+  FIELD(int32_t, max_queued)            \
+  FIELD(int64_t, max_search_ms)         \
+  FIELD(int32_t, keepalive_seconds)     \
+  FIELD(int64_t, transport_memory_bytes)
+
+#define PW_DEFINE_FLAG(type, name)                   \
+  ABSL_FLAG(std::optional<type>, name, std::nullopt, \
+            "overrides ServerConfig." #name);
+PW_CONFIG_FIELDS(PW_DEFINE_FLAG)
+#undef PW_DEFINE_FLAG
+
+namespace pipeweaver::server {
+namespace {
+
+absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
+  v1::ServerConfig config;
+  if (const std::string path = absl::GetFlag(FLAGS_config); !path.empty()) {
+    std::ifstream in(path);
+    std::ostringstream text;
+    text << in.rdbuf();
+    if (!in) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("config: cannot read '", path, "'"));
+    }
+    PW_ASSIGN_OR_RETURN(config, ParseConfig(text.str(), path));
+  }
+#define PW_OVERRIDE(type, name)                   \
+  if (auto value = absl::GetFlag(FLAGS_##name)) { \
+    config.set_##name(*std::move(value));         \
+  }
+  PW_CONFIG_FIELDS(PW_OVERRIDE)
+#undef PW_OVERRIDE
+  return CompleteConfig(std::move(config));
+}
+
+int Run() {
+  const absl::StatusOr<v1::ServerConfig> config = ConfigFromFlags();
+  if (!config.ok()) {
+    spdlog::error("configuration: {}", config.status().ToString());
+    return 2;
+  }
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(*config, &text);
+  if (absl::GetFlag(FLAGS_validate)) {
+    std::fputs(text.c_str(), stdout);
+    return 0;
+  }
+  spdlog::info("configuration:\n{}", text);
+
+  // Blocked before any thread starts, so that only sigwait below takes them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  SteadyClock clock;
+  auto server = Server::Start(*config, planner.get(), SimulatePlan, &clock);
+  if (!server.ok()) {
+    spdlog::error("{}", server.status().ToString());
+    return 1;
+  }
+  std::printf("listening on %s, metrics on %s\n", (*server)->address().c_str(),
+              (*server)->metrics_address().c_str());
+  std::fflush(stdout);
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("signal {}", signal);
+  (*server)->Drain();
+  return 0;
+}
+
+}  // namespace
+}  // namespace pipeweaver::server
+
+int main(int argc, char** argv) {
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
+  absl::SetProgramUsageMessage("plans training steps; see ServerConfig");
+  absl::ParseCommandLine(argc, argv);
+  return pipeweaver::server::Run();
+}

@@ -1,0 +1,249 @@
+// See metrics.h.
+
+#include "server/metrics.h"
+
+#include <utility>
+
+#include "absl/strings/ascii.h"
+
+namespace pipeweaver::server {
+namespace {
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+constexpr const char* kMethodNames[kNumRpcMethods] = {
+    "RegisterJob", "ConfirmLayout", "DescribeJob",       "ListJobs",
+    "RemoveJob",   "SubmitStep",    "CancelStep",        "GetPlan",
+    "GetProgram",  "ReportStep",    "CompareStrategies", "SimulatePlan"};
+
+constexpr const char* kOriginNames[kNumPlanOrigins] = {
+    "unspecified", "search_finished", "search_cut", "cached", "safe"};
+
+Buckets Exponential(double first, int count) {
+  Buckets buckets;
+  for (double bound = first; count > 0; --count, bound *= 2) {
+    buckets.push_back(bound);
+  }
+  return buckets;
+}
+
+// 10 us .. 10 s.
+Buckets Latency() { return Exponential(1e-5, 21); }
+// 1 ms .. 17 min.
+Buckets StepTime() { return Exponential(1e-3, 21); }
+Buckets Gap() {
+  return {0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1};
+}
+Buckets Ratio() {
+  return {0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 5};
+}
+
+prometheus::Family<prometheus::Counter>& Counters(
+    prometheus::Registry& registry, const char* name, const char* help) {
+  return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Family<prometheus::Gauge>& Gauges(prometheus::Registry& registry,
+                                              const char* name,
+                                              const char* help) {
+  return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Family<prometheus::Histogram>& Histograms(
+    prometheus::Registry& registry, const char* name, const char* help) {
+  return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+}
+
+double Seconds(int64_t nanoseconds) {
+  return static_cast<double>(nanoseconds) * 1e-9;
+}
+
+double GapOf(const search::StepReport& report) {
+  if (report.lower_bound_ns <= 0) return 0;
+  return static_cast<double>(report.schedule_makespan_ns) /
+             static_cast<double>(report.lower_bound_ns) -
+         1;
+}
+
+}  // namespace
+
+Metrics::Metrics(int max_job_labels)
+    : max_job_labels_(max_job_labels),
+      rpcs_(Counters(registry_, "pipeweaver_rpcs_total",
+                     "Calls that have ended.")),
+      plans_sealed_(Counters(registry_, "pipeweaver_plans_sealed_total",
+                             "Plans sealed, by how they came about.")),
+      steps_failed_(Counters(registry_, "pipeweaver_steps_failed_total",
+                             "Steps sealed without a plan.")),
+      search_seconds_(
+          Histograms(registry_, "pipeweaver_search_seconds",
+                     "Time of the search of a sealed plan, by the strategy "
+                     "that found it.")),
+      job_steps_held_(Gauges(registry_, "pipeweaver_job_steps_held",
+                             "Steps of a job submitted or sealed and not "
+                             "expired.")),
+      job_predicted_seconds_(
+          Gauges(registry_, "pipeweaver_job_predicted_step_seconds",
+                 "Predicted time of the job's latest step.")),
+      job_gap_(Gauges(registry_, "pipeweaver_job_gap_ratio",
+                      "Gap between schedule and lower bound of the job's "
+                      "latest step.")),
+      job_measured_over_predicted_(
+          Gauges(registry_, "pipeweaver_job_measured_over_predicted_ratio",
+                 "Measured over predicted time of the job's latest report.")) {
+  auto& rpc_seconds =
+      Histograms(registry_, "pipeweaver_rpc_seconds",
+                 "Time of a call in the server, waiting for a plan included.");
+  for (int i = 0; i < kNumRpcMethods; ++i) {
+    rpc_seconds_[i] =
+        &rpc_seconds.Add({{"method", kMethodNames[i]}}, Latency());
+  }
+  auto& planning =
+      Histograms(registry_, "pipeweaver_planning_seconds",
+                 "Time from a step's acceptance to its sealed plan.");
+  planning_seconds_[0] = nullptr;
+  for (int i = 1; i < kNumPlanOrigins; ++i) {
+    planning_seconds_[i] =
+        &planning.Add({{"origin", kOriginNames[i]}}, Latency());
+    plans_sealed_.Add({{"origin", kOriginNames[i]}});
+  }
+  queue_seconds_ = &Histograms(registry_, "pipeweaver_queue_seconds",
+                               "Time that a sealed step had waited for a "
+                               "planning thread.")
+                        .Add({}, Latency());
+  check_seconds_ = &Histograms(registry_, "pipeweaver_check_seconds",
+                               "Time of both checkers on a sealed plan.")
+                        .Add({}, Latency());
+  lower_seconds_ = &Histograms(registry_, "pipeweaver_lower_seconds",
+                               "Time to lower a sealed plan to programs.")
+                        .Add({}, Latency());
+  gap_ = &Histograms(registry_, "pipeweaver_gap_ratio",
+                     "Schedule makespan over its lower bound, less 1.")
+              .Add({}, Gap());
+  predicted_seconds_ =
+      &Histograms(registry_, "pipeweaver_predicted_step_seconds",
+                  "Predicted time of a planned step.")
+           .Add({}, StepTime());
+  measured_over_predicted_ =
+      &Histograms(registry_, "pipeweaver_measured_over_predicted_ratio",
+                  "Measured over predicted step time, as rank 0 reports it.")
+           .Add({}, Ratio());
+  like_lookups_ = &Counters(registry_, "pipeweaver_plan_cache_lookups_total",
+                            "Steps for which a plan of the same metadata was "
+                            "looked up.")
+                       .Add({});
+  like_hits_ = &Counters(registry_, "pipeweaver_plan_cache_hits_total",
+                         "Lookups that found a plan of the same metadata.")
+                    .Add({});
+  jobs_ = &Gauges(registry_, "pipeweaver_jobs", "Jobs registered.").Add({});
+  queue_length_ = &Gauges(registry_, "pipeweaver_queue_length",
+                          "Steps and questions that wait for a planning "
+                          "thread.")
+                       .Add({});
+  searches_running_ = &Gauges(registry_, "pipeweaver_planning_threads_busy",
+                              "Planning threads at work.")
+                           .Add({});
+  steps_held_ = &Gauges(registry_, "pipeweaver_steps_held",
+                        "Steps submitted or sealed and not expired.")
+                     .Add({});
+  plan_bytes_ =
+      &Gauges(registry_, "pipeweaver_plan_bytes", "Bytes of sealed plans held.")
+           .Add({});
+}
+
+void Metrics::SetSources(
+    std::function<Levels()> levels,
+    std::function<int(const std::string&)> job_steps_held) {
+  MutexLock lock(&mutex_);
+  levels_ = std::move(levels);
+  job_held_ = std::move(job_steps_held);
+}
+
+void Metrics::CountRpc(RpcMethod method, absl::StatusCode code,
+                       std::chrono::nanoseconds time) {
+  const int index = static_cast<int>(method);
+  rpc_seconds_[index]->Observe(Seconds(time.count()));
+  rpcs_
+      .Add({{"method", kMethodNames[index]},
+            {"code", absl::StatusCodeToString(code)}})
+      .Increment();
+}
+
+void Metrics::OnJobRegistered(const std::string& job, uint64_t) {
+  MutexLock lock(&mutex_);
+  if (job_gauges_.size() >= max_job_labels_ || job_gauges_.count(job) > 0) {
+    return;
+  }
+  const prometheus::Labels labels = {{"job", job}};
+  job_gauges_[job] = {
+      &job_steps_held_.Add(labels), &job_predicted_seconds_.Add(labels),
+      &job_gap_.Add(labels), &job_measured_over_predicted_.Add(labels)};
+}
+
+void Metrics::OnJobRemoved(const std::string& job) {
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(job);
+  if (it == job_gauges_.end()) return;
+  job_steps_held_.Remove(it->second.steps_held);
+  job_predicted_seconds_.Remove(it->second.predicted_seconds);
+  job_gap_.Remove(it->second.gap);
+  job_measured_over_predicted_.Remove(it->second.measured_over_predicted);
+  job_gauges_.erase(it);
+}
+
+void Metrics::OnLikeBatchLookup(bool found) {
+  like_lookups_->Increment();
+  if (found) like_hits_->Increment();
+}
+
+void Metrics::OnPlanSealed(const SealedPlan& sealed,
+                           const PlanTimings& timings) {
+  const search::StepReport& report = sealed.plan->report;
+  const int origin = static_cast<int>(sealed.identity.origin);
+  plans_sealed_.Add({{"origin", kOriginNames[origin]}}).Increment();
+  planning_seconds_[origin]->Observe(Seconds(timings.submit_to_seal_ns));
+  queue_seconds_->Observe(Seconds(timings.queue_ns));
+  search_seconds_.Add({{"strategy", report.strategy}}, Latency())
+      .Observe(Seconds(report.search_ns));
+  check_seconds_->Observe(Seconds(report.check_ns));
+  lower_seconds_->Observe(Seconds(report.lower_ns));
+  gap_->Observe(GapOf(report));
+  predicted_seconds_->Observe(Seconds(report.makespan_ns));
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(sealed.identity.key.job);
+  if (it == job_gauges_.end()) return;
+  it->second.predicted_seconds->Set(Seconds(report.makespan_ns));
+  it->second.gap->Set(GapOf(report));
+}
+
+void Metrics::OnStepFailed(const StepKey&, const absl::Status& status) {
+  steps_failed_.Add({{"code", absl::StatusCodeToString(status.code())}})
+      .Increment();
+}
+
+void Metrics::OnReport(const std::string& job, double ratio) {
+  measured_over_predicted_->Observe(ratio);
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(job);
+  if (it != job_gauges_.end()) it->second.measured_over_predicted->Set(ratio);
+}
+
+std::vector<prometheus::MetricFamily> Metrics::Collect() const {
+  MutexLock lock(&mutex_);
+  if (levels_ != nullptr) {
+    const Levels levels = levels_();
+    jobs_->Set(levels.jobs);
+    queue_length_->Set(levels.queue_length);
+    searches_running_->Set(levels.searches_running);
+    steps_held_->Set(levels.steps_held);
+    plan_bytes_->Set(static_cast<double>(levels.plan_bytes));
+  }
+  if (job_held_ != nullptr) {
+    for (const auto& [job, gauges] : job_gauges_) {
+      gauges.steps_held->Set(job_held_(job));
+    }
+  }
+  return registry_.Collect();
+}
+
+}  // namespace pipeweaver::server

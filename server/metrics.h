@@ -1,0 +1,122 @@
+// The Prometheus page: what is measured, under which names.
+//
+// Labels are bounded: method, code, origin, strategy; `job` only on the gauges
+// pipeweaver_job_*, for at most max_job_labels jobs, and gone with the job.
+
+#ifndef SERVER_METRICS_H_
+#define SERVER_METRICS_H_
+
+#include <prometheus/collectable.h>
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "semu/base/mutex.h"
+#include "server/planner_observer.h"
+
+namespace pipeweaver::server {
+
+// The rpcs of PlannerService, for labels.
+enum class RpcMethod {
+  kRegisterJob,
+  kConfirmLayout,
+  kDescribeJob,
+  kListJobs,
+  kRemoveJob,
+  kSubmitStep,
+  kCancelStep,
+  kGetPlan,
+  kGetProgram,
+  kReportStep,
+  kCompareStrategies,
+  kSimulatePlan,
+};
+constexpr int kNumRpcMethods = 12;
+
+// Thread-safe.
+class Metrics final : public PlannerObserver, public prometheus::Collectable {
+ public:
+  // Values that are looked up at each scrape.
+  struct Levels {
+    int jobs = 0;
+    int queue_length = 0;
+    int searches_running = 0;
+    int steps_held = 0;
+    int64_t plan_bytes = 0;
+  };
+
+  explicit Metrics(int max_job_labels);
+
+  // `levels` and `job_steps_held` are called at each scrape, until they are set
+  // again; set nullptr before what they look at goes away.
+  void SetSources(std::function<Levels()> levels,
+                  std::function<int(const std::string&)> job_steps_held);
+
+  // A call has ended; its time includes waiting for a plan.
+  void CountRpc(RpcMethod method, absl::StatusCode code,
+                std::chrono::nanoseconds time);
+
+  void OnJobRegistered(const std::string& job, uint64_t attempt) override;
+  void OnJobRemoved(const std::string& job) override;
+  void OnLikeBatchLookup(bool found) override;
+  void OnPlanSealed(const SealedPlan& sealed,
+                    const PlanTimings& timings) override;
+  void OnStepFailed(const StepKey& key, const absl::Status& status) override;
+  void OnReport(const std::string& job, double ratio) override;
+
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  struct JobGauges {
+    prometheus::Gauge* steps_held;
+    prometheus::Gauge* predicted_seconds;
+    prometheus::Gauge* gap;
+    prometheus::Gauge* measured_over_predicted;
+  };
+
+  const size_t max_job_labels_;
+  prometheus::Registry registry_;
+
+  std::array<prometheus::Histogram*, kNumRpcMethods> rpc_seconds_;
+  prometheus::Family<prometheus::Counter>& rpcs_;
+  prometheus::Family<prometheus::Counter>& plans_sealed_;
+  prometheus::Family<prometheus::Counter>& steps_failed_;
+  std::array<prometheus::Histogram*, kNumPlanOrigins> planning_seconds_;
+  prometheus::Histogram* queue_seconds_;
+  prometheus::Family<prometheus::Histogram>& search_seconds_;
+  prometheus::Histogram* check_seconds_;
+  prometheus::Histogram* lower_seconds_;
+  prometheus::Histogram* gap_;
+  prometheus::Histogram* predicted_seconds_;
+  prometheus::Histogram* measured_over_predicted_;
+  prometheus::Counter* like_lookups_;
+  prometheus::Counter* like_hits_;
+  prometheus::Gauge* jobs_;
+  prometheus::Gauge* queue_length_;
+  prometheus::Gauge* searches_running_;
+  prometheus::Gauge* steps_held_;
+  prometheus::Gauge* plan_bytes_;
+  prometheus::Family<prometheus::Gauge>& job_steps_held_;
+  prometheus::Family<prometheus::Gauge>& job_predicted_seconds_;
+  prometheus::Family<prometheus::Gauge>& job_gap_;
+  prometheus::Family<prometheus::Gauge>& job_measured_over_predicted_;
+
+  mutable Mutex mutex_;
+  std::function<Levels()> levels_ ABSL_GUARDED_BY(mutex_);
+  std::function<int(const std::string&)> job_held_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, JobGauges> job_gauges_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_METRICS_H_

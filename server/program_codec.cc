@@ -1,0 +1,93 @@
+// See program_codec.h.
+
+#include "server/program_codec.h"
+
+#include <utility>
+
+#include "proto/digest/digest.h"
+#include "search/lower/program_proto.h"
+#include "semu/model/job_proto.h"
+
+namespace pipeweaver::server {
+namespace {
+
+v1::PlanIdentity IdentityToProto(const PlanIdentity& identity) {
+  v1::PlanIdentity proto;
+  v1::PlanKey* key = proto.mutable_key();
+  key->set_job(identity.key.job);
+  key->set_attempt(identity.key.attempt);
+  key->set_step(identity.key.step);
+  key->set_replica(identity.key.replica);
+  proto.set_job_digest(identity.job_digest);
+  proto.set_layout_digest(identity.layout_digest);
+  proto.set_batch_digest(identity.batch_digest);
+  proto.set_profile_digest(identity.profile_digest);
+  proto.set_seed(identity.seed);
+  proto.set_budget_evaluations(identity.budget_evaluations);
+  proto.set_warm_start_digest(identity.warm_start_digest);
+  proto.set_origin(static_cast<v1::PlanOrigin>(identity.origin));
+  return proto;
+}
+
+}  // namespace
+
+v1::PlanReport ReportToProto(const search::StepReport& report) {
+  v1::PlanReport proto;
+  proto.set_makespan_ns(report.makespan_ns);
+  proto.set_schedule_makespan_ns(report.schedule_makespan_ns);
+  proto.set_lower_bound_ns(report.lower_bound_ns);
+  proto.set_memory_bound_ns(report.memory_bound_ns);
+  proto.set_layout_free_bound_ns(report.layout_free_bound_ns);
+  if (report.lower_bound_ns > 0) {
+    proto.set_gap(static_cast<double>(report.schedule_makespan_ns) /
+                      static_cast<double>(report.lower_bound_ns) -
+                  1);
+  }
+  proto.set_bubble_ratio(report.bubble_ratio);
+  v1::BubbleCauses* bubbles = proto.mutable_bubbles();
+  bubbles->set_imbalance_ns(report.bubbles.imbalance_ns);
+  bubbles->set_dependency_ns(report.bubbles.dependency_ns);
+  bubbles->set_memory_ns(report.bubbles.memory_ns);
+  bubbles->set_transfer_ns(report.bubbles.transfer_ns);
+  proto.mutable_peak_memory_bytes()->Add(report.peak_memory_bytes.begin(),
+                                         report.peak_memory_bytes.end());
+  proto.set_measured_share(report.measured_share);
+  proto.set_strategy(report.strategy);
+  proto.set_evaluations(report.evaluations);
+  proto.set_search_ns(report.search_ns);
+  proto.set_check_ns(report.check_ns);
+  proto.set_lower_ns(report.lower_ns);
+  // A StepPlan exists only once both checkers have passed on it.
+  proto.set_certified(true);
+  return proto;
+}
+
+std::string ProgramCodec::LayoutDigest(const semu::Job& job,
+                                       const semu::Layout& layout) const {
+  return CanonicalDigest(semu::LayoutToProto(layout, job));
+}
+
+absl::StatusOr<SealedPlan> ProgramCodec::Seal(
+    const search::PlannableJob&, std::shared_ptr<const search::StepPlan> plan,
+    const PlanIdentity& identity, const PlanTimings& timings) const {
+  v1::Plan proto;
+  *proto.mutable_identity() = IdentityToProto(identity);
+  search::PlanBytes bytes =
+      search::SerializePlan(plan->step, plan->programs, proto.identity());
+  proto.set_plan_digest(bytes.plan_digest);
+  *proto.mutable_report() = ReportToProto(plan->report);
+  proto.mutable_report()->set_queue_ns(timings.queue_ns);
+  proto.mutable_report()->set_submit_to_seal_ns(timings.submit_to_seal_ns);
+  for (const std::string& program : bytes.programs) {
+    proto.add_program_bytes(program.size());
+  }
+  SealedPlan sealed;
+  sealed.identity = identity;
+  sealed.plan_digest = std::move(bytes.plan_digest);
+  sealed.plan_bytes = CanonicalBytes(proto);
+  sealed.programs = std::move(bytes.programs);
+  sealed.plan = std::move(plan);
+  return sealed;
+}
+
+}  // namespace pipeweaver::server

@@ -1,0 +1,32 @@
+// The codec of the real server: plans as plan.proto defines them.
+
+#ifndef SERVER_PROGRAM_CODEC_H_
+#define SERVER_PROGRAM_CODEC_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "pipeweaver/v1/plan.pb.h"
+#include "search/planner.h"
+#include "server/plan_codec.h"
+
+namespace pipeweaver::server {
+
+class ProgramCodec final : public PlanCodec {
+ public:
+  std::string LayoutDigest(const semu::Job& job,
+                           const semu::Layout& layout) const override;
+
+  absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,
+                                  std::shared_ptr<const search::StepPlan> plan,
+                                  const PlanIdentity& identity,
+                                  const PlanTimings& timings) const override;
+};
+
+// A plan's figures; those that a single plan has not (queue, sealing) are 0.
+v1::PlanReport ReportToProto(const search::StepReport& report);
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_PROGRAM_CODEC_H_

@@ -1,0 +1,182 @@
+// See server.h.
+
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_credentials_options.h>
+#include <prometheus/exposer.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "proto/digest/digest.h"
+#include "semu/base/status_macros.h"
+#include "server/auth.h"
+#include "server/config.h"
+#include "server/metrics.h"
+#include "server/planner_core.h"
+#include "server/program_codec.h"
+
+namespace pipeweaver::server {
+namespace {
+
+constexpr unsigned kCertificateRefreshSeconds = 10;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+
+std::shared_ptr<grpc::ServerCredentials> MakeCredentials(
+    const v1::ServerConfig& config) {
+  if (config.cert_file().empty()) return grpc::InsecureServerCredentials();
+  using grpc::experimental::FileWatcherCertificateProvider;
+  const bool mutual = !config.client_ca_file().empty();
+  auto files = mutual ? std::make_shared<FileWatcherCertificateProvider>(
+                            config.key_file(), config.cert_file(),
+                            config.client_ca_file(), kCertificateRefreshSeconds)
+                      : std::make_shared<FileWatcherCertificateProvider>(
+                            config.key_file(), config.cert_file(),
+                            kCertificateRefreshSeconds);
+  grpc::experimental::TlsServerCredentialsOptions options(files);
+  options.watch_identity_key_cert_pairs();
+  if (mutual) {
+    options.watch_root_certs();
+    options.set_cert_request_type(
+        GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  }
+  return grpc::experimental::TlsServerCredentials(options);
+}
+
+// `address` with its port replaced by the one that was bound.
+std::string BoundAddress(const std::string& address, int port) {
+  if (absl::StartsWith(address, "unix:")) return address;
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+}  // namespace
+
+struct Server::Parts {
+  Parts(const v1::ServerConfig& server_config, PlannerCoreOptions options,
+        const search::StepPlanner* planner, SimulateFunction simulate,
+        Clock* clock, TokenAuth token_auth)
+      : config(server_config),
+        auth(std::move(token_auth)),
+        metrics(std::make_shared<Metrics>(config.max_job_labels())),
+        core(options, planner, &codec, clock, metrics.get()),
+        service(&core, metrics.get(), &auth, std::move(simulate)) {
+    metrics->SetSources(
+        [this] {
+          const PlanningPool::Load load = core.load();
+          const StepTable::Held held = core.held();
+          return Metrics::Levels{core.registry().size(), load.queued,
+                                 load.running, held.steps, held.plan_bytes};
+        },
+        [this](const std::string& job) { return core.HeldSteps(job); });
+  }
+
+  const v1::ServerConfig config;
+  const TokenAuth auth;
+  const std::shared_ptr<Metrics> metrics;
+  const ProgramCodec codec;
+  PlannerCore core;
+  PlannerServiceImpl service;
+  std::unique_ptr<prometheus::Exposer> exposer;
+  std::unique_ptr<grpc::Server> grpc_server;
+  std::string address;
+  std::string metrics_address = "none";
+  bool drained = false;
+};
+
+Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+Server::~Server() { Drain(); }
+
+const std::string& Server::address() const { return parts_->address; }
+const std::string& Server::metrics_address() const {
+  return parts_->metrics_address;
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(
+    const v1::ServerConfig& config, const search::StepPlanner* planner,
+    SimulateFunction simulate, Clock* clock) {
+  TokenAuth auth;
+  if (!config.token_file().empty()) {
+    PW_ASSIGN_OR_RETURN(auth, TokenAuth::FromFile(config.token_file()));
+  }
+  PlannerCoreOptions options = CoreOptions(config);
+  // Costs are analytic: the profile is the empty one.
+  options.profile_digest = Sha256("");
+  auto parts = std::make_unique<Parts>(
+      config, options, planner, std::move(simulate), clock, std::move(auth));
+
+  if (config.metrics_address() != "none") {
+    // prometheus-cpp reports errors by exceptions: they end here.
+    try {
+      parts->exposer =
+          std::make_unique<prometheus::Exposer>(config.metrics_address(), 1);
+    } catch (const std::exception& error) {
+      return absl::UnavailableError(
+          absl::StrCat("metrics_address: cannot bind '",
+                       config.metrics_address(), "': ", error.what()));
+    }
+    parts->exposer->RegisterCollectable(parts->metrics);
+    const std::vector<int> ports = parts->exposer->GetListeningPorts();
+    parts->metrics_address = BoundAddress(config.metrics_address(),
+                                          ports.empty() ? 0 : ports.front());
+  }
+
+  grpc::EnableDefaultHealthCheckService(true);
+  if (config.reflection()) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  }
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(config.listen_address(), MakeCredentials(config),
+                           &port);
+  builder.RegisterService(&parts->service);
+  builder.SetMaxReceiveMessageSize(
+      static_cast<int>(config.max_message_bytes()));
+  // Two servers on one port would share its calls at random.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             config.keepalive_seconds() * 1000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+      kKeepaliveTimeoutMs);
+  grpc::ResourceQuota quota("pipeweaver_server");
+  quota.Resize(static_cast<size_t>(config.transport_memory_bytes()));
+  builder.SetResourceQuota(quota);
+  parts->grpc_server = builder.BuildAndStart();
+  if (parts->grpc_server == nullptr) {
+    return absl::UnavailableError(absl::StrCat("listen_address: cannot bind '",
+                                               config.listen_address(), "'"));
+  }
+  parts->address = BoundAddress(config.listen_address(), port);
+  return std::unique_ptr<Server>(new Server(std::move(parts)));
+}
+
+void Server::Drain() {
+  if (parts_->grpc_server == nullptr || parts_->drained) return;
+  parts_->drained = true;
+  spdlog::info("draining for at most {} ms", parts_->config.drain_ms());
+  if (auto* health = parts_->grpc_server->GetHealthCheckService()) {
+    health->SetServingStatus(false);
+  }
+  parts_->grpc_server->Shutdown(
+      std::chrono::system_clock::now() +
+      std::chrono::milliseconds(parts_->config.drain_ms()));
+  parts_->grpc_server->Wait();
+  parts_->core.Stop();
+  parts_->metrics->SetSources(nullptr, nullptr);
+  spdlog::info("drained");
+}
+
+}  // namespace pipeweaver::server
