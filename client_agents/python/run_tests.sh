@@ -36,10 +36,8 @@ failed=0
 for name in "${first[@]}" "${second[@]}"; do
   log=$logs/$name
   ran=$(sed -n 's/^Ran \([0-9]*\) tests\?.*/\1/p' "$log" | tail -1)
-  broken=$(sed -n 's/^FAILED (\(.*\))$/\1/p' "$log" | tr -cs '0-9\n' '+' |
-    sed 's/^+*//; s/+*$//' | tail -1)
+  broken=$(grep -cE '^(ERROR|FAIL): ' "$log")
   ran=${ran:-0}
-  broken=$((${broken:-0}))
   # Broken before its tests ran, or cut by the time limit.
   if ! grep -q '^exit 0$' "$log" && ((broken == 0)); then broken=1; fi
   echo "$name: $ran tests, $broken failed"
