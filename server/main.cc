@@ -91,7 +91,7 @@ absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
 int Run() {
   const absl::StatusOr<v1::ServerConfig> config = ConfigFromFlags();
   if (!config.ok()) {
-    spdlog::error("configuration: {}", config.status().message());
+    spdlog::error("configuration: {}", config.status().ToString());
     return 2;
   }
   std::string text;
@@ -114,7 +114,7 @@ int Run() {
   SteadyClock clock;
   auto server = Server::Start(*config, planner.get(), SimulatePlan, &clock);
   if (!server.ok()) {
-    spdlog::error("{}", server.status().message());
+    spdlog::error("{}", server.status().ToString());
     return 1;
   }
   std::printf("listening on %s, metrics on %s\n", (*server)->address().c_str(),

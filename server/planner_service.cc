@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -71,11 +70,45 @@ constexpr uint8_t kTotalBytesTag =
     v1::GetProgramResponse::kTotalBytesFieldNumber << 3;
 constexpr uint8_t kDataTag = v1::GetProgramResponse::kDataFieldNumber << 3 | 2;
 
-// Serialised GetProgramResponse with program[offset, offset + size) as its
-// data, which keeps `sealed` alive until it is sent.
-grpc::ByteBuffer ProgramResponse(std::shared_ptr<const SealedPlan> sealed,
-                                 const std::string& program, uint64_t offset,
-                                 uint64_t size) {
+// Bytes of the program from `offset` that one answer may hold.
+uint64_t ChunkSize(const std::string& program, uint64_t offset,
+                   uint32_t max_bytes) {
+  const uint64_t most = max_bytes == 0
+                            ? kMaxChunkBytes
+                            : std::min<uint64_t>(max_bytes, kMaxChunkBytes);
+  return std::min<uint64_t>(most, program.size() - offset);
+}
+
+// REQUIRES: the chunk was answered.
+bool IsLastChunk(const SealedPlan& sealed,
+                 const v1::GetProgramRequest& request) {
+  const std::string& program = sealed.programs[request.rank()];
+  return request.offset() +
+             ChunkSize(program, request.offset(), request.max_bytes()) ==
+         program.size();
+}
+
+// A serialised GetProgramResponse, whose data is part of `sealed` and keeps it
+// alive until it is sent. Errors: see GetProgram in planner_service.proto.
+absl::StatusOr<grpc::ByteBuffer> ProgramResponse(
+    const std::shared_ptr<const SealedPlan>& sealed, uint32_t rank,
+    uint64_t offset, uint32_t max_bytes) {
+  if (sealed->shadow) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("key: ", DebugString(sealed->identity.key),
+                     " is a shadow step, its programs are not read"));
+  }
+  if (rank >= sealed->programs.size()) {
+    return absl::OutOfRangeError(
+        absl::StrCat("rank: ", rank, " is not below ", sealed->programs.size(),
+                     ", the pipeline ranks of the job"));
+  }
+  const std::string& program = sealed->programs[rank];
+  if (offset > program.size()) {
+    return absl::OutOfRangeError(absl::StrCat(
+        "offset: ", offset, " is past the program's end, ", program.size()));
+  }
+  const uint64_t size = ChunkSize(program, offset, max_bytes);
   using google::protobuf::io::CodedOutputStream;
   uint8_t head[24];
   uint8_t* end = head;
@@ -93,26 +126,120 @@ grpc::ByteBuffer ProgramResponse(std::shared_ptr<const SealedPlan> sealed,
   const grpc::Slice slices[] = {
       grpc::Slice(head, end - head),
       grpc::Slice(const_cast<char*>(program.data()) + offset, size, release,
-                  new std::shared_ptr<const SealedPlan>(std::move(sealed)))};
+                  new std::shared_ptr<const SealedPlan>(sealed))};
   return grpc::ByteBuffer(slices, 2);
+}
+
+absl::StatusOr<Registration> ReadRegistration(
+    const v1::RegisterJobRequest& request) {
+  if (request.request_id().empty() ||
+      request.request_id().size() > kMaxRequestId) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("request_id: ", request.request_id().size(),
+                     " characters, must be 1 .. ", kMaxRequestId));
+  }
+  if (!request.has_job()) return absl::InvalidArgumentError("job: missing");
+  Registration registration;
+  registration.request_id = request.request_id();
+  PW_ASSIGN_OR_RETURN(registration.job, semu::JobFromProto(request.job()));
+  if (request.job().has_layout()) {
+    PW_ASSIGN_OR_RETURN(
+        semu::Layout layout,
+        semu::LayoutFromProto(request.job().layout(), registration.job));
+    registration.pinned_digest =
+        CanonicalDigest(semu::LayoutToProto(layout, registration.job));
+    registration.pinned = std::move(layout);
+  }
+  v1::Job job = request.job();
+  job.clear_layout();
+  registration.job_bytes = CanonicalBytes(job);
+  registration.job_digest = Sha256(registration.job_bytes);
+  return registration;
+}
+
+void WriteJob(const RegisteredJob& job, v1::RegisterJobResponse* response) {
+  const search::PlannableJob& plannable = *job.plannable;
+  response->set_job_digest(job.job_digest);
+  response->set_attempt(job.attempt);
+  *response->mutable_layout() =
+      semu::LayoutToProto(plannable.layout, plannable.job);
+  response->set_layout_digest(job.layout_digest);
+  response->set_layout_confirmed(job.layout_confirmed);
+  response->mutable_activation_limit_bytes()->Add(
+      plannable.activation_limit_bytes.begin(),
+      plannable.activation_limit_bytes.end());
+}
+
+// REQUIRES: the first outcome is the planner's own.
+void WriteOutcomes(const std::vector<StrategyOutcome>& outcomes,
+                   v1::CompareStrategiesResponse* response) {
+  const absl::StatusOr<search::StepReport>& own = outcomes.front().report;
+  for (const StrategyOutcome& outcome : outcomes) {
+    v1::StrategyOutcome* proto = response->add_outcomes();
+    proto->set_strategy(outcome.strategy);
+    if (!outcome.report.ok()) {
+      proto->set_error(std::string(outcome.report.status().message()));
+      continue;
+    }
+    *proto->mutable_report() = ReportToProto(*outcome.report);
+    if (own.ok() && own->makespan_ns > 0) {
+      proto->set_planner_gain(static_cast<double>(outcome.report->makespan_ns) /
+                                  static_cast<double>(own->makespan_ns) -
+                              1);
+    }
+  }
+}
+
+absl::StatusOr<Simulation> ReadSimulation(
+    const v1::SimulatePlanRequest& request) {
+  const std::pair<const char*, double> factors[] = {
+      {"latency_factor", request.latency_factor()},
+      {"bandwidth_factor", request.bandwidth_factor()}};
+  for (const auto& [field, factor] : factors) {
+    // Written so that NaN fails too.
+    if (!(factor == 0 ||
+          (factor >= 1 / kMaxLinkFactor && factor <= kMaxLinkFactor))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ": ", factor, ", must be 0 or 1e-6 .. 1e6"));
+    }
+  }
+  if (!(request.duration_noise() >= 0 && request.duration_noise() <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "duration_noise: ", request.duration_noise(), ", must be 0 .. 1"));
+  }
+  if (request.runs() < 0 || request.runs() > kMaxSimulationRuns) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "runs: ", request.runs(), ", must be 0 .. ", kMaxSimulationRuns));
+  }
+  Simulation simulation;
+  if (request.latency_factor() != 0) {
+    simulation.latency_factor = request.latency_factor();
+  }
+  if (request.bandwidth_factor() != 0) {
+    simulation.bandwidth_factor = request.bandwidth_factor();
+  }
+  simulation.duration_noise = request.duration_noise();
+  simulation.runs = std::max(1, request.runs());
+  simulation.seed = request.seed();
+  return simulation;
 }
 
 }  // namespace
 
 // One call: from its handler to its end, measured.
-class PlannerServiceImpl::Call final : public grpc::ServerUnaryReactor {
+class PlannerServiceImpl::Call : public grpc::ServerUnaryReactor {
  public:
   Call(Metrics* metrics, RpcMethod method)
       : metrics_(metrics),
         method_(method),
         started_(std::chrono::steady_clock::now()) {}
 
-  // Ends the call; returns itself, so that a handler can return it.
-  Call* End(const absl::Status& status) {
+  // Ends the call; nothing of it may be touched after.
+  void End(const absl::Status& status) {
+    if (status.ok()) WriteResponse();
     metrics_->CountRpc(method_, status.code(),
                        std::chrono::steady_clock::now() - started_);
     Finish(ToGrpcStatus(status));
-    return this;
   }
 
   // Set when the call is cancelled.
@@ -123,6 +250,7 @@ class PlannerServiceImpl::Call final : public grpc::ServerUnaryReactor {
   }
 
  private:
+  virtual void WriteResponse() = 0;
   void OnCancel() override {
     cancelled_->store(true);
     if (on_cancel_ != nullptr) on_cancel_();
@@ -134,6 +262,43 @@ class PlannerServiceImpl::Call final : public grpc::ServerUnaryReactor {
   const std::chrono::steady_clock::time_point started_;
   const CancelFlag cancelled_ = std::make_shared<std::atomic<bool>>(false);
   std::function<void()> on_cancel_;
+};
+
+template <typename Request, typename Response>
+class PlannerServiceImpl::MessageCall final : public Call {
+ public:
+  MessageCall(Metrics* metrics, RpcMethod method, grpc::ByteBuffer* out)
+      : Call(metrics, method), out_(out) {}
+
+  absl::Status Parse(const grpc::ByteBuffer& bytes) {
+    grpc::ByteBuffer slices(bytes);  // shared, not copied
+    if (grpc::SerializationTraits<Request>::Deserialize(&slices, &request)
+            .ok()) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("request: its ", bytes.Length(), " bytes are not a ",
+                     Request::descriptor()->full_name()));
+  }
+
+  // Answers these bytes in place of `response`.
+  void SetBytes(grpc::ByteBuffer bytes) {
+    out_->Swap(&bytes);
+    written_ = true;
+  }
+
+  Request request;
+  Response response;
+
+ private:
+  void WriteResponse() override {
+    if (written_) return;
+    bool own_buffer;
+    grpc::SerializationTraits<Response>::Serialize(response, out_, &own_buffer);
+  }
+
+  grpc::ByteBuffer* const out_;
+  bool written_ = false;
 };
 
 PlannerServiceImpl::PlannerServiceImpl(PlannerCore* core, Metrics* metrics,
@@ -161,77 +326,64 @@ absl::Status PlannerServiceImpl::Admit(
   return absl::OkStatus();
 }
 
-absl::StatusOr<Registration> PlannerServiceImpl::ReadRegistration(
-    const v1::RegisterJobRequest& request) const {
-  if (request.request_id().empty() ||
-      request.request_id().size() > kMaxRequestId) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("request_id: ", request.request_id().size(),
-                     " characters, must be 1 .. ", kMaxRequestId));
+template <typename Request, typename Response, typename Handle>
+grpc::ServerUnaryReactor* PlannerServiceImpl::Start(
+    RpcMethod method, grpc::CallbackServerContext* context,
+    const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
+    Handle handle) {
+  auto* call = new MessageCall<Request, Response>(metrics_, method, response);
+  absl::Status status = Admit(*context);
+  if (status.ok()) status = call->Parse(*request);
+  if (status.ok()) {
+    handle(call);
+  } else {
+    call->End(status);
   }
-  if (!request.has_job()) return absl::InvalidArgumentError("job: missing");
-  Registration registration;
-  registration.request_id = request.request_id();
-  PW_ASSIGN_OR_RETURN(registration.job, semu::JobFromProto(request.job()));
-  if (request.job().has_layout()) {
-    PW_ASSIGN_OR_RETURN(
-        semu::Layout layout,
-        semu::LayoutFromProto(request.job().layout(), registration.job));
-    registration.pinned_digest =
-        CanonicalDigest(semu::LayoutToProto(layout, registration.job));
-    registration.pinned = std::move(layout);
-  }
-  v1::Job job = request.job();
-  job.clear_layout();
-  registration.job_bytes = CanonicalBytes(job);
-  registration.job_digest = Sha256(registration.job_bytes);
-  return registration;
-}
-
-grpc::ServerUnaryReactor* PlannerServiceImpl::RegisterJob(
-    grpc::CallbackServerContext* context, const v1::RegisterJobRequest* request,
-    v1::RegisterJobResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kRegisterJob);
-  if (absl::Status status = Admit(*context); !status.ok()) {
-    return call->End(status);
-  }
-  absl::StatusOr<Registration> registration = ReadRegistration(*request);
-  if (!registration.ok()) return call->End(registration.status());
-  core_->RegisterJob(
-      *std::move(registration), call->cancelled(),
-      [call, response](
-          absl::StatusOr<std::shared_ptr<const RegisteredJob>> registered) {
-        if (!registered.ok()) {
-          call->End(registered.status());
-          return;
-        }
-        const RegisteredJob& job = **registered;
-        const search::PlannableJob& plannable = *job.plannable;
-        response->set_job_digest(job.job_digest);
-        response->set_attempt(job.attempt);
-        *response->mutable_layout() =
-            semu::LayoutToProto(plannable.layout, plannable.job);
-        response->set_layout_digest(job.layout_digest);
-        response->set_layout_confirmed(job.layout_confirmed);
-        response->mutable_activation_limit_bytes()->Add(
-            plannable.activation_limit_bytes.begin(),
-            plannable.activation_limit_bytes.end());
-        call->End(absl::OkStatus());
-      });
   return call;
 }
 
+template <typename Request, typename Response, typename Handle>
+grpc::ServerUnaryReactor* PlannerServiceImpl::Answer(
+    RpcMethod method, grpc::CallbackServerContext* context,
+    const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
+    Handle handle) {
+  return Start<Request, Response>(
+      method, context, request, response,
+      [&handle](MessageCall<Request, Response>* call) {
+        call->End(handle(call->request, &call->response));
+      });
+}
+
+grpc::ServerUnaryReactor* PlannerServiceImpl::RegisterJob(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Start<v1::RegisterJobRequest, v1::RegisterJobResponse>(
+      RpcMethod::kRegisterJob, context, request, response, [this](auto* call) {
+        absl::StatusOr<Registration> registration =
+            ReadRegistration(call->request);
+        if (!registration.ok()) {
+          call->End(registration.status());
+          return;
+        }
+        core_->RegisterJob(
+            *std::move(registration), call->cancelled(),
+            [call](absl::StatusOr<std::shared_ptr<const RegisteredJob>> job) {
+              if (job.ok()) WriteJob(**job, &call->response);
+              call->End(job.status());
+            });
+      });
+}
+
 grpc::ServerUnaryReactor* PlannerServiceImpl::ConfirmLayout(
-    grpc::CallbackServerContext* context,
-    const v1::ConfirmLayoutRequest* request, v1::ConfirmLayoutResponse*) {
-  Call* call = new Call(metrics_, RpcMethod::kConfirmLayout);
-  absl::Status status = Admit(*context);
-  if (status.ok()) status = semu::ValidateName("job", request->job());
-  if (status.ok()) {
-    status = core_->ConfirmLayout(request->job(), request->attempt(),
-                                  request->layout_digest());
-  }
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::ConfirmLayoutRequest, v1::ConfirmLayoutResponse>(
+      RpcMethod::kConfirmLayout, context, request, response,
+      [this](const v1::ConfirmLayoutRequest& in,
+             v1::ConfirmLayoutResponse*) -> absl::Status {
+        PW_RETURN_IF_ERROR(semu::ValidateName("job", in.job()));
+        return core_->ConfirmLayout(in.job(), in.attempt(), in.layout_digest());
+      });
 }
 
 absl::Status PlannerServiceImpl::Describe(
@@ -257,35 +409,36 @@ absl::Status PlannerServiceImpl::Describe(
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::DescribeJob(
-    grpc::CallbackServerContext* context, const v1::DescribeJobRequest* request,
-    v1::DescribeJobResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kDescribeJob);
-  absl::Status status = Admit(*context);
-  if (status.ok()) status = Describe(*request, response);
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::DescribeJobRequest, v1::DescribeJobResponse>(
+      RpcMethod::kDescribeJob, context, request, response,
+      [this](const auto& in, auto* out) { return Describe(in, out); });
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::ListJobs(
-    grpc::CallbackServerContext* context, const v1::ListJobsRequest*,
-    v1::ListJobsResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kListJobs);
-  const absl::Status status = Admit(*context);
-  if (status.ok()) {
-    for (std::string& name : core_->registry().Names()) {
-      response->add_jobs(std::move(name));
-    }
-  }
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::ListJobsRequest, v1::ListJobsResponse>(
+      RpcMethod::kListJobs, context, request, response,
+      [this](const v1::ListJobsRequest&, v1::ListJobsResponse* out) {
+        for (std::string& name : core_->registry().Names()) {
+          out->add_jobs(std::move(name));
+        }
+        return absl::OkStatus();
+      });
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::RemoveJob(
-    grpc::CallbackServerContext* context, const v1::RemoveJobRequest* request,
-    v1::RemoveJobResponse*) {
-  Call* call = new Call(metrics_, RpcMethod::kRemoveJob);
-  absl::Status status = Admit(*context);
-  if (status.ok()) status = semu::ValidateName("job", request->job());
-  if (status.ok()) status = core_->RemoveJob(request->job());
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::RemoveJobRequest, v1::RemoveJobResponse>(
+      RpcMethod::kRemoveJob, context, request, response,
+      [this](const v1::RemoveJobRequest& in,
+             v1::RemoveJobResponse*) -> absl::Status {
+        PW_RETURN_IF_ERROR(semu::ValidateName("job", in.job()));
+        return core_->RemoveJob(in.job());
+      });
 }
 
 absl::Status PlannerServiceImpl::Submit(
@@ -315,24 +468,25 @@ absl::Status PlannerServiceImpl::Submit(
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::SubmitStep(
-    grpc::CallbackServerContext* context, const v1::SubmitStepRequest* request,
-    v1::SubmitStepResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kSubmitStep);
-  absl::Status status = Admit(*context);
-  if (status.ok()) status = Submit(*context, *request, response);
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::SubmitStepRequest, v1::SubmitStepResponse>(
+      RpcMethod::kSubmitStep, context, request, response,
+      [this, context](const auto& in, auto* out) {
+        return Submit(*context, in, out);
+      });
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::CancelStep(
-    grpc::CallbackServerContext* context, const v1::CancelStepRequest* request,
-    v1::CancelStepResponse*) {
-  Call* call = new Call(metrics_, RpcMethod::kCancelStep);
-  if (absl::Status status = Admit(*context); !status.ok()) {
-    return call->End(status);
-  }
-  const absl::StatusOr<StepKey> key =
-      KeyFromProto(request->has_key(), request->key());
-  return call->End(key.ok() ? core_->CancelStep(*key) : key.status());
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::CancelStepRequest, v1::CancelStepResponse>(
+      RpcMethod::kCancelStep, context, request, response,
+      [this](const v1::CancelStepRequest& in,
+             v1::CancelStepResponse*) -> absl::Status {
+        PW_ASSIGN_OR_RETURN(StepKey key, KeyFromProto(in.has_key(), in.key()));
+        return core_->CancelStep(key);
+      });
 }
 
 void PlannerServiceImpl::Read(
@@ -348,6 +502,7 @@ void PlannerServiceImpl::Read(
       *key, [call, done = std::move(done)](const StepResult& result) {
         call->End(result.ok() ? done(*result) : result.status());
       });
+  // The call is not over before its handler returns, even if it was ended.
   if (handle != 0) {
     call->set_on_cancel(
         [core = core_, key = *key, handle] { core->CancelRead(key, handle); });
@@ -355,71 +510,48 @@ void PlannerServiceImpl::Read(
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::GetPlan(
-    grpc::CallbackServerContext* context, const v1::GetPlanRequest* request,
-    v1::GetPlanResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kGetPlan);
-  if (absl::Status status = Admit(*context); !status.ok()) {
-    return call->End(status);
-  }
-  Read(call, request->key(),
-       [response](const std::shared_ptr<const SealedPlan>& sealed) {
-         response->mutable_plan()->ParseFromString(sealed->plan_bytes);
-         return absl::OkStatus();
-       });
-  return call;
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Start<v1::GetPlanRequest, v1::GetPlanResponse>(
+      RpcMethod::kGetPlan, context, request, response, [this](auto* call) {
+        Read(call, call->request.key(),
+             [call](const std::shared_ptr<const SealedPlan>& sealed) {
+               call->response.mutable_plan()->ParseFromString(
+                   sealed->plan_bytes);
+               return absl::OkStatus();
+             });
+      });
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::GetProgram(
-    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
     grpc::ByteBuffer* response) {
-  Call* call = new Call(metrics_, RpcMethod::kGetProgram);
-  if (absl::Status status = Admit(*context); !status.ok()) {
-    return call->End(status);
-  }
-  v1::GetProgramRequest request;
-  grpc::ByteBuffer copy(*bytes);  // shares the slices
-  if (!grpc::SerializationTraits<v1::GetProgramRequest>::Deserialize(&copy,
-                                                                     &request)
-           .ok()) {
-    return call->End(
-        absl::InternalError("the request's bytes are no GetProgramRequest"));
-  }
-  const uint32_t rank = request.rank();
-  const auto job = core_->registry().Find(request.key().job());
-  if (job.ok() && rank >= (*job)->plannable->activation_limit_bytes.size()) {
-    return call->End(absl::OutOfRangeError(absl::StrCat(
-        "rank: ", rank, " is not below ",
-        (*job)->plannable->activation_limit_bytes.size(),
-        ", the pipeline ranks of job '", request.key().job(), "'")));
-  }
-  const uint64_t offset = request.offset();
-  const uint64_t most =
-      request.max_bytes() == 0
-          ? kMaxChunkBytes
-          : std::min<uint64_t>(request.max_bytes(), kMaxChunkBytes);
-  Read(call, request.key(),
-       [this, rank, offset, most,
-        response](const std::shared_ptr<const SealedPlan>& sealed) {
-         if (sealed->shadow) {
-           return absl::FailedPreconditionError(
-               absl::StrCat("key: ", DebugString(sealed->identity.key),
-                            " is a shadow step, its programs are not read"));
-         }
-         const std::string& program = sealed->programs[rank];
-         if (offset > program.size()) {
-           return absl::OutOfRangeError(
-               absl::StrCat("offset: ", offset, " is past the program's end, ",
-                            program.size()));
-         }
-         const uint64_t size =
-             std::min<uint64_t>(most, program.size() - offset);
-         *response = ProgramResponse(sealed, program, offset, size);
-         if (offset + size == program.size()) {
-           core_->NoteFetched(sealed->identity.key, rank);
-         }
-         return absl::OkStatus();
-       });
-  return call;
+  return Start<v1::GetProgramRequest, v1::GetProgramResponse>(
+      RpcMethod::kGetProgram, context, request, response, [this](auto* call) {
+        const v1::GetProgramRequest& in = call->request;
+        const auto job = core_->registry().Find(in.key().job());
+        if (job.ok() &&
+            in.rank() >= (*job)->plannable->activation_limit_bytes.size()) {
+          call->End(absl::OutOfRangeError(absl::StrCat(
+              "rank: ", in.rank(), " is not below ",
+              (*job)->plannable->activation_limit_bytes.size(),
+              ", the pipeline ranks of job '", in.key().job(), "'")));
+          return;
+        }
+        Read(call, in.key(),
+             [this, call](const std::shared_ptr<const SealedPlan>& sealed)
+                 -> absl::Status {
+               PW_ASSIGN_OR_RETURN(grpc::ByteBuffer bytes,
+                                   ProgramResponse(sealed, call->request.rank(),
+                                                   call->request.offset(),
+                                                   call->request.max_bytes()));
+               call->SetBytes(std::move(bytes));
+               if (IsLastChunk(*sealed, call->request)) {
+                 core_->NoteFetched(sealed->identity.key, call->request.rank());
+               }
+               return absl::OkStatus();
+             });
+      });
 }
 
 absl::Status PlannerServiceImpl::Report(const v1::ReportStepRequest& request) {
@@ -435,139 +567,100 @@ absl::Status PlannerServiceImpl::Report(const v1::ReportStepRequest& request) {
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::ReportStep(
-    grpc::CallbackServerContext* context, const v1::ReportStepRequest* request,
-    v1::ReportStepResponse*) {
-  Call* call = new Call(metrics_, RpcMethod::kReportStep);
-  absl::Status status = Admit(*context);
-  if (status.ok()) status = Report(*request);
-  return call->End(status);
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::ReportStepRequest, v1::ReportStepResponse>(
+      RpcMethod::kReportStep, context, request, response,
+      [this](const v1::ReportStepRequest& in, v1::ReportStepResponse*) {
+        return Report(in);
+      });
+}
+
+absl::Status PlannerServiceImpl::StartCompare(
+    const grpc::CallbackServerContext& context,
+    MessageCall<v1::CompareStrategiesRequest, v1::CompareStrategiesResponse>*
+        call) {
+  const v1::CompareStrategiesRequest& request = call->request;
+  PW_RETURN_IF_ERROR(semu::ValidateName("job", request.job()));
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
+                      core_->registry().Find(request.job()));
+  PW_RETURN_IF_ERROR(CheckBudget(request.budget_evaluations()));
+  const std::vector<std::string> known = core_->StrategyNames();
+  std::vector<std::string> strategies;
+  for (const std::string& name : request.strategies()) {
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("strategies: '", name, "' does not exist"));
+    }
+    if (std::find(strategies.begin(), strategies.end(), name) !=
+        strategies.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("strategies: '", name, "' is listed twice"));
+    }
+    strategies.push_back(name);
+  }
+  if (strategies.empty()) strategies = known;
+  PW_ASSIGN_OR_RETURN(
+      semu::Batch batch,
+      semu::BatchFromProto(request.batch(), job->plannable->job));
+  core_->CompareStrategies(
+      std::move(job), std::move(batch), std::move(strategies), request.seed(),
+      request.budget_evaluations(), SteadyDeadline(context), call->cancelled(),
+      [call](const absl::StatusOr<std::vector<StrategyOutcome>>& outcomes) {
+        if (outcomes.ok()) WriteOutcomes(*outcomes, &call->response);
+        call->End(outcomes.status());
+      });
+  return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::CompareStrategies(
-    grpc::CallbackServerContext* context,
-    const v1::CompareStrategiesRequest* request,
-    v1::CompareStrategiesResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kCompareStrategies);
-  std::shared_ptr<const RegisteredJob> job;
-  semu::Batch batch;
-  std::vector<std::string> strategies(request->strategies().begin(),
-                                      request->strategies().end());
-  const auto read = [&]() -> absl::Status {
-    PW_RETURN_IF_ERROR(Admit(*context));
-    PW_RETURN_IF_ERROR(semu::ValidateName("job", request->job()));
-    PW_ASSIGN_OR_RETURN(job, core_->registry().Find(request->job()));
-    PW_RETURN_IF_ERROR(CheckBudget(request->budget_evaluations()));
-    const std::vector<std::string> known = core_->StrategyNames();
-    std::set<std::string> seen;
-    for (const std::string& name : strategies) {
-      if (std::find(known.begin(), known.end(), name) == known.end()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("strategies: '", name, "' does not exist"));
-      }
-      if (!seen.insert(name).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("strategies: '", name, "' is listed twice"));
-      }
-    }
-    if (strategies.empty()) strategies = known;
-    PW_ASSIGN_OR_RETURN(
-        batch, semu::BatchFromProto(request->batch(), job->plannable->job));
-    return absl::OkStatus();
-  };
-  if (absl::Status status = read(); !status.ok()) return call->End(status);
-  core_->CompareStrategies(
-      std::move(job), std::move(batch), std::move(strategies), request->seed(),
-      request->budget_evaluations(), SteadyDeadline(*context),
-      call->cancelled(),
-      [call, response](absl::StatusOr<std::vector<StrategyOutcome>> outcomes) {
-        if (!outcomes.ok()) {
-          call->End(outcomes.status());
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Start<v1::CompareStrategiesRequest, v1::CompareStrategiesResponse>(
+      RpcMethod::kCompareStrategies, context, request, response,
+      [this, context](auto* call) {
+        if (absl::Status status = StartCompare(*context, call); !status.ok()) {
+          call->End(status);
+        }
+      });
+}
+
+absl::Status PlannerServiceImpl::StartSimulate(
+    MessageCall<v1::SimulatePlanRequest, v1::SimulatePlanResponse>* call) {
+  PW_ASSIGN_OR_RETURN(
+      StepKey key, KeyFromProto(call->request.has_key(), call->request.key()));
+  PW_ASSIGN_OR_RETURN(Simulation simulation, ReadSimulation(call->request));
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
+                      core_->CheckKey(key));
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
+                      core_->SealedStep(key));
+  core_->RunTask(
+      key.job, call->cancelled(),
+      [this, call, job, sealed, simulation](const absl::Status& status) {
+        if (!status.ok()) {
+          call->End(status);
           return;
         }
-        const absl::StatusOr<search::StepReport>& own =
-            outcomes->front().report;
-        for (const StrategyOutcome& outcome : *outcomes) {
-          v1::StrategyOutcome* proto = response->add_outcomes();
-          proto->set_strategy(outcome.strategy);
-          if (!outcome.report.ok()) {
-            proto->set_error(std::string(outcome.report.status().message()));
-            continue;
-          }
-          *proto->mutable_report() = ReportToProto(*outcome.report);
-          if (own.ok() && own->makespan_ns > 0) {
-            proto->set_planner_gain(
-                static_cast<double>(outcome.report->makespan_ns) /
-                    static_cast<double>(own->makespan_ns) -
-                1);
-          }
+        const absl::StatusOr<std::vector<int64_t>> makespans = simulate_(
+            *job->plannable, *sealed->plan, simulation, *call->cancelled());
+        if (makespans.ok()) {
+          call->response.mutable_makespan_ns()->Add(makespans->begin(),
+                                                    makespans->end());
         }
-        call->End(absl::OkStatus());
+        call->End(makespans.status());
       });
-  return call;
+  return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::SimulatePlan(
-    grpc::CallbackServerContext* context,
-    const v1::SimulatePlanRequest* request,
-    v1::SimulatePlanResponse* response) {
-  Call* call = new Call(metrics_, RpcMethod::kSimulatePlan);
-  std::shared_ptr<const SealedPlan> sealed;
-  std::shared_ptr<const RegisteredJob> job;
-  const auto read = [&]() -> absl::Status {
-    PW_RETURN_IF_ERROR(Admit(*context));
-    PW_ASSIGN_OR_RETURN(StepKey key,
-                        KeyFromProto(request->has_key(), request->key()));
-    const std::pair<const char*, double> factors[] = {
-        {"latency_factor", request->latency_factor()},
-        {"bandwidth_factor", request->bandwidth_factor()}};
-    for (const auto& [field, factor] : factors) {
-      // Written so that NaN fails too.
-      if (!(factor == 0 ||
-            (factor >= 1 / kMaxLinkFactor && factor <= kMaxLinkFactor))) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(field, ": ", factor, ", must be 0 or 1e-6 .. 1e6"));
-      }
-    }
-    if (!(request->duration_noise() >= 0 && request->duration_noise() <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "duration_noise: ", request->duration_noise(), ", must be 0 .. 1"));
-    }
-    if (request->runs() < 0 || request->runs() > kMaxSimulationRuns) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "runs: ", request->runs(), ", must be 0 .. ", kMaxSimulationRuns));
-    }
-    PW_ASSIGN_OR_RETURN(job, core_->CheckKey(key));
-    PW_ASSIGN_OR_RETURN(sealed, core_->SealedStep(key));
-    return absl::OkStatus();
-  };
-  if (absl::Status status = read(); !status.ok()) return call->End(status);
-  Simulation simulation;
-  if (request->latency_factor() != 0) {
-    simulation.latency_factor = request->latency_factor();
-  }
-  if (request->bandwidth_factor() != 0) {
-    simulation.bandwidth_factor = request->bandwidth_factor();
-  }
-  simulation.duration_noise = request->duration_noise();
-  simulation.runs = std::max(1, request->runs());
-  simulation.seed = request->seed();
-  core_->RunTask(job->name, call->cancelled(),
-                 [this, call, response, job, sealed,
-                  simulation](const absl::Status& status) {
-                   if (!status.ok()) {
-                     call->End(status);
-                     return;
-                   }
-                   const absl::StatusOr<std::vector<int64_t>> makespans =
-                       simulate_(*job->plannable, *sealed->plan, simulation,
-                                 *call->cancelled());
-                   if (makespans.ok()) {
-                     response->mutable_makespan_ns()->Add(makespans->begin(),
-                                                          makespans->end());
-                   }
-                   call->End(makespans.status());
-                 });
-  return call;
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Start<v1::SimulatePlanRequest, v1::SimulatePlanResponse>(
+      RpcMethod::kSimulatePlan, context, request, response, [this](auto* call) {
+        if (absl::Status status = StartSimulate(call); !status.ok()) {
+          call->End(status);
+        }
+      });
 }
 
 }  // namespace pipeweaver::server

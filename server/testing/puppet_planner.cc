@@ -103,6 +103,8 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
     sweep.stages[rank].choices.emplace_back();
   }
   plan.step.problem.sweeps.push_back(sweep);
+  plan.step.choices = {{std::vector<std::vector<search::MemoryChoice>>(
+      ranks, {{"keep", 0, 0, 0, 1, 0}})}};
   plan.schedule.ranks.resize(ranks);
   plan.programs.ranks.resize(ranks);
   for (int rank = 0; rank < ranks; ++rank) {

@@ -43,7 +43,7 @@ class PuppetPlanner final : public search::StepPlanner {
   // Later calls answer this status.
   void FailPrepare(absl::Status status);
   void FailSafe(absl::Status status);
-  // Bytes that each rank's program is padded to (by a codec that asks).
+  // Size of the programs of later plans.
   void set_actions_per_rank(int actions) {
     MutexLock lock(&mutex_);
     actions_per_rank_ = actions;
