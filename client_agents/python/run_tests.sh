@@ -25,7 +25,8 @@ run() {
   done
 }
 first=(test_gradients)
-second=(test_program test_metadata test_cost test_agent test_hangs)
+second=(test_program test_metadata test_csv_export test_cost test_agent test_live
+  test_hangs)
 run "${first[@]}" &
 run "${second[@]}"
 wait
@@ -35,14 +36,12 @@ failed=0
 for name in "${first[@]}" "${second[@]}"; do
   log=$logs/$name
   ran=$(sed -n 's/^Ran \([0-9]*\) tests\?.*/\1/p' "$log" | tail -1)
-  broken=$(sed -n 's/^FAILED (\(.*\))$/\1/p' "$log" | tr -cs '0-9\n' '+' |
-    sed 's/^+*//; s/+*$//' | tail -1)
+  broken=$(grep -cE '^(ERROR|FAIL): ' "$log")
   ran=${ran:-0}
-  broken=$((${broken:-0}))
   # Broken before its tests ran, or cut by the time limit.
   if ! grep -q '^exit 0$' "$log" && ((broken == 0)); then broken=1; fi
   echo "$name: $ran tests, $broken failed"
-  grep -E '^(agent:|random plans)' "$log"
+  grep -E '^(agent:|random plans|live memory|skipped)' "$log"
   if ((broken)); then cat "$log"; fi
   passed=$((passed + (ran > broken ? ran - broken : 0)))
   failed=$((failed + broken))

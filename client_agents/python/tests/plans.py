@@ -84,12 +84,12 @@ def random_plan(job: JobView, batch: batch_pb2.BatchMetadata, seed: int,
                 names: Sequence[str] = ("keep", "selective", "full", "offload",
                                         "mixed"),
                 key: plan_pb2.PlanKey = None,
-                identity: plan_pb2.PlanIdentity = None
-                ) -> List[plan_pb2.Program]:
+                identity: plan_pb2.PlanIdentity = None,
+                split_as_planned: bool = False) -> List[plan_pb2.Program]:
     rng = random.Random(seed)
     view = BatchView(job, batch)
-    split = split_batch(view, [rng.choice((4, 8, 16, 1000))
-                               for _ in range(job.num_modules)])
+    split = split_batch(view, () if split_as_planned else [
+        rng.choice((4, 8, 16, 1000)) for _ in range(job.num_modules)])
     graph = StepGraph(split)
     table = choice_table(job, names, rng)
     line = random_line(graph, rng, split_share, len(names))

@@ -49,12 +49,18 @@ def start_server(port, faults):
     return process
 
 
+def start_fake(port):
+    return start_server(port, {})
+
+
 def train(rank, transport, port, events, steps, run_id="run", first_step=0,
-          patience_s=10.0, impatient=(), job=None, model="vlm", check=None):
+          patience_s=10.0, impatient=(), job=None, model="vlm", check=None,
+          restart=None):
     """Trains `steps` steps; answers losses (pipeline, plain), what each step
     ran, and the counters. events: {step: "kill" or "start"}, done by rank 0
     before the step is submitted. impatient: steps whose plans are not waited
-    for. check: called with each step's job, batch and program."""
+    for. check: called with each step's job, batch and program. restart: starts
+    a server on a port; answers its process."""
     job = JobView(job or models.make_job("vlm", RANKS))
     server = f"127.0.0.1:{port}"
     plain = models.build_model(job, model, 1, DTYPE)
@@ -78,9 +84,9 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
             if rank == 0 and step in events:
                 for event in events[step]:
                     if event == "kill":
-                        os.kill(int(os.environ["FAKE_SERVER"]), signal.SIGKILL)
+                        os.kill(int(os.environ["SERVER_PID"]), signal.SIGKILL)
                     else:
-                        servers.append(start_server(port, {}))
+                        servers.append((restart or start_fake)(port))
             batch = None
             if rank == 0:
                 batch = models.make_batch(job.job, random.Random(step), 2)
@@ -118,7 +124,8 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
     for process in servers:
         process.kill()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
     return losses, origins, counters, threads
 
 
@@ -128,7 +135,7 @@ class FaultTest(unittest.TestCase):
         port = free_port()
         server = start_server(port, faults or {}) if with_server else None
         if server is not None:
-            os.environ["FAKE_SERVER"] = str(server.pid)
+            os.environ["SERVER_PID"] = str(server.pid)
         try:
             answers = run_ranks(RANKS, "gloo", _train_kw, port, events or {},
                                 steps, kw, timeout_s=90)

@@ -29,6 +29,15 @@ def layer_modes(choice) -> List[str]:
             [KEEP] * choice.keep_layers)
 
 
+def leanest(modes: Sequence[str]) -> str:
+    """The mode of a chunk that runs as one piece: what the most demanding of its
+    layers asks."""
+    for mode in (FULL, OFFLOAD, SELECTIVE):
+        if mode in modes:
+            return mode
+    return KEEP
+
+
 class StageContext:
     """What a layer may know of the stage it runs in."""
 

@@ -21,7 +21,7 @@ from pipeweaver.job import (
     BatchView, EdgeCrossing, JobView, SplitView, Stage, SubMicrobatch)
 from pipeweaver.program import BadProgram, CheckedProgram
 from pipeweaver.torch.chunk import (
-    ChunkRunner, StageContext, StageTape, State, layer_modes)
+    ChunkRunner, StageContext, StageTape, State, layer_modes, leanest)
 from pipeweaver.torch.transport import Post, Transport, flatten, unflatten
 from pipeweaver.v1 import batch_pb2
 
@@ -44,6 +44,9 @@ class PipelineModule:
     [tokens, width] between chunks, and over an edge the rows of the items
     consumed, so many as edge.rows(item's tokens).
     """
+
+    # A chunk is one piece, whatever its number of layers: `layers` has one.
+    opaque = False
 
     def __init__(self, chunks: Mapping[Tuple[int, int], Sequence[nn.Module]],
                  width: int, output_width: int = 0):
@@ -204,7 +207,8 @@ class PipelineExecutor:
         self._runners: Dict[Tuple[int, int, int], ChunkRunner] = {}
         for m, s, k in job.local_chunks(rank):
             layers = self.modules[m].chunks.get((s, k))
-            count = job.chunks[m][s][k].num_layers
+            count = (1 if self.modules[m].opaque else
+                     job.chunks[m][s][k].num_layers)
             if layers is None or len(layers) != count:
                 raise ValueError(
                     f"module {job.module_name(m)!r}, segment {s}, chunk {k}: "
@@ -386,6 +390,8 @@ class _Compiler:
             raise BadProgram(f"actions.choice[{i}]: {choice}: the chunk has "
                              f"{len(choices.get(key, ()))} choices")
         modes = layer_modes(choices[key][choice])
+        if self.executor.modules[key[0]].opaque:
+            modes = [leanest(modes)]
         if len(modes) != len(self.executor._runners[key].layers):
             raise BadProgram(f"actions.choice[{i}]: names {len(modes)} layers, "
                              "the chunk has "

@@ -26,11 +26,12 @@ _POSTED_SEND, _POSTED_RECV, _DATA, _DONE = range(4)
 
 
 class _Handle:
-    __slots__ = ("post", "done")
+    __slots__ = ("post", "done", "batch")
 
     def __init__(self, post: Post):
         self.post = post
         self.done = False
+        self.batch = [self]  # those that end together
 
 
 class _Channel:
@@ -97,9 +98,16 @@ class RendezvousTransport(Transport):
                     _POSTED_SEND if p.send else _POSTED_RECV, 0, p.transfer)
                 self._advance(channel)
                 self._write(channel)
+        if batched:
+            for handle in handles:
+                handle.batch = handles
         return handles
 
     def wait(self, handle: _Handle) -> None:
+        for one in handle.batch:
+            self._wait(one)
+
+    def _wait(self, handle: _Handle) -> None:
         deadline = time.monotonic() + self._timeout_s
         with self._lock:
             while not handle.done:

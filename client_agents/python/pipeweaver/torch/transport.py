@@ -21,7 +21,13 @@ class Post(NamedTuple):
 
 
 class Transport(abc.ABC):
-    """One rank's way to the others."""
+    """One rank's way to the others.
+
+    The posts of a batch may end together only. That adds no way to hang: a rank
+    that waits for a batch waits for transfers that it has posted, hence for none
+    past the next that it will post; so of all transfers that are not over, the
+    first one in the plan's order is posted on both ranks, and ends.
+    """
 
     @abc.abstractmethod
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
@@ -34,10 +40,16 @@ class Transport(abc.ABC):
         on. Raises RuntimeError when it cannot end."""
 
 
+# NCCL runs so many operations of a batch side by side, whatever their peers do.
+_MOST_IN_A_BATCH = 8
+
+
 class DistributedTransport(Transport):
     """torch.distributed point to point: gloo on hosts, NCCL on devices.
 
-    ranks: global rank of each pipeline rank; default the same numbers.
+    ranks: global rank of each pipeline rank; default the same numbers. To be made
+    on all ranks of the group at once: NCCL's communicator is set up here, since
+    ranks that first meet in a transfer would hang.
     """
 
     def __init__(self, ranks: Optional[Sequence[int]] = None,
@@ -45,21 +57,32 @@ class DistributedTransport(Transport):
         self._ranks = list(ranks) if ranks is not None else None
         self._group = group
         self._by_tag = dist.get_backend(group) == "gloo"
+        if not self._by_tag:
+            dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
-        if batched and not self._by_tag and len(posts) > 1:
-            ops = [dist.P2POp(dist.isend if p.send else dist.irecv, p.tensor,
-                              self._global(p.peer), self._group) for p in posts]
-            works = dist.batch_isend_irecv(ops)
-            # NCCL answers with one handle for the whole batch.
-            return works if len(works) == len(posts) else works * len(posts)
-        return [self._post(p) for p in posts]
+        if self._by_tag:  # gloo matches by tag
+            return [self._operation(p)(p.tensor, self._global(p.peer),
+                                       group=self._group, tag=p.transfer)
+                    for p in posts]
+        # NCCL matches by order. Single operations go out as batches of one: torch
+        # runs batches on the group's communicator and others on one of the pair,
+        # and what is a batch here may not be one on the other rank.
+        size = _MOST_IN_A_BATCH if batched else 1
+        handles: List[Any] = []
+        for i in range(0, len(posts), size):
+            part = posts[i:i + size]
+            works = dist.batch_isend_irecv([
+                dist.P2POp(self._operation(p), p.tensor, self._global(p.peer),
+                           self._group) for p in part])
+            # There may be one handle for the whole batch.
+            handles += works if len(works) == len(part) else (
+                works[:1] * len(part))
+        return handles
 
-    def _post(self, p: Post) -> Any:
-        # Gloo matches by tag, NCCL by order.
-        tag = p.transfer if self._by_tag else 0
-        begin = dist.isend if p.send else dist.irecv
-        return begin(p.tensor, self._global(p.peer), group=self._group, tag=tag)
+    @staticmethod
+    def _operation(p: Post) -> Any:
+        return dist.isend if p.send else dist.irecv
 
     def wait(self, handle: Any) -> None:
         handle.wait()
