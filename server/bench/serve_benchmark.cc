@@ -3,7 +3,7 @@
 //
 //   bazel run //server/bench:serve_benchmark -- [--setup=vlm-s]
 //       [--microbatches=64] [--steps=100] [--search_budget_ms=50]
-//       [--round_ms=1000] [--rounds=7]
+//       [--round_ms=300] [--rounds=15]
 //
 // 1. From submitting a step until the last rank holds its verified program: p50
 //    and p99 over the steps, and the same less the search itself.
@@ -46,8 +46,8 @@ ABSL_FLAG(std::string, setup, "vlm-s", "job to plan");
 ABSL_FLAG(int, microbatches, 64, "microbatches of a step");
 ABSL_FLAG(int, steps, 100, "steps to plan");
 ABSL_FLAG(int, search_budget_ms, 50, "time of each search");
-ABSL_FLAG(int, round_ms, 1000, "length of a round of reads");
-ABSL_FLAG(int, rounds, 7, "rounds of each kind");
+ABSL_FLAG(int, round_ms, 300, "length of a round of reads");
+ABSL_FLAG(int, rounds, 15, "rounds of each kind");
 
 namespace pipeweaver::server {
 namespace {
