@@ -87,8 +87,8 @@ exec 3<>"/dev/tcp/${metrics%:*}/${metrics##*:}"
 printf 'GET /metrics HTTP/1.0\r\nHost: %s\r\n\r\n' "$metrics" >&3
 tr -d '\r' <&3 >"$out/metrics.txt"
 exec 3<&- 3>&-
-grep -E '^pipeweaver_(plans_sealed_total|jobs|rpc_seconds_count|planning_seconds_(sum|count)|gap|steps_held|plan_bytes)' \
-  "$out/metrics.txt" | sed 's/^/  /'
+grep -E '^pipeweaver_(plans_sealed_total|jobs|rpc_seconds_count|planning_seconds_(sum|count)|gap_ratio_(sum|count)|steps_held|plan_bytes)' \
+  "$out/metrics.txt" | grep -v ' 0$' | sed 's/^/  /'
 
 last=$((steps - 1))
 for job in "${jobs[@]}"; do

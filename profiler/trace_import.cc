@@ -76,7 +76,8 @@ class Collector {
       if (call.kind != CollectiveKind::kNone) {
         call.name = Intern(event.collective_name);
         call.dtype = Intern(event.dtype);
-        call.process_group = Intern(event.process_group);
+        call.process_group = Intern(
+            absl::StrCat(event.process_group, event.process_group_ranks));
         call.input_elements = event.input_elements.value_or(0);
         call.output_elements = event.output_elements.value_or(0);
         call.group_size = event.group_size.value_or(0);

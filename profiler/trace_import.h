@@ -40,7 +40,7 @@ struct CollectiveCall {
   CollectiveKind kind = CollectiveKind::kNone;
   int32_t name = 0;
   int32_t dtype = 0;
-  int32_t process_group = 0;
+  int32_t process_group = 0;  // name and ranks
   int64_t input_elements = 0;
   int64_t output_elements = 0;
   int64_t group_size = 0;

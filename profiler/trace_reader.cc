@@ -141,6 +141,8 @@ class Reader {
       if (key == "Collective name") return ReadText(&event_.collective_name);
       if (key == "dtype") return ReadText(&event_.dtype);
       if (key == "Process Group Name") return ReadText(&event_.process_group);
+      if (key == "Process Group Ranks")
+        return ReadShape(&event_.process_group_ranks);
       if (key == "In msg nelems") return ReadInteger(&event_.input_elements, 0);
       if (key == "Out msg nelems")
         return ReadInteger(&event_.output_elements, 0);
@@ -240,7 +242,7 @@ void TraceEvent::Clear() {
   // The strings keep their memory: this runs once for every event of a file.
   for (std::string* text :
        {&name, &process, &thread, &device, &stream, &input_dims, &input_types,
-        &collective_name, &dtype, &process_group}) {
+        &collective_name, &dtype, &process_group, &process_group_ranks}) {
     text->clear();
   }
   for (std::optional<int64_t>* figure :

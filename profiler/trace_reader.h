@@ -58,6 +58,7 @@ struct TraceEvent {
   std::string collective_name;
   std::string dtype;
   std::string process_group;
+  std::string process_group_ranks;
   std::optional<int64_t> input_elements;
   std::optional<int64_t> output_elements;
   std::optional<int64_t> group_size;

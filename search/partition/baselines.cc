@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "search/partition/batch_split.h"
 #include "search/partition/layer_partition.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/step_problem_builder.h"
@@ -52,30 +51,13 @@ LayerSizes SizesOf(const Job& job) {
   return sizes;
 }
 
-// Forward and backward time of each layer over all of a batch's microbatches,
-// in chain order.
+// Time of each layer in the mean microbatch, in chain order.
 std::vector<int64_t> TimeWeights(const Job& job, const Batch& batch,
                                  const semu::CostModel& costs) {
+  const LayerTimes times = MeanLayerTimes(job, batch, costs);
   std::vector<int64_t> weights;
   for (int m : semu::TopologicalOrder(job)) {
-    std::vector<int64_t> sums(job.modules[m].NumLayers(), 0);
-    for (size_t b = 0; b < batch.microbatches.size(); ++b) {
-      SubMicrobatch whole;
-      whole.module = m;
-      whole.microbatch = static_cast<int>(b);
-      const size_t count = batch.microbatches[b].item_tokens[m].size();
-      if (count == 0) continue;
-      for (size_t i = 0; i < count; ++i) {
-        whole.items.push_back(static_cast<int>(i));
-      }
-      const std::vector<int64_t> times =
-          LayerTimesNs(job, m, ShapeOf(job, batch, whole), costs);
-      // A mean of bounded times: sums of 4096 of them could pass int64.
-      for (size_t l = 0; l < times.size(); ++l) {
-        sums[l] += times[l] / static_cast<int64_t>(batch.microbatches.size());
-      }
-    }
-    weights.insert(weights.end(), sums.begin(), sums.end());
+    weights.insert(weights.end(), times[m].begin(), times[m].end());
   }
   return weights;
 }

@@ -3,10 +3,12 @@
 #include "search/partition/layout_planner.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
+#include <utility>
 
+#include "search/partition/batch_split.h"
 #include "search/partition/layer_partition.h"
+#include "search/partition/usual_batch.h"
 #include "semu/base/check.h"
 #include "semu/model/module_graph.h"
 
@@ -14,66 +16,123 @@ namespace pipeweaver::search {
 namespace {
 
 using semu::Job;
-using semu::Modality;
 using semu::Shape;
 
 constexpr double kEfficient = 0.95;
 constexpr int64_t kMostItemsTried = 64;
-
-int64_t UsualItemTokens(const Job& job, int module) {
-  const semu::Module& m = job.modules[module];
-  const semu::TokenGrid& grid = m.token_grid;
-  const auto grid_tokens = [&grid](int64_t pixels, int64_t frames) {
-    const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    return ceil_div(pixels, grid.pixels_per_token_height) *
-           ceil_div(pixels, grid.pixels_per_token_width) *
-           ceil_div(frames, grid.frames_per_token);
-  };
-  int64_t tokens = 1024;
-  switch (m.modality) {
-    case Modality::kText:
-      break;
-    case Modality::kImage:
-      if (grid.pixels_per_token_height > 0) tokens = grid_tokens(728, 1);
-      break;
-    case Modality::kVideo:
-      if (grid.pixels_per_token_height > 0) tokens = grid_tokens(768, 32);
-      break;
-    case Modality::kAudio:
-      tokens = 200;
-      break;
-    case Modality::kInherited: {
-      const semu::ModuleEdge& edge =
-          job.edges[semu::InheritedEdge(job, module)];
-      tokens = UsualItemTokens(job, edge.producer) / edge.tokens_merged;
-      break;
-    }
-  }
-  return std::clamp<int64_t>(tokens, 1, job.max_microbatch_tokens[module]);
-}
+// Bounds of the work that evening out may take.
+constexpr size_t kMostChunksEvened = 256;
+constexpr int kMostMoves = 256;
+// Share of the work below which a module's latency counts for little.
+constexpr double kLightModule = 0.02;
+constexpr double kWorthMoving = 0.99999;
 
 int64_t TotalNs(const std::vector<int64_t>& times) {
   return std::accumulate(times.begin(), times.end(), int64_t{0});
 }
 
-}  // namespace
-
-Shape UsualShape(const Job& job, int module, int64_t tokens) {
-  const int64_t item = std::min(tokens, UsualItemTokens(job, module));
-  Shape shape;
-  shape.items = tokens / item;
-  const int64_t rest = tokens - shape.items * item;
-  shape.tokens = tokens;
-  shape.sum_squares = shape.items * item * item + rest * rest;
-  shape.max_tokens = item;
-  if (rest > 0) ++shape.items;
-  if (semu::IsConditioned(job.modules[module])) {
-    // A prompt of 256 tokens an item.
-    shape.condition_tokens = 256 * shape.items;
-    shape.condition_products = 256 * shape.tokens;
+// A module's chunks while layers move between them.
+class PlacedModule {
+ public:
+  explicit PlacedModule(const std::vector<int64_t>& times)
+      : before_(times.size() + 1, 0) {
+    for (size_t l = 0; l < times.size(); ++l) {
+      before_[l + 1] = before_[l] + times[l];
+      longest_layer_ = std::max(longest_layer_, times[l]);
+    }
   }
-  return shape;
+
+  size_t NumLayers() const { return before_.size() - 1; }
+  int64_t longest_layer() const { return longest_layer_; }
+
+  // Time of each chunk were its length as in `lengths`.
+  std::vector<int64_t> ChunkTimes(const std::vector<int>& lengths) const {
+    std::vector<int64_t> times;
+    int next = 0;
+    for (int length : lengths) {
+      times.push_back(before_[next + length] - before_[next]);
+      next += length;
+    }
+    return times;
+  }
+
+  std::vector<int> lengths;  // [chunk]
+  std::vector<int> ranks;    // [chunk]
+
+ private:
+  std::vector<int64_t> before_;  // time of the layers before each
+  int64_t longest_layer_ = 0;
+};
+
+// Work of the busiest rank, then how uneven the ranks are.
+using Unevenness = std::pair<int64_t, double>;
+
+Unevenness UnevennessOf(const std::vector<int64_t>& loads) {
+  double squares = 0;
+  for (int64_t load : loads) {
+    squares += static_cast<double>(load) * static_cast<double>(load);
+  }
+  return {*std::max_element(loads.begin(), loads.end()), squares};
 }
+
+void EvenRanksOut(int ranks, std::vector<PlacedModule>* modules) {
+  std::vector<int64_t> loads(ranks, 0);
+  std::vector<int64_t> most_chunk;  // [module]: bound of a chunk's time
+  size_t chunks = 0;
+  for (const PlacedModule& module : *modules) {
+    const std::vector<int64_t> times = module.ChunkTimes(module.lengths);
+    for (size_t c = 0; c < times.size(); ++c) {
+      loads[module.ranks[c]] += times[c];
+    }
+    most_chunk.push_back(*std::max_element(times.begin(), times.end()) +
+                         module.longest_layer());
+    chunks += times.size();
+  }
+  if (chunks > kMostChunksEvened) return;
+  for (int moves = 0; moves < kMostMoves; ++moves) {
+    const int busiest = static_cast<int>(
+        std::max_element(loads.begin(), loads.end()) - loads.begin());
+    Unevenness best = UnevennessOf(loads);
+    std::vector<int64_t> best_loads;
+    std::vector<int> best_lengths;
+    PlacedModule* best_module = nullptr;
+    for (size_t m = 0; m < modules->size(); ++m) {
+      PlacedModule& module = (*modules)[m];
+      const std::vector<int64_t> now = module.ChunkTimes(module.lengths);
+      const int count = static_cast<int>(module.lengths.size());
+      for (int from = 0; from < count; ++from) {
+        if (module.ranks[from] != busiest || module.lengths[from] < 2) continue;
+        for (int to = 0; to < count; ++to) {
+          if (module.ranks[to] == busiest) continue;
+          std::vector<int> lengths = module.lengths;
+          --lengths[from];
+          ++lengths[to];
+          const std::vector<int64_t> times = module.ChunkTimes(lengths);
+          if (*std::max_element(times.begin(), times.end()) > most_chunk[m]) {
+            continue;
+          }
+          std::vector<int64_t> moved = loads;
+          for (int c = 0; c < count; ++c) {
+            moved[module.ranks[c]] += times[c] - now[c];
+          }
+          const Unevenness unevenness = UnevennessOf(moved);
+          if (unevenness.first <= best.first &&
+              unevenness.second < kWorthMoving * best.second) {
+            best = unevenness;
+            best_loads = std::move(moved);
+            best_lengths = std::move(lengths);
+            best_module = &module;
+          }
+        }
+      }
+    }
+    if (best_module == nullptr) return;
+    best_module->lengths = std::move(best_lengths);
+    loads = std::move(best_loads);
+  }
+}
+
+}  // namespace
 
 std::vector<int64_t> LayerTimesNs(const Job& job, int module,
                                   const Shape& shape,
@@ -119,9 +178,12 @@ int64_t EfficientTokens(const Job& job, int module,
 
 LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
   const int ranks = job.parallelism.pipeline_parallel;
+  const LayerTimes mean = MeanLayerTimes(job, UsualBatch(job, 4), costs);
+  int64_t work_ns = 0;
+  for (const std::vector<int64_t>& times : mean) work_ns += TotalNs(times);
   LayoutShape shape;
   std::vector<int64_t> total_ns;
-  int64_t least_ns = std::numeric_limits<int64_t>::max();
+  std::vector<int64_t> to_match_ns;  // of modules that count for T_min
   for (size_t m = 0; m < job.modules.size(); ++m) {
     LayoutShape::ModuleShape& module = shape.modules.emplace_back();
     module.sub_microbatch_tokens =
@@ -130,10 +192,16 @@ LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
         job, static_cast<int>(m),
         UsualShape(job, static_cast<int>(m), module.sub_microbatch_tokens),
         costs)));
-    if (job.modules[m].NumLayers() >= ranks) {
-      least_ns = std::min(least_ns, total_ns.back());
+    if (job.modules[m].NumLayers() >= ranks &&
+        static_cast<double>(TotalNs(mean[m])) >=
+            kLightModule * static_cast<double>(work_ns)) {
+      to_match_ns.push_back(total_ns.back());
     }
   }
+  const int64_t least_ns =
+      to_match_ns.empty()
+          ? 0
+          : *std::min_element(to_match_ns.begin(), to_match_ns.end());
   for (size_t m = 0; m < job.modules.size(); ++m) {
     const int64_t most = std::min<int64_t>(job.executor.max_segments,
                                            job.modules[m].NumLayers() / ranks);
@@ -145,20 +213,40 @@ LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
   return shape;
 }
 
+LayerTimes MeanLayerTimes(const Job& job, const semu::Batch& batch,
+                          const semu::CostModel& costs) {
+  const int64_t microbatches = static_cast<int64_t>(batch.microbatches.size());
+  LayerTimes means;
+  for (size_t m = 0; m < job.modules.size(); ++m) {
+    std::vector<int64_t>& mean = means.emplace_back();
+    mean.assign(job.modules[m].NumLayers(), 0);
+    for (size_t b = 0; b < batch.microbatches.size(); ++b) {
+      SubMicrobatch whole;
+      whole.module = static_cast<int>(m);
+      whole.microbatch = static_cast<int>(b);
+      whole.items.resize(batch.microbatches[b].item_tokens[m].size());
+      if (whole.items.empty()) continue;
+      std::iota(whole.items.begin(), whole.items.end(), 0);
+      const std::vector<int64_t> times =
+          LayerTimesNs(job, whole.module, ShapeOf(job, batch, whole), costs);
+      // Divided one by one: the sum of many bounded times could pass int64.
+      for (size_t l = 0; l < times.size(); ++l) {
+        mean[l] += times[l] / microbatches;
+      }
+    }
+  }
+  return means;
+}
+
 semu::Layout PlaceLayers(const Job& job, const LayoutShape& shape,
-                         const semu::CostModel& costs) {
+                         const LayerTimes& times) {
   PW_CHECK(shape.modules.size() == job.modules.size());
+  PW_CHECK(times.size() == job.modules.size());
   const int ranks = job.parallelism.pipeline_parallel;
-  semu::Layout layout;
+  std::vector<PlacedModule> placed;
   for (size_t m = 0; m < job.modules.size(); ++m) {
     const LayoutShape::ModuleShape& module = shape.modules[m];
-    semu::ModuleLayout& out = layout.modules.emplace_back();
-    out.sub_microbatch_tokens = module.sub_microbatch_tokens;
-    const std::vector<int64_t> times = LayerTimesNs(
-        job, static_cast<int>(m),
-        UsualShape(job, static_cast<int>(m), module.sub_microbatch_tokens),
-        costs);
-    const int layers = static_cast<int>(times.size());
+    const int layers = static_cast<int>(times[m].size());
     const int width = std::min(ranks, layers);
     const bool fed = std::any_of(job.edges.begin(), job.edges.end(),
                                  [m](const semu::ModuleEdge& edge) {
@@ -166,24 +254,41 @@ semu::Layout PlaceLayers(const Job& job, const LayoutShape& shape,
                                  });
     const int first_rank = fed ? ranks - width : 0;
     const int segments = width < ranks ? 1 : module.segments;
-    const std::vector<int> lengths = PartitionLayers(times, segments * width);
-    int next_layer = 0;
+    PlacedModule& out = placed.emplace_back(times[m]);
+    // A module that the batch never runs is divided by count.
+    const bool idle = std::all_of(times[m].begin(), times[m].end(),
+                                  [](int64_t ns) { return ns == 0; });
+    out.lengths = PartitionLayers(
+        idle ? std::vector<int64_t>(layers, 1) : times[m], segments * width);
     for (int s = 0; s < segments; ++s) {
-      semu::PipelineSegment& segment = out.segments.emplace_back();
       for (int c = 0; c < width; ++c) {
-        const int length = lengths[s * width + c];
-        const int rank =
-            module.descending[s] ? first_rank + width - 1 - c : first_rank + c;
-        segment.chunks.push_back({rank, next_layer, length});
-        next_layer += length;
+        out.ranks.push_back(first_rank +
+                            (module.descending[s] ? width - 1 - c : c));
       }
+    }
+  }
+  EvenRanksOut(ranks, &placed);
+
+  semu::Layout layout;
+  for (size_t m = 0; m < placed.size(); ++m) {
+    semu::ModuleLayout& out = layout.modules.emplace_back();
+    out.sub_microbatch_tokens = shape.modules[m].sub_microbatch_tokens;
+    const int chunks = static_cast<int>(placed[m].lengths.size());
+    const int width = std::min(ranks, static_cast<int>(placed[m].NumLayers()));
+    int next_layer = 0;
+    for (int c = 0; c < chunks; ++c) {
+      if (c % width == 0) out.segments.emplace_back();
+      out.segments.back().chunks.push_back(
+          {placed[m].ranks[c], next_layer, placed[m].lengths[c]});
+      next_layer += placed[m].lengths[c];
     }
   }
   return layout;
 }
 
 semu::Layout PlanLayout(const Job& job, const semu::CostModel& costs) {
-  return PlaceLayers(job, PaperLayoutShape(job, costs), costs);
+  return PlaceLayers(job, PaperLayoutShape(job, costs),
+                     MeanLayerTimes(job, UsualBatch(job, 4), costs));
 }
 
 }  // namespace pipeweaver::search

@@ -139,7 +139,10 @@ TEST(StepProblemBuilderTest, DependenciesFollowItemsAndSegments) {
   planned.layout.modules[1].sub_microbatch_tokens = 1000;
   LayoutShape shape;
   shape.modules = {{2704, 1, {false}}, {1000, 2, {false, true}}};
-  planned.layout = PlaceLayers(planned.job, shape, semu::RooflineCost());
+  planned.layout =
+      PlaceLayers(planned.job, shape,
+                  MeanLayerTimes(planned.job, SmallBatch(planned.job),
+                                 semu::RooflineCost()));
   const StepProblem step = Build(planned, SmallBatch(planned.job));
 
   // 6760 tokens of images in 3 sub-microbatches; 2000 of text in 2.

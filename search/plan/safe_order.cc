@@ -220,7 +220,7 @@ class Builder {
   // Rule 5, for the group `next_group_`.
   bool MayAdmit(const std::vector<int>& in_flight) const {
     if (in_flight.empty()) return true;
-    if (static_cast<int>(in_flight.size()) >= problem_.ranks) return false;
+    if (static_cast<int>(in_flight.size()) >= 2 * problem_.ranks) return false;
     const Group& candidate = groups_[next_group_];
     for (int r = 0; r < problem_.ranks; ++r) {
       int64_t room = problem_.memory_limit_bytes[r] - candidate.hold_bytes[r];
@@ -254,12 +254,47 @@ class Builder {
                        });
   }
 
-  // Rules 5 and 6.
+  // What the next stage of a group's line on a rank is.
+  enum class Head : uint8_t { kNotReady, kForward, kBackward };
+
+  // The next stage of the line of `g` on rank `r`; false at the line's end.
+  bool Next(int g, int r, StageRef* stage, bool* forward) const {
+    const Group& group = groups_[g];
+    size_t at = position_[g][r];
+    *forward = at < group.forwards[r].size();
+    if (*forward) {
+      *stage = group.forwards[r][at];
+      return true;
+    }
+    at -= group.forwards[r].size();
+    if (at == group.backwards[r].size()) return false;
+    *stage = group.backwards[r][at];
+    return true;
+  }
+
+  void UpdateHead(int g, int r) {
+    StageRef stage;
+    bool forward = false;
+    Head head = Head::kNotReady;
+    if (Next(g, r, &stage, &forward) &&
+        (forward ? ForwardReady(stage) : BackwardReady(stage))) {
+      head = forward ? Head::kForward : Head::kBackward;
+    }
+    ready_heads_[r] +=
+        (head != Head::kNotReady) - (heads_[g][r] != Head::kNotReady);
+    heads_[g][r] = head;
+  }
+
+  // Rules 5 and 6. Only a stage that ends makes others ready, those of its own
+  // group; so the heads of lines are looked at again just then.
   void Merge() {
     const int ranks = problem_.ranks;
     schedule_.ranks.assign(ranks, {});
     forward_done_.assign(choice_.size(), false);
     backward_done_.assign(choice_.size(), false);
+    position_.resize(groups_.size());
+    heads_.resize(groups_.size());
+    ready_heads_.assign(ranks, 0);
     struct Running {
       int group = -1;  // -1: the rank is idle
       StageRef stage;
@@ -267,50 +302,50 @@ class Builder {
       int64_t end_tick = 0;
     };
     std::vector<Running> running(ranks);
-    // [group][rank]: how far along its line the group is.
-    std::vector<std::vector<size_t>> position(groups_.size());
     std::vector<int> in_flight;
+    bool may_admit = true;
     int64_t tick = 0;
     while (true) {
+      changed_groups_.clear();
       for (int r = 0; r < ranks; ++r) {
         Running& run = running[r];
         if (run.group < 0 || run.end_tick > tick) continue;
         (run.forward ? forward_done_ : backward_done_)[Pair(run.stage)] = true;
-        --groups_[run.group].stages_left;
+        changed_groups_.push_back(run.group);
+        if (--groups_[run.group].stages_left == 0) {
+          std::erase(in_flight, run.group);
+          may_admit = true;
+        }
         run.group = -1;
       }
-      std::erase_if(in_flight,
-                    [&](int g) { return groups_[g].stages_left == 0; });
-      while (next_group_ < static_cast<int>(groups_.size()) &&
-             MayAdmit(in_flight)) {
-        position[next_group_].assign(ranks, 0);
+      while (may_admit) {
+        may_admit = next_group_ < static_cast<int>(groups_.size()) &&
+                    MayAdmit(in_flight);
+        if (!may_admit) break;
+        position_[next_group_].assign(ranks, 0);
+        heads_[next_group_].assign(ranks, Head::kNotReady);
+        changed_groups_.push_back(next_group_);
         in_flight.push_back(next_group_++);
       }
       if (in_flight.empty()) return;
+      for (int g : changed_groups_) {
+        for (int r = 0; r < ranks; ++r) UpdateHead(g, r);
+      }
       int64_t next_tick = std::numeric_limits<int64_t>::max();
       for (int r = 0; r < ranks; ++r) {
         Running& run = running[r];
-        if (run.group < 0) {
+        if (run.group < 0 && ready_heads_[r] > 0) {
           for (int g : in_flight) {
-            const Group& group = groups_[g];
-            const size_t at = position[g][r];
-            const bool forward = at < group.forwards[r].size();
-            if (forward && run.group >= 0) continue;
-            if (!forward &&
-                at - group.forwards[r].size() >= group.backwards[r].size()) {
-              continue;
-            }
-            const StageRef s =
-                forward ? group.forwards[r][at]
-                        : group.backwards[r][at - group.forwards[r].size()];
-            if (!(forward ? ForwardReady(s) : BackwardReady(s))) continue;
-            run = {g, s, forward, tick + (forward ? 1 : 2)};
-            if (!forward) break;
+            if (heads_[g][r] == Head::kNotReady) continue;
+            if (heads_[g][r] == Head::kForward && run.group >= 0) continue;
+            run.group = g;
+            if (heads_[g][r] == Head::kBackward) break;
           }
-          if (run.group >= 0) {
-            ++position[run.group][r];
-            Append(r, run.stage, run.forward);
-          }
+          Next(run.group, r, &run.stage, &run.forward);
+          run.end_tick = tick + (run.forward ? 1 : 2);
+          ++position_[run.group][r];
+          UpdateHead(run.group, r);
+          Append(r, run.stage, run.forward);
         }
         if (run.group >= 0) next_tick = std::min(next_tick, run.end_tick);
       }
@@ -342,8 +377,14 @@ class Builder {
   std::vector<bool> splits_;                 // [pair]
   std::vector<int> group_of_;                // [sweep]
   std::vector<Group> groups_;
-  std::vector<int> inputs_left_;     // [sweep], scratch of FormLine
-  int next_group_ = 0;               // the first not admitted yet
+  std::vector<int> inputs_left_;  // [sweep], scratch of FormLine
+  int next_group_ = 0;            // the first not admitted yet
+  // [group][rank]: how far along its line a group in flight is, and whether
+  // what stands next can start.
+  std::vector<std::vector<size_t>> position_;
+  std::vector<std::vector<Head>> heads_;
+  std::vector<int> ready_heads_;     // [rank]: heads that are ready
+  std::vector<int> changed_groups_;  // scratch of Merge
   std::vector<bool> forward_done_;   // [pair]
   std::vector<bool> backward_done_;  // [pair]
   Schedule schedule_;

@@ -28,8 +28,10 @@
 //    at the end. Extra: peak - hold.
 // 5. Flight. Groups are admitted in order of number, and leave when their last
 //    stage has ended. A group is admitted when none is in flight, or when fewer
-//    groups than ranks are and on each rank the sum of hold over the groups in
-//    flight and itself, plus the largest extra among them, is within the limit.
+//    than twice as many groups as ranks are and on each rank the sum of hold
+//    over the groups in flight and itself, plus the largest extra among them,
+//    is within the limit. (1F1B has one a rank; groups differ in length, and
+//    what is twice that keeps ranks busy where memory allows.)
 // 6. Clock. A forward takes 1 tick, a B, or an I with its W, takes 2; transfers
 //    none. At tick 0 and at each tick at which something ends: end it; admit
 //    while rule 5 allows; then each idle rank, rank 0 first, looks at the next

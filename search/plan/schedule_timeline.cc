@@ -13,7 +13,12 @@ namespace {
 // The timeline's index of a sweep's module.
 int ModuleOf(const Sweep& sweep, std::vector<std::string>& modules) {
   const std::vector<std::string> parts = absl::StrSplit(sweep.id, '/');
-  const std::string name = parts.size() >= 2 ? parts[1] : "stages";
+  std::string name = parts.size() >= 2 ? parts[1] : "stages";
+  const size_t dot = name.rfind('.');
+  if (dot != std::string::npos && dot + 1 < name.size() &&
+      name.find_first_not_of("0123456789", dot + 1) == std::string::npos) {
+    name.resize(dot);
+  }
   const auto it = std::find(modules.begin(), modules.end(), name);
   if (it != modules.end()) return static_cast<int>(it - modules.begin());
   modules.push_back(name);

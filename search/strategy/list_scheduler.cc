@@ -88,6 +88,26 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   }
 }
 
+int64_t ListModel::NeedAlone(int component, int rank, const Ways& ways) const {
+  const Cell& cell = cells_[component * graph_.ranks + rank];
+  const bool forwards_first = plan_.components[component].forwards_first;
+  int64_t need = 0, held = 0;  // from the last step back; nothing held after it
+  for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
+    const int p = steps_[i].pair;
+    const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+    if (!steps_[i].backward) {
+      need = std::max(need, held);
+      held -= choice.activation_bytes;
+      continue;
+    }
+    need =
+        std::max(need, held + BackwardStepBytes(choice, graph_.mode[p],
+                                                ways.fused[p] == Ways::kFused));
+    held += choice.activation_bytes;
+  }
+  return forwards_first ? std::max(need, held) : need;
+}
+
 ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
@@ -101,7 +121,10 @@ ListScheduler::ListScheduler(const ListModel& model)
   live_.resize(graph_.ranks);
   held_.resize(graph_.ranks);
   pending_weights_.resize(graph_.ranks);
+  pending_weights_ns_.resize(graph_.ranks);
   queue_.resize(graph_.ranks);
+  strict_order_.resize(graph_.ranks);
+  strict_next_.resize(graph_.ranks);
   free_ns_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
   forward_waits_.resize(graph_.pairs);
@@ -121,14 +144,14 @@ void ListScheduler::SetPair(int pair, const Ways& ways) {
   PairLengths& lengths = lengths_[pair];
   PairBytes& bytes = bytes_[pair];
   const bool splits =
-      graph_.mode[pair] == PairMode::kSplit && ways.fused[pair] == 0;
+      graph_.mode[pair] == PairMode::kSplit && ways.fused[pair] != Ways::kFused;
   lengths.length[kForwardTask] = choice.forward_ns;
   lengths.length[kGradientTask] =
       splits ? choice.input_grad_ns : choice.backward_ns;
   lengths.length[kWeightTask] = choice.weight_grad_ns;
   bytes.activation = choice.activation_bytes;
-  bytes.gradient =
-      BackwardStepBytes(choice, graph_.mode[pair], ways.fused[pair] != 0);
+  bytes.gradient = BackwardStepBytes(choice, graph_.mode[pair],
+                                     ways.fused[pair] == Ways::kFused);
   bytes.weight = splits ? choice.weight_grad_bytes : 0;
 }
 
@@ -172,13 +195,18 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
   // A rank on which everything fits at once needs no further care.
   for (int p = 0; p < graph_.pairs; ++p) {
-    live_[graph_.pair_rank[p]] +=
-        std::max(bytes_[p].activation, bytes_[p].gradient);
+    int64_t most = std::max(bytes_[p].activation, bytes_[p].gradient);
+    if (ways.fused[p] == Ways::kEither) {
+      const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+      if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
+    }
+    live_[graph_.pair_rank[p]] += most;
   }
   for (int r = 0; r < graph_.ranks; ++r) {
     constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;
     live_[r] = held_[r] = most_need_[r] = 0;
     pending_weights_[r] = 0;
+    pending_weights_ns_[r] = 0;
   }
   for (size_t c = 0; c < plan.components.size(); ++c) {
     backwards_left_[c] = 0;
@@ -254,6 +282,59 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
               });
     FeedRoots(r);
   }
+  strict_ = rule.strict;
+  if (strict_) SortStrict();
+}
+
+void ListScheduler::SortStrict() {
+  for (int r = 0; r < graph_.ranks; ++r) {
+    strict_order_[r].clear();
+    strict_next_[r] = 0;
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int kinds = graph_.mode[p] == PairMode::kForwardOnly ? 1
+                      : graph_.mode[p] == PairMode::kWhole     ? 2
+                                                               : 3;
+    for (int kind = 0; kind < kinds; ++kind) {
+      strict_order_[graph_.pair_rank[p]].push_back(3 * p + kind);
+    }
+  }
+  for (std::vector<Task>& order : strict_order_) {
+    std::sort(order.begin(), order.end(), [this](Task a, Task b) {
+      const int64_t key_a = rule_->key[a], key_b = rule_->key[b];
+      return key_a != key_b ? key_a < key_b : a < b;
+    });
+  }
+  for (int r = 0; r < graph_.ranks; ++r) {
+    while (next_root_[r] < sorted_roots_[r].size()) {
+      Feed(sorted_roots_[r][next_root_[r]++]);
+    }
+  }
+}
+
+// Starts the rank's next stage by key; false (and no next start until another
+// arrives) when it is not there yet.
+bool ListScheduler::DispatchStrict(int rank) {
+  size_t& next = strict_next_[rank];
+  const std::vector<Task>& order = strict_order_[rank];
+  while (next < order.size() && TaskKind(order[next]) == kWeightTask &&
+         order_->ways.fused[TaskPair(order[next])] == Ways::kFused) {
+    ++next;
+  }
+  const std::vector<Entry>& queue = queue_[rank];
+  for (size_t at = 0; at < queue.size(); ++at) {
+    if (next >= order.size() || queue[at].task != order[next]) continue;
+    if (Admit(rank, queue[at].task) != Admission::kYes) {
+      strict_ = false;
+      UpdateNextStart(rank);
+      return true;
+    }
+    ++next;
+    Execute(rank, at);
+    return true;
+  }
+  next_start_ns_[rank] = kNever;
+  return false;
 }
 
 void ListScheduler::Feed(int pair) {
@@ -355,6 +436,19 @@ ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
                                     : Admission::kNo;
 }
 
+void ListScheduler::DecideFused(int rank, int pair) {
+  Ways& ways = order_->ways;
+  const GraphChoice& choice = graph_.choices_of(pair)[ways.choice[pair]];
+  const bool fuse =
+      graph_.mode[pair] == PairMode::kSplit && choice.has_backward() &&
+      pending_weights_ns_[rank] >= rule_->weight_reserve_ns &&
+      (constrained_[rank] == 0 ||
+       live_[rank] - choice.activation_bytes + choice.backward_bytes <=
+           graph_.limit_bytes[rank]);
+  ways.fused[pair] = fuse ? Ways::kFused : Ways::kApart;
+  if (fuse) SetPair(pair, ways);
+}
+
 void ListScheduler::SettleForward(int rank, int pair) {
   const int component = model_.component_[pair];
   if (component >= 0 && is_begun_[component] == 0) Begin(component);
@@ -398,6 +492,9 @@ void ListScheduler::Execute(int rank, size_t at) {
   queue.erase(queue.begin() + static_cast<int64_t>(at));
   const int pair = TaskPair(entry.task);
   const int kind = TaskKind(entry.task);
+  if (kind == kGradientTask && order_->ways.fused[pair] == Ways::kEither) {
+    DecideFused(rank, pair);
+  }
   const int64_t start = std::max(free_ns_[rank], entry.arrival_ns);
   const int64_t end = start + lengths_[pair].length[kind];
   free_ns_[rank] = end;
@@ -427,8 +524,9 @@ void ListScheduler::Execute(int rank, size_t at) {
   } else if (kind == kGradientTask) {
     SettleGradient(rank, pair);
     if (graph_.mode[pair] == PairMode::kSplit &&
-        order_->ways.fused[pair] == 0) {
+        order_->ways.fused[pair] == Ways::kApart) {
       ++pending_weights_[rank];
+      pending_weights_ns_[rank] += lengths_[pair].length[kWeightTask];
       Push(3 * pair + kWeightTask, end);
     }
     for (const GraphEdge& edge : graph_.producers_of(pair)) {
@@ -441,6 +539,7 @@ void ListScheduler::Execute(int rank, size_t at) {
     }
   } else {
     --pending_weights_[rank];
+    pending_weights_ns_[rank] -= lengths_[pair].length[kWeightTask];
     live_[rank] -= bytes_[pair].weight;
   }
   UpdateNextStart(rank);
@@ -517,7 +616,7 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
       if (next_start_ns_[r] < next_start_ns_[rank]) rank = r;
     }
     if (next_start_ns_[rank] != kNever) {
-      if (Dispatch(rank)) all_fed = false;
+      if (strict_ ? DispatchStrict(rank) : Dispatch(rank)) all_fed = false;
       continue;
     }
     bool left = false;
@@ -526,6 +625,12 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
           left || !queue_[r].empty() || next_root_[r] < sorted_roots_[r].size();
     }
     if (!left) break;
+    if (strict_) {
+      // The ranks wait for each other, or memory did not admit a stage.
+      strict_ = false;
+      for (int r = 0; r < graph_.ranks; ++r) UpdateNextStart(r);
+      continue;
+    }
     // A component begun on another rank since can admit what was refused; so
     // can first stages that were held back.
     PW_CHECK(!all_fed);
@@ -553,10 +658,10 @@ Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order) {
         entry.kind = StageKind::kForward;
         break;
       case kGradientTask:
-        entry.kind =
-            graph.mode[pair] == PairMode::kSplit && order.ways.fused[pair] == 0
-                ? StageKind::kInputGrad
-                : StageKind::kBackward;
+        entry.kind = graph.mode[pair] == PairMode::kSplit &&
+                             order.ways.fused[pair] == Ways::kApart
+                         ? StageKind::kInputGrad
+                         : StageKind::kBackward;
         break;
       default:
         entry.kind = StageKind::kWeightGrad;

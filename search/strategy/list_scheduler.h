@@ -42,7 +42,13 @@ inline constexpr int TaskPair(Task task) { return task / 3; }
 // How every pair is run.
 struct Ways {
   std::vector<int32_t> choice;  // [pair]
-  std::vector<uint8_t> fused;   // [pair]; 1: B in place of I and W (kSplit)
+  std::vector<uint8_t> fused;  // [pair]; kFused: B in place of I and W (kSplit)
+
+  static constexpr uint8_t kApart = 0;
+  static constexpr uint8_t kFused = 1;
+  // For the list scheduler to decide (ListRule::weight_reserve_ns); never in
+  // its result.
+  static constexpr uint8_t kEither = 2;
 };
 
 // A complete schedule in search form.
@@ -60,6 +66,13 @@ struct ListRule {
   // start one that would delay it, when the wait is at most this share of the
   // other's length, in 1/256.
   int patience = 0;
+  // Every rank runs its stages exactly by key, waiting for each, as far as
+  // memory and dependencies let it; from where they do not on, by key and
+  // readiness as otherwise.
+  bool strict = false;
+  // A backward that may be either is fused when its rank has at least this much
+  // of weight gradients waiting: enough to fill the gaps to come.
+  int64_t weight_reserve_ns = 0;
 };
 
 // What the engine needs of a problem, computed once. Immutable; thread-safe.
@@ -70,6 +83,10 @@ class ListModel {
 
   const ProblemGraph& graph() const { return graph_; }
   const SafePlan& plan() const { return plan_; }
+
+  // The most bytes that a component holds on a rank while it runs alone in the
+  // order of its safe plan, its pairs run as `ways` say.
+  int64_t NeedAlone(int component, int rank, const Ways& ways) const;
 
  private:
   friend class ListScheduler;
@@ -144,6 +161,9 @@ class ListScheduler {
   bool SafeToHold(int rank, int component, int64_t bytes) const;
   int64_t NeedOf(const CellState& state, int cell_index) const;
   void Execute(int rank, size_t at);
+  void SortStrict();
+  bool DispatchStrict(int rank);
+  void DecideFused(int rank, int pair);
   void SettleForward(int rank, int pair);
   void SettleGradient(int rank, int pair);
   void UpdateNextStart(int rank);
@@ -158,12 +178,16 @@ class ListScheduler {
   std::vector<int64_t> suffix_need_;  // [step]
   std::vector<uint8_t> step_done_;    // [step]
   std::vector<CellState> cells_;
-  std::vector<uint8_t> constrained_;      // [rank]
-  std::vector<int64_t> most_need_;        // [rank]
-  std::vector<int64_t> live_;             // [rank]
-  std::vector<int64_t> held_;             // [rank]
-  std::vector<int32_t> pending_weights_;  // [rank]
+  std::vector<uint8_t> constrained_;         // [rank]
+  std::vector<int64_t> most_need_;           // [rank]
+  std::vector<int64_t> live_;                // [rank]
+  std::vector<int64_t> held_;                // [rank]
+  std::vector<int32_t> pending_weights_;     // [rank]
+  std::vector<int64_t> pending_weights_ns_;  // [rank]
 
+  bool strict_ = false;                                        // so far
+  std::vector<std::vector<Task>> strict_order_;                // [rank]
+  std::vector<size_t> strict_next_;                            // [rank]
   std::vector<std::vector<Entry>> queue_;                      // [rank], by key
   std::vector<int64_t> free_ns_;                               // [rank]
   std::vector<int64_t> next_start_ns_;                         // [rank]

@@ -8,12 +8,13 @@
 
 #include "absl/strings/string_view.h"
 #include "search/strategy/list_strategy.h"
+#include "search/strategy/portfolio.h"
 #include "search/strategy/strategy.h"
 
 namespace pipeweaver::search {
 
 std::unique_ptr<Strategy> MakeStrategy(absl::string_view name) {
-  if (name == "portfolio") return std::make_unique<ListStrategy>();
+  if (name == "portfolio") return std::make_unique<PortfolioStrategy>();
   if (name == "list") return std::make_unique<ListStrategy>();
   return nullptr;
 }

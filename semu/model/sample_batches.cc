@@ -259,15 +259,21 @@ class Sampler {
     AddUses(roles_.audio_to_text, speech, microbatch);
   }
 
-  // Clips of at most `seconds` in all.
+  // Clips of at most `seconds` in all; longer ones are not in the data set.
+  // Full after four that do not fit.
   std::vector<Clip> DrawClips(int most, double seconds) {
     std::vector<Clip> clips;
-    while (static_cast<int>(clips.size()) < most) {
-      const double length =
-          std::clamp(random_.Draw(kClipSeconds), 0.5, seconds);
-      double used = 0;
-      for (const Clip& clip : clips) used += clip.frames / kFramesPerSecond;
-      if (used + length > seconds) break;
+    double used = 0;
+    int misses = 0;
+    while (static_cast<int>(clips.size()) < most && misses < 4) {
+      double length = random_.Draw(kClipSeconds);
+      while (length > seconds) length = random_.Draw(kClipSeconds);
+      length = std::max(length, 0.5);
+      if (used + length > seconds) {
+        ++misses;
+        continue;
+      }
+      used += length;
       // About 768 x 768 px in whole latent patches of 16 px.
       const double aspect = std::clamp(random_.Draw(kVideoAspect), 0.4, 2.5);
       const auto side = [](double pixels) {

@@ -22,7 +22,7 @@ constexpr double kLeft = 74;
 constexpr double kRight = 96;
 constexpr double kTop = 92;
 constexpr double kLane = 34;
-constexpr double kMemory = 12;  // height of a lane's memory line
+constexpr double kMemory = 13;  // height of a lane's memory line
 constexpr double kGap = 9;      // between lanes
 
 std::string Escaped(absl::string_view text) {
@@ -121,7 +121,8 @@ class Picture {
  public:
   Picture(const Timeline& timeline, const SvgOptions& options)
       : timeline_(timeline),
-        width_(std::max(options.width, 400)),
+        width_(options.width > 0 ? std::max(options.width, 400)
+                                 : WidthFor(timeline)),
         lane_step_(kLane + kGap + (timeline.memory.empty() ? 0 : kMemory)),
         busy_ns_(timeline.ranks, 0) {
     for (const TimelineSpan& span : timeline.spans) {
@@ -132,6 +133,14 @@ class Picture {
     height_ = bottom_ + 46;
     scale_ = (width_ - kLeft - kRight) /
              static_cast<double>(std::max<int64_t>(1, end_ns_));
+  }
+
+  // Some fifteen pixels for a stage of average length.
+  static int WidthFor(const Timeline& timeline) {
+    const int64_t stages = static_cast<int64_t>(timeline.spans.size()) /
+                           std::max(1, timeline.ranks);
+    return static_cast<int>(std::clamp<int64_t>(
+        static_cast<int64_t>(kLeft + kRight) + 15 * stages, 1200, 3200));
   }
 
   std::string Draw() {
@@ -173,6 +182,7 @@ class Picture {
         ".u{font-size:12px;fill:#5a6473}\n"
         ".a{font-size:11px;fill:#5a6473;text-anchor:middle}\n"
         ".n{font-size:10.5px;text-anchor:middle}\n"
+        ".q{font-size:8.5px;text-anchor:middle}\n"
         ".l{fill:#ffffff}\n",
         width_, height_, width_, height_);
     for (size_t m = 0; m < timeline_.modules.size(); ++m) {
@@ -259,8 +269,9 @@ class Picture {
     }
   }
 
+  static bool IsDark(char kind) { return kind == 'B' || kind == 'I'; }
   static const char* LabelClass(char kind) {
-    return kind == 'B' || kind == 'I' ? "n l" : "n";
+    return IsDark(kind) ? "n l" : "n";
   }
 
   void Axis() {
@@ -359,9 +370,13 @@ class Picture {
                       ": ", Time(span.start_ns), " to ", Time(span.end_ns),
                       "</title></rect>\n");
       const std::string label = absl::StrCat(span.microbatch);
-      if (width >= 5 + 6.2 * static_cast<double>(label.size())) {
+      const double digits = static_cast<double>(label.size());
+      if (width >= 5 + 6.2 * digits) {
         Text(x + width / 2, Y(span.rank) + kLane / 2 + 3.8,
              LabelClass(span.kind), label);
+      } else if (width >= 2 + 5 * digits) {
+        Text(x + width / 2, Y(span.rank) + kLane / 2 + 3.1,
+             IsDark(span.kind) ? "q l" : "q", label);
       }
     }
   }

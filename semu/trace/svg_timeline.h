@@ -11,8 +11,9 @@
 namespace pipeweaver::semu {
 
 struct SvgOptions {
-  // Of the whole picture, in pixels; >= 400. Wider pictures label more stages.
-  int width = 1600;
+  // Of the whole picture, in pixels; wider pictures label more stages. 0: wide
+  // enough to label most stages, within 1200 .. 3200.
+  int width = 0;
 };
 
 // Equal timelines give equal bytes.

@@ -7,6 +7,7 @@
 
 #include "absl/strings/string_view.h"
 #include "server/ctl/command.h"
+#include "server/ctl/profile_command.h"
 #include "server/ctl/schedule_command.h"
 
 namespace pipeweaver::ctl {
@@ -36,6 +37,7 @@ constexpr Command kCommands[] = {
     {"replay", "plan a saved request again and compare the bytes",
      RunReplayCommand},
     {"trace", "draw a plan: Chrome trace and SVG picture", RunTraceCommand},
+    {"profile", "import measured traces, predict op times", RunProfileCommand},
     {"job", "register, list, describe, remove jobs of a running planner",
      RunJobCommand},
 };

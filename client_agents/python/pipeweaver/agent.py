@@ -1,0 +1,534 @@
+"""The light agent in a trainer: plans come ahead of time, or never mind.
+
+    registration = register(server, job, run_id)      # one process of the run
+    agent = StepAgent(server, job, rank, registration, submits=rank == 0)
+    agent.submit(step, metadata)                      # every rank, steps ahead
+    ...
+    token = agent.vote(step + 1)                      # at the end of a step
+    low, high = <MIN and MAX of the token over all ranks>
+    agent.settle(step + 1, low, high)
+    program = agent.program(step + 1)                 # never waits
+
+The server is a help, not a need: submit() makes the step's safe program on the
+spot, and settle() takes the server's plan only where all ranks hold the same one,
+verified. What goes wrong is counted and logged once a kind.
+"""
+
+import collections
+import logging
+import os
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Optional, Sequence
+
+import grpc
+
+from pipeweaver import digest
+from pipeweaver.client import ClientOptions, PlannerClient
+from pipeweaver.job import BatchView, JobView
+from pipeweaver.lowering import safe_programs
+from pipeweaver.program import BadProgram, CheckedProgram, check_program
+from pipeweaver.split import split_batch
+from pipeweaver.v1 import (
+    batch_pb2, job_pb2, plan_pb2, planner_service_pb2 as service_pb2)
+
+logger = logging.getLogger("pipeweaver")
+
+# What program() says of where a program comes from.
+PLAN, SAFE = "plan", "safe"
+
+# Why a step ran its safe program; keys of StepAgent.counters.
+UNREACHABLE = "server_unreachable"  # no answer, or an error of the service
+LATE = "plan_late"  # the plan was not there at the vote
+REFUSED = "plan_refused"  # it failed its checks
+DISAGREED = "ranks_disagreed"  # this rank had it, another did not
+UNSETTLED = "not_settled"  # the trainer did not call settle()
+SUPERSEDED = "superseded"  # a newer attempt of the run has registered
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a run knows from its registration, the same on all its ranks."""
+    run_id: str
+    attempt: int
+    layout: job_pb2.Layout
+    # Bytes for activations and transfers on each rank; empty: not known.
+    activation_limit_bytes: Sequence[int] = ()
+
+    def to_bytes(self) -> bytes:
+        """For the trainer's own broadcast."""
+        response = service_pb2.RegisterJobResponse(
+            attempt=self.attempt, layout=self.layout,
+            activation_limit_bytes=self.activation_limit_bytes)
+        name = self.run_id.encode()
+        return (len(name).to_bytes(4, "big") + name +
+                response.SerializeToString())
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Registration":
+        size = int.from_bytes(data[:4], "big")
+        response = service_pb2.RegisterJobResponse.FromString(data[4 + size:])
+        return Registration(data[4:4 + size].decode(), response.attempt,
+                            response.layout,
+                            tuple(response.activation_limit_bytes))
+
+
+@dataclass
+class AgentOptions:
+    # From submit() to the step's start, when the trainer does not say.
+    needed_in_s: float = 1.0
+    # Longest a call to the server may take beyond that.
+    call_timeout_s: float = 2.0
+    # Pauses between tries of a call that failed, doubled each time.
+    first_retry_s: float = 0.02
+    last_retry_s: float = 1.0
+    # Sent with each step; see SubmitStepRequest.
+    seed: int = 0
+    budget_evaluations: int = 0
+    # Compiles a checked program for the executor, ahead of time.
+    prepare: Optional[Callable[[CheckedProgram, batch_pb2.BatchMetadata],
+                               Any]] = None
+    client: ClientOptions = field(default_factory=ClientOptions)
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """What a rank runs in a step."""
+    origin: str  # PLAN or SAFE
+    checked: CheckedProgram
+    # What AgentOptions.prepare made of it.
+    prepared: Any
+
+
+class _Step:
+
+    def __init__(self, number: int, metadata: batch_pb2.BatchMetadata,
+                 needed_at: float):
+        self.number = number
+        self.metadata = metadata
+        self.batch_digest = digest.canonical_digest(metadata)
+        self.needed_at = needed_at
+        self.safe: Optional[StepProgram] = None
+        self.plan: Optional[StepProgram] = None
+        self.voted = False
+        self.settled: Optional[StepProgram] = None
+        self.trouble = LATE  # why there is no plan, as far as known
+
+
+def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 30.0,
+             options: Optional[ClientOptions] = None) -> Registration:
+    """Registers the run and accepts its layout; one process calls it and gives
+    Registration.to_bytes() to the others.
+
+    run_id: new for each start of the run. Raises grpc.RpcError: a run without a
+    server starts with Registration(run_id, 0, job.layout) and a pinned layout.
+    """
+    client = PlannerClient(server, options)
+    try:
+        return _register(client, job, run_id, timeout_s)
+    finally:
+        client.close()
+
+
+def _register(client: PlannerClient, job: job_pb2.Job, run_id: str,
+              timeout_s: float) -> Registration:
+    response = client.call("RegisterJob", service_pb2.RegisterJobRequest(
+        request_id=run_id, job=job), timeout_s)
+    if not response.layout_confirmed:
+        client.call("ConfirmLayout", service_pb2.ConfirmLayoutRequest(
+            job=job.name, attempt=response.attempt,
+            layout_digest=response.layout_digest), timeout_s)
+    return Registration(run_id, response.attempt, response.layout,
+                        tuple(response.activation_limit_bytes))
+
+
+class StepAgent:
+    """One rank's agent. Methods may be called from several threads.
+
+    Owns two threads until close(). Safe to fork, as
+    DataLoader workers do: in the child the agent says so and does nothing.
+    """
+
+    def __init__(self, server: str, job: job_pb2.Job, rank: int,
+                 registration: Registration, *, submits: bool = False,
+                 replica: int = 0, options: Optional[AgentOptions] = None):
+        self.options = options or AgentOptions()
+        self.rank = rank
+        self.replica = replica
+        self.counters: Dict[str, int] = collections.Counter()
+        self._job = job_pb2.Job()
+        self._job.CopyFrom(job)
+        self._job.layout.CopyFrom(registration.layout)
+        self._view = JobView(self._job)
+        self._job_digest = digest.job_digest(self._job)
+        self._layout_digest = digest.canonical_digest(registration.layout)
+        self._limits = list(registration.activation_limit_bytes)
+        self._run_id = registration.run_id
+        self._pid = os.getpid()
+        self._client = PlannerClient(server, self.options.client)
+        self._lock = threading.Condition()
+        # Below: guarded by _lock.
+        self._attempt = registration.attempt
+        self._steps: Dict[int, _Step] = {}
+        self._superseded = False
+        self._closing = False
+        self._logged: set = set()
+        self._to_fetch: "queue.Queue[Optional[_Step]]" = queue.Queue()
+        self._to_send: "queue.Queue[Any]" = queue.Queue()
+        self._submits = submits
+        self._threads = [
+            threading.Thread(target=self._fetch_all, daemon=True,
+                             name="pipeweaver-fetch"),
+            threading.Thread(target=self._send_all, daemon=True,
+                             name="pipeweaver-send")]
+        for thread in self._threads:
+            thread.start()
+
+    # ---- the trainer's side ------------------------------------------------
+
+    def submit(self, step: int, metadata: batch_pb2.BatchMetadata,
+               needed_in_s: Optional[float] = None) -> None:
+        """Hands in a step ahead of time, on every rank with equal metadata.
+
+        Makes the safe program before it returns. Raises ValueError for metadata
+        that does not fit the job.
+        """
+        self._check_process()
+        needed_in = (self.options.needed_in_s if needed_in_s is None else
+                     needed_in_s)
+        state = _Step(step, metadata, time.monotonic() + needed_in)
+        state.safe = self._make_safe(state)
+        with self._lock:
+            self._steps[step] = state
+        if self._submits:
+            self._to_send.put((state, needed_in))
+        self._to_fetch.put(state)
+
+    def vote(self, step: int, bits: int = 63) -> int:
+        """What this rank contributes to the agreement on a step: a token of the
+        verified plan it holds, 0 for none. A plan that comes later is not used.
+        """
+        self._check_process()
+        with self._lock:
+            state = self._steps.get(step)
+            if state is None:
+                return digest.NO_PLAN_TOKEN
+            state.voted = True
+            self._lock.notify_all()
+            if state.plan is None:
+                return digest.NO_PLAN_TOKEN
+            return digest.digest_token(
+                state.plan.checked.program.plan_digest, bits)
+
+    def wait(self, step: int, timeout_s: float) -> bool:
+        """Waits for a plan, for a trainer's first step say; True if it is here
+        and verified."""
+        self._check_process()
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            state = self._state(step)
+            while state.plan is None and self._wanted(state):
+                left = deadline - time.monotonic()
+                if left <= 0 or state.trouble == REFUSED:
+                    break
+                self._lock.wait(left)
+            return state.plan is not None
+
+    def settle(self, step: int, low: int, high: int) -> str:
+        """Decides by the MIN and MAX of all ranks' tokens: PLAN or SAFE."""
+        self._check_process()
+        with self._lock:
+            state = self._state(step)
+            if state.settled is None:
+                if low == high != digest.NO_PLAN_TOKEN and (
+                        state.plan is not None and state.voted):
+                    self._decide(state, state.plan)
+                else:
+                    self._fall_back(state, DISAGREED if state.plan is not None
+                                    and state.voted else state.trouble)
+            return state.settled.origin
+
+    def program(self, step: int) -> StepProgram:
+        """What to run. Never waits. Raises KeyError for a step that was not
+        submitted."""
+        self._check_process()
+        with self._lock:
+            state = self._state(step)
+            if state.settled is None:
+                self._fall_back(state, UNSETTLED)
+            for old in [n for n in self._steps if n < step - 1]:
+                del self._steps[old]
+            return state.settled
+
+    def report(self, step: int, step_ns: int, start_offset_ns: Sequence[int] = (),
+               duration_ns: Sequence[int] = (), peak_memory_bytes: int = 0
+               ) -> None:
+        """Hands in measured times of a step that ran its plan; others are not
+        sent. Does not wait; a report that gets lost is counted."""
+        self._check_process()
+        with self._lock:
+            state = self._steps.get(step)
+            if (state is None or state.settled is None or
+                    state.settled.origin != PLAN):
+                return
+            identity = state.settled.checked.program
+        self._to_send.put(service_pb2.ReportStepRequest(
+            key=identity.identity.key, plan_digest=identity.plan_digest,
+            rank=self.rank, start_offset_ns=start_offset_ns,
+            duration_ns=duration_ns, step_ns=max(1, step_ns),
+            peak_memory_bytes=peak_memory_bytes))
+
+    @property
+    def superseded(self) -> bool:
+        """A newer attempt of the run has registered: this one should stop."""
+        with self._lock:
+            return self._superseded
+
+    def close(self) -> None:
+        """Ends the agent's threads and its connection. Reports that are not
+        sent within half a second get lost."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._lock.notify_all()
+        self._to_fetch.put(None)
+        self._to_send.put(None)
+        self._threads[1].join(0.5)
+        self._client.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> "StepAgent":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # ---- inside ------------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this is a forked process (a DataLoader worker?): the agent "
+                "lives in its parent; make metadata here, submit it there")
+
+    def _state(self, step: int) -> _Step:
+        if step not in self._steps:
+            raise KeyError(f"step {step} was not submitted")
+        return self._steps[step]
+
+    def _decide(self, state: _Step, program: StepProgram) -> None:
+        state.settled = program
+        self.counters[f"steps_{program.origin}"] += 1
+        self._lock.notify_all()
+
+    def _fall_back(self, state: _Step, reason: str) -> None:
+        if self._superseded:
+            reason = SUPERSEDED
+        self._count(reason, f"step {state.number} runs its safe program")
+        self._decide(state, state.safe)
+
+    def _count(self, reason: str, text: str) -> None:
+        self.counters[reason] += 1
+        if reason not in self._logged:
+            self._logged.add(reason)
+            logger.warning("rank %d: %s: %s (said once; see the counters)",
+                           self.rank, reason, text)
+
+    def _key(self, step: int) -> plan_pb2.PlanKey:
+        return plan_pb2.PlanKey(job=self._job.name, attempt=self._attempt,
+                                step=step, replica=self.replica)
+
+    def _make_safe(self, state: _Step) -> StepProgram:
+        split = split_batch(BatchView(self._view, state.metadata))
+        # The attempt stays out: ranks may learn of a new one at different times.
+        key = plan_pb2.PlanKey(job=self._job.name, step=state.number,
+                               replica=self.replica)
+        identity = plan_pb2.PlanIdentity(
+            key=key, job_digest=self._job_digest,
+            layout_digest=self._layout_digest, batch_digest=state.batch_digest)
+        program = safe_programs(identity, split, self._limits)[self.rank]
+        return self._prepared(SAFE, check_program(program, key, self.rank), state)
+
+    def _prepared(self, origin: str, checked: CheckedProgram,
+                  state: _Step) -> StepProgram:
+        prepare = self.options.prepare
+        return StepProgram(origin, checked, prepare(checked, state.metadata)
+                           if prepare is not None else None)
+
+    def _wanted(self, state: _Step) -> bool:
+        with self._lock:
+            return (not self._closing and not self._superseded and
+                    state.settled is None and not state.voted and
+                    self._steps.get(state.number) is state)
+
+    def _pause(self, state: Optional[_Step], seconds: float) -> None:
+        with self._lock:
+            if not self._closing and (state is None or state.settled is None):
+                self._lock.wait(seconds)
+
+    def _fetch_all(self) -> None:
+        while True:
+            state = self._to_fetch.get()
+            if state is None:
+                return
+            self._fetch(state)
+
+    def _fetch(self, state: _Step) -> None:
+        retry = self.options.first_retry_s
+        while self._wanted(state):
+            with self._lock:
+                key = self._key(state.number)
+            try:
+                data = self._read_program(key, state)
+                if data is None:
+                    return
+                program = plan_pb2.Program.FromString(data)
+                checked = self._verify(program, key, state)
+                plan = self._prepared(PLAN, checked, state)
+                with self._lock:
+                    if not state.voted:
+                        state.plan = plan
+                    self._lock.notify_all()
+                return
+            except grpc.RpcError as error:
+                self._note_trouble(state, error)
+            except Exception as error:  # what a wrong program may lead to
+                with self._lock:
+                    state.trouble = REFUSED
+                    self._lock.notify_all()
+                logger.info("rank %d: step %d: %s: %s", self.rank, state.number,
+                            type(error).__name__, error)
+                return
+            self._pause(state, retry)
+            retry = min(2 * retry, self.options.last_retry_s)
+
+    def _read_program(self, key: plan_pb2.PlanKey,
+                      state: _Step) -> Optional[bytes]:
+        """A serialised program, chunk by chunk; None when nobody waits for it
+        any more. Raises grpc.RpcError."""
+        data = b""
+        while True:
+            left = max(0.0, state.needed_at - time.monotonic())
+            call = self._client.begin(
+                "GetProgram", service_pb2.GetProgramRequest(
+                    key=key, rank=self.rank, offset=len(data)),
+                left + self.options.call_timeout_s)
+            call.add_done_callback(self._wake)
+            with self._lock:
+                while not call.done() and self._wanted(state):
+                    self._lock.wait()
+            if not call.done():
+                call.cancel()
+                return None
+            response = call.result()
+            data += response.data
+            if len(data) >= response.total_bytes or not response.data:
+                return data
+
+    def _wake(self, _: Any) -> None:
+        with self._lock:
+            self._lock.notify_all()
+
+    def _verify(self, program: plan_pb2.Program, key: plan_pb2.PlanKey,
+                state: _Step) -> CheckedProgram:
+        checked = check_program(program, key, self.rank)
+        for name, mine in (("job_digest", self._job_digest),
+                           ("layout_digest", self._layout_digest),
+                           ("batch_digest", state.batch_digest)):
+            theirs = getattr(program.identity, name)
+            if theirs != mine:
+                raise BadProgram(f"identity.{name}: {theirs.hex()}, this "
+                                 f"trainer's is {mine.hex()}")
+        return checked
+
+    def _note_trouble(self, state: Optional[_Step],
+                      error: grpc.RpcError) -> None:
+        code = error.code()
+        waiting = code in (grpc.StatusCode.DEADLINE_EXCEEDED,
+                           grpc.StatusCode.CANCELLED)
+        if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED,
+                    grpc.StatusCode.FAILED_PRECONDITION):
+            # The step may not have arrived yet, or the server has forgotten
+            # the job, or there is a new attempt: registering tells.
+            waiting = self._register_again(code)
+        if state is not None and not waiting:
+            with self._lock:
+                state.trouble = UNREACHABLE
+        logger.debug("rank %d: %s: %s", self.rank, code, error.details())
+
+    def _register_again(self, code: grpc.StatusCode) -> bool:
+        """Asks for the run's attempt: the same unless the server lost it, since
+        registration is idempotent by run. True where the server knows us."""
+        if code == grpc.StatusCode.NOT_FOUND:
+            try:
+                self._client.call("DescribeJob", service_pb2.DescribeJobRequest(
+                    job=self._job.name), self.options.call_timeout_s)
+                return True  # it is the step that is not there yet
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND:
+                    return False
+        try:
+            found = _register(self._client, self._job, self._run_id,
+                              self.options.call_timeout_s)
+        except grpc.RpcError:
+            return False
+        with self._lock:
+            if found.attempt == self._attempt and (
+                    code == grpc.StatusCode.ABORTED):
+                if not self._superseded:
+                    self._superseded = True
+                    self._count(SUPERSEDED, "a newer attempt has registered")
+                    self._lock.notify_all()
+                return False
+            if found.attempt != self._attempt:
+                self._attempt = found.attempt
+                self.counters["registered_again"] += 1
+        return True
+
+    def _send_all(self) -> None:
+        while True:
+            task = self._to_send.get()
+            if task is None:
+                return
+            if isinstance(task, tuple):
+                self._submit(*task)
+                continue
+            try:
+                self._client.call("ReportStep", task,
+                                  self.options.call_timeout_s)
+            except grpc.RpcError as error:
+                with self._lock:
+                    if not self._closing:
+                        self._count("reports_lost", str(error.code()))
+
+    def _submit(self, state: _Step, needed_in: float) -> None:
+        retry = self.options.first_retry_s
+        begun = time.monotonic()
+        while self._wanted(state):
+            left = max(0.0, needed_in - (time.monotonic() - begun))
+            with self._lock:
+                key = self._key(state.number)
+            request = service_pb2.SubmitStepRequest(
+                key=key, layout_digest=self._layout_digest,
+                batch=state.metadata, seed=self.options.seed,
+                budget_evaluations=self.options.budget_evaluations)
+            request.needed_in.FromNanoseconds(int(left * 1e9))
+            try:
+                self._client.call("SubmitStep", request,
+                                  self.options.call_timeout_s)
+                return
+            except grpc.RpcError as error:
+                self._note_trouble(state, error)
+                if error.code() in (grpc.StatusCode.INVALID_ARGUMENT,
+                                    grpc.StatusCode.ALREADY_EXISTS):
+                    with self._lock:
+                        self._count("submission_refused", error.details())
+                    return
+            self._pause(state, retry)
+            retry = min(2 * retry, self.options.last_retry_s)

@@ -1,0 +1,82 @@
+"""The planner's service as plain calls, over grpc's generic channel."""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import grpc
+
+from pipeweaver.v1 import plan_pb2, planner_service_pb2 as service_pb2
+
+SERVICE = "pipeweaver.v1.PlannerService"
+METHODS = ("RegisterJob", "ConfirmLayout", "DescribeJob", "ListJobs",
+           "RemoveJob", "SubmitStep", "CancelStep", "GetPlan", "GetProgram",
+           "ReportStep", "CompareStrategies", "SimulatePlan")
+
+
+@dataclass
+class ClientOptions:
+    # Bearer token, for servers that want one.
+    token: str = ""
+    # PEM bytes. Set: TLS; the other two for servers that ask for a client's.
+    root_certificates: Optional[bytes] = None
+    private_key: Optional[bytes] = None
+    certificate_chain: Optional[bytes] = None
+
+
+class ClosedError(grpc.RpcError):
+    """The client was closed; looks like a call that close() has ended."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.CANCELLED
+
+    def details(self) -> str:
+        return "the client is closed"
+
+
+class PlannerClient:
+    """One channel. Thread-safe. Calls raise grpc.RpcError."""
+
+    def __init__(self, address: str, options: Optional[ClientOptions] = None):
+        options = options or ClientOptions()
+        # A server that comes back is found again within a second.
+        arguments = [("grpc.initial_reconnect_backoff_ms", 100),
+                     ("grpc.min_reconnect_backoff_ms", 100),
+                     ("grpc.max_reconnect_backoff_ms", 1000),
+                     ("grpc.use_local_subchannel_pool", 1)]
+        if options.root_certificates is not None:
+            self._channel = grpc.secure_channel(
+                address, grpc.ssl_channel_credentials(
+                    options.root_certificates, options.private_key,
+                    options.certificate_chain), arguments)
+        else:
+            self._channel = grpc.insecure_channel(address, arguments)
+        self._metadata = ([("authorization", f"Bearer {options.token}")]
+                          if options.token else None)
+        self._calls = {
+            name: self._channel.unary_unary(
+                f"/{SERVICE}/{name}",
+                request_serializer=getattr(
+                    service_pb2, f"{name}Request").SerializeToString,
+                response_deserializer=getattr(
+                    service_pb2, f"{name}Response").FromString)
+            for name in METHODS}
+
+    def close(self) -> None:
+        """Ends calls in flight with CANCELLED."""
+        self._channel.close()
+
+    def call(self, method: str, request: Any, timeout_s: float) -> Any:
+        """Calls a method of METHODS with its request message."""
+        try:
+            return self._calls[method](request, timeout=timeout_s,
+                                       metadata=self._metadata)
+        except ValueError:  # what grpc makes of a closed channel
+            raise ClosedError() from None
+
+    def begin(self, method: str, request: Any, timeout_s: float) -> grpc.Future:
+        """The call in progress."""
+        try:
+            return self._calls[method].future(request, timeout=timeout_s,
+                                              metadata=self._metadata)
+        except ValueError:
+            raise ClosedError() from None

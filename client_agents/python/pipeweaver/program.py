@@ -1,0 +1,211 @@
+"""What a rank checks of a program before it runs it.
+
+The twin of client_agents/cc/program_check.h: that the program is whole, that it
+is the one asked for, and that its columns mean something. Past what the C++
+check covers, copies are followed too, since the executor really makes them.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+from google.protobuf.message import DecodeError
+
+from pipeweaver import digest
+from pipeweaver.v1 import plan_pb2
+
+FORWARD = plan_pb2.ACTION_KIND_FORWARD
+BACKWARD = plan_pb2.ACTION_KIND_BACKWARD
+INPUT_GRAD = plan_pb2.ACTION_KIND_INPUT_GRAD
+WEIGHT_GRAD = plan_pb2.ACTION_KIND_WEIGHT_GRAD
+POST_SEND = plan_pb2.ACTION_KIND_POST_SEND
+POST_RECV = plan_pb2.ACTION_KIND_POST_RECV
+WAIT_SEND = plan_pb2.ACTION_KIND_WAIT_SEND
+WAIT_RECV = plan_pb2.ACTION_KIND_WAIT_RECV
+OFFLOAD = plan_pb2.ACTION_KIND_OFFLOAD
+RELOAD = plan_pb2.ACTION_KIND_RELOAD
+WAIT_COPY = plan_pb2.ACTION_KIND_WAIT_COPY
+GRADS_READY = plan_pb2.ACTION_KIND_GRADS_READY
+
+COMPUTE = frozenset((FORWARD, BACKWARD, INPUT_GRAD, WEIGHT_GRAD))
+POSTS = frozenset((POST_SEND, POST_RECV))
+WAITS = frozenset((WAIT_SEND, WAIT_RECV))
+COPIES = frozenset((OFFLOAD, RELOAD, WAIT_COPY))
+
+COLUMNS = ("sub_microbatch", "segment", "chunk", "choice", "transfer", "peer",
+           "bytes", "edge_sub_microbatch", "start_delta_ns", "duration_ns",
+           "gradient")
+
+
+class BadProgram(ValueError):
+    """A program that must not be run; the message names field, value, rule."""
+
+
+@dataclass(frozen=True)
+class CheckedProgram:
+    """A program whose parts are parsed and checked."""
+    program: plan_pb2.Program
+    split: plan_pb2.BatchSplit
+    actions: plan_pb2.ActionColumns
+
+
+def verify_digests(program: plan_pb2.Program) -> None:
+    """Raises BadProgram unless actions and split are those of plan_digest."""
+    if program.rank >= len(program.rank_digests):
+        raise BadProgram(f"rank: {program.rank}, but the program lists "
+                         f"{len(program.rank_digests)} ranks")
+    if digest.sha256(program.actions) != program.rank_digests[program.rank]:
+        raise BadProgram(
+            f"actions: their SHA-256 is not rank_digests[{program.rank}]")
+    expected = digest.plan_digest(program.identity, program.split,
+                                  program.rank_digests)
+    if expected != program.plan_digest:
+        raise BadProgram(
+            f"plan_digest: {program.plan_digest.hex()} is not the digest of "
+            "identity, split and rank_digests")
+
+
+def check_program(program: plan_pb2.Program, key: plan_pb2.PlanKey,
+                  rank: int) -> CheckedProgram:
+    """The checked program; raises BadProgram naming what is wrong."""
+    if program.identity.key != key:
+        raise BadProgram(f"identity.key: {_short(program.identity.key)}, "
+                         f"asked for {_short(key)}")
+    if program.rank != rank:
+        raise BadProgram(f"rank: {program.rank}, asked for {rank}")
+    verify_digests(program)
+    split = plan_pb2.BatchSplit()
+    actions = plan_pb2.ActionColumns()
+    for message, data, name in ((split, program.split, "split"),
+                                (actions, program.actions, "actions")):
+        try:
+            message.ParseFromString(data)
+        except DecodeError:
+            raise BadProgram(f"{name}: does not parse as "
+                             f"{type(message).__name__}") from None
+    _check_split(split)
+    _check_lengths(actions)
+    _check_actions(actions, program, len(split.module))
+    return CheckedProgram(program, split, actions)
+
+
+def _short(key: plan_pb2.PlanKey) -> str:
+    return f"{key.job}/{key.attempt}/{key.step}/{key.replica}"
+
+
+def _broken(field: str, index: int, value: int, rule: str) -> BadProgram:
+    return BadProgram(f"actions.{field}[{index}]: {value}: {rule}")
+
+
+def _check_split(split: plan_pb2.BatchSplit) -> None:
+    n = len(split.module)
+    if not (len(split.microbatch) == len(split.num_items) ==
+            len(split.tokens) == n):
+        raise BadProgram("split: its columns must be of one length, one value "
+                         "a sub-microbatch")
+    items = sum(split.num_items)
+    if items != len(split.items):
+        raise BadProgram(f"split.items: {len(split.items)} values, must be the "
+                         f"sum of num_items: {items}")
+
+
+def _check_lengths(actions: plan_pb2.ActionColumns) -> None:
+    n = len(actions.kind)
+    for name in COLUMNS:
+        size = len(getattr(actions, name))
+        if size != n:
+            raise BadProgram(f"actions.{name}: {size} values, must be as many "
+                             f"as kinds: {n}")
+
+
+class _Pair:
+    """Follows one stage pair through the program."""
+    __slots__ = ("forward", "input_grad", "weight_grad", "choice", "copy",
+                 "copying")
+
+    def __init__(self) -> None:
+        self.forward = self.input_grad = self.weight_grad = False
+        self.choice = 0
+        self.copy = 0  # the last of OFFLOAD and RELOAD
+        self.copying = False
+
+
+def _check_compute(kind: int, choice: int, i: int, pair: _Pair) -> None:
+    if kind == FORWARD:
+        if pair.forward:
+            raise _broken("kind", i, kind, "the forward runs twice")
+        pair.forward = True
+        pair.choice = choice
+        return
+    if not pair.forward:
+        raise _broken("kind", i, kind, "comes before its forward")
+    if choice != pair.choice:
+        raise _broken("choice", i, choice, "is not its forward's")
+    if kind == WEIGHT_GRAD:
+        if not pair.input_grad:
+            raise _broken("kind", i, kind, "comes before its input gradient")
+        if pair.weight_grad:
+            raise _broken("kind", i, kind, "the weight gradient runs twice")
+        pair.weight_grad = True
+        return
+    if pair.input_grad:
+        raise _broken("kind", i, kind, "the backward runs twice")
+    if pair.copy == OFFLOAD or pair.copying:
+        raise _broken("kind", i, kind, "its activations are not back yet")
+    pair.input_grad = True
+    pair.weight_grad = kind == BACKWARD
+
+
+def _check_copy(kind: int, i: int, pair: _Pair) -> None:
+    if not pair.forward or pair.input_grad:
+        raise _broken("kind", i, kind,
+                      "a copy stands between a forward and its backward")
+    if kind == WAIT_COPY:
+        if not pair.copying:
+            raise _broken("kind", i, kind, "waits for a copy not begun")
+        pair.copying = False
+        return
+    if (kind == OFFLOAD) == (pair.copy == OFFLOAD):
+        raise _broken("kind", i, kind, "offload and reload alternate")
+    pair.copy = kind
+    pair.copying = True
+
+
+def _check_actions(a: plan_pb2.ActionColumns, program: plan_pb2.Program,
+                   sub_microbatches: int) -> None:
+    ranks = len(program.rank_digests)
+    pairs: Dict[Tuple[int, int, int], _Pair] = {}
+    waiting: Dict[int, int] = {}  # transfer -> kind of its post
+    last_transfer = -1
+    for i, (kind, sub, segment, chunk, choice, transfer, peer) in enumerate(
+            zip(a.kind, a.sub_microbatch, a.segment, a.chunk, a.choice,
+                a.transfer, a.peer)):
+        if not FORWARD <= kind <= GRADS_READY:
+            raise _broken("kind", i, kind, "no such action")
+        if kind == GRADS_READY:
+            continue
+        if sub >= sub_microbatches:
+            raise _broken("sub_microbatch", i, sub,
+                          f"must be below {sub_microbatches}")
+        if kind in COMPUTE or kind in COPIES:
+            pair = pairs.setdefault((sub, segment, chunk), _Pair())
+            if kind in COMPUTE:
+                _check_compute(kind, choice, i, pair)
+            else:
+                _check_copy(kind, i, pair)
+            continue
+        if peer >= ranks or peer == program.rank:
+            raise _broken("peer", i, peer,
+                          f"must be another rank below {ranks}")
+        if kind in POSTS:
+            if transfer <= last_transfer:
+                raise _broken("transfer", i, transfer,
+                              "posts must be in ascending order of transfers")
+            last_transfer = transfer
+            waiting[transfer] = kind
+            continue
+        wanted = POST_SEND if kind == WAIT_SEND else POST_RECV
+        if waiting.pop(transfer, None) != wanted:
+            raise _broken("transfer", i, transfer, "waited for, but not posted")
+    if waiting:
+        raise BadProgram(f"actions.transfer: {min(waiting)}: posted, but never "
+                         "waited for")

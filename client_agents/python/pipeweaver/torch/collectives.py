@@ -1,0 +1,74 @@
+"""The agent's few exchanges between ranks, over torch.distributed.
+
+A trainer that reduces something small at the end of a step anyway (found-inf, a
+gradient norm) adds the two values of StepAgent.vote() there and needs agree()
+not at all.
+"""
+
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from pipeweaver.agent import Registration, StepAgent, StepProgram
+from pipeweaver.program import check_program
+from pipeweaver.v1 import batch_pb2, plan_pb2
+
+
+def agree(agent: StepAgent, step: int,
+          group: Optional[dist.ProcessGroup] = None) -> str:
+    """Votes and settles: 16 bytes a rank, in one reduction on the host.
+
+    group: the replica's pipeline ranks, on a backend for hosts (gloo).
+    """
+    token = agent.vote(step)
+    both = torch.tensor([token, -token], dtype=torch.int64)
+    dist.all_reduce(both, op=dist.ReduceOp.MIN, group=group)
+    return agent.settle(step, int(both[0]), -int(both[1]))
+
+
+def broadcast_bytes(data: Optional[bytes], source: int,
+                    group: Optional[dist.ProcessGroup] = None) -> bytes:
+    """`data` of the global rank `source` on all ranks of a host group."""
+    size = torch.tensor([len(data) if data is not None else 0])
+    dist.broadcast(size, source, group=group)
+    if data is None:
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+    else:
+        buffer = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
+        buffer = buffer[:len(data)]
+    if int(size):
+        dist.broadcast(buffer, source, group=group)
+    return bytes(buffer.numpy())
+
+
+def broadcast_metadata(metadata: Optional[batch_pb2.BatchMetadata], source: int,
+                       group: Optional[dist.ProcessGroup] = None
+                       ) -> batch_pb2.BatchMetadata:
+    """A step's metadata from the rank that loads it to the other ranks."""
+    data = metadata.SerializeToString() if metadata is not None else None
+    return batch_pb2.BatchMetadata.FromString(
+        broadcast_bytes(data, source, group))
+
+
+def broadcast_registration(registration: Optional[Registration], source: int,
+                           group: Optional[dist.ProcessGroup] = None
+                           ) -> Registration:
+    data = registration.to_bytes() if registration is not None else None
+    return Registration.from_bytes(broadcast_bytes(data, source, group))
+
+
+def share_program(program: Optional[StepProgram], source: int,
+                  prepare: Any = None,
+                  group: Optional[dist.ProcessGroup] = None) -> StepProgram:
+    """A step's program from the tensor- or context-parallel peer that runs the
+    agent to its peers; `prepare(checked)` compiles it for theirs."""
+    if program is not None:
+        broadcast_bytes(program.origin.encode() + b"\0" + program.checked.program
+                        .SerializeToString(), source, group)
+        return program
+    origin, _, data = broadcast_bytes(None, source, group).partition(b"\0")
+    message = plan_pb2.Program.FromString(data)
+    checked = check_program(message, message.identity.key, message.rank)
+    return StepProgram(origin.decode(), checked,
+                       prepare(checked) if prepare is not None else None)

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Tests of the Python package on Debian's python3 and torch. The last line reads
+# `N passed, N failed`; the exit code is 0 when none failed.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here" || exit 1
+# shellcheck source=../../deploy/packages.sh
+source ../../deploy/packages.sh
+install_packages protobuf-compiler libprotobuf-dev python3 python3-torch \
+  python3-grpcio python3-protobuf python3-setuptools python3-wheel python3-pip \
+  python3-numpy || exit 1
+python=/usr/bin/python3
+"$python" -W ignore setup.py -q protos || exit 1
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+export PYTHONPATH=$here:$here/tests OMP_NUM_THREADS=1
+cd tests || exit 1
+
+# Rank processes wait for each other much of the time: two at once.
+run() {
+  for name in "$@"; do
+    timeout 1500 "$python" -m unittest "$name" >"$logs/$name" 2>&1
+    echo "exit $?" >>"$logs/$name"
+  done
+}
+first=(test_gradients)
+second=(test_program test_metadata test_csv_export test_cost test_agent test_live
+  test_hangs)
+run "${first[@]}" &
+run "${second[@]}"
+wait
+
+passed=0
+failed=0
+for name in "${first[@]}" "${second[@]}"; do
+  log=$logs/$name
+  ran=$(sed -n 's/^Ran \([0-9]*\) tests\?.*/\1/p' "$log" | tail -1)
+  broken=$(grep -cE '^(ERROR|FAIL): ' "$log")
+  ran=${ran:-0}
+  # Broken before its tests ran, or cut by the time limit.
+  if ! grep -q '^exit 0$' "$log" && ((broken == 0)); then broken=1; fi
+  echo "$name: $ran tests, $broken failed"
+  grep -E '^(agent:|random plans|live memory|skipped)' "$log"
+  if ((broken)); then cat "$log"; fi
+  passed=$((passed + (ran > broken ? ran - broken : 0)))
+  failed=$((failed + broken))
+done
+echo "$passed passed, $failed failed"
+((failed == 0))

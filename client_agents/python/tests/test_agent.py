@@ -1,0 +1,314 @@
+"""Trainers with agents under a fake server that fails in every way.
+
+Two real ranks train; whatever happens to the server, they neither stall nor
+diverge: losses equal the plain model's, and the counters tell what happened.
+"""
+
+import copy
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import unittest
+
+import torch
+import torch.distributed as dist
+
+import models
+from pipeweaver import (
+    PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
+from pipeweaver.job import JobView
+from pipeweaver.torch import ExecutorOptions, PipelineExecutor
+from pipeweaver.torch.collectives import (
+    agree, broadcast_metadata, broadcast_registration, share_program)
+from ranks import run_ranks
+
+HERE = pathlib.Path(__file__).resolve().parent
+RANKS = 2
+DTYPE = torch.float64
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_server(port, faults):
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "fake_server.py"), str(port),
+         json.dumps(faults)], stdout=subprocess.PIPE, text=True)
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError("the fake server did not start")
+    return process
+
+
+def start_fake(port):
+    return start_server(port, {})
+
+
+def train(rank, transport, port, events, steps, run_id="run", first_step=0,
+          patience_s=10.0, impatient=(), job=None, model="vlm", check=None,
+          restart=None):
+    """Trains `steps` steps; answers losses (pipeline, plain), what each step
+    ran, and the counters. events: {step: "kill" or "start"}, done by rank 0
+    before the step is submitted. impatient: steps whose plans are not waited
+    for. check: called with each step's job, batch and program. restart: starts
+    a server on a port; answers its process."""
+    job = JobView(job or models.make_job("vlm", RANKS))
+    server = f"127.0.0.1:{port}"
+    plain = models.build_model(job, model, 1, DTYPE)
+    mine = copy.deepcopy(plain)
+    registration = None
+    if rank == 0:
+        try:
+            registration = register(server, job.job, run_id, 5.0)
+        except Exception:
+            registration = Registration(run_id, 0, job.layout)
+    registration = broadcast_registration(registration, 0)
+    executor = PipelineExecutor(
+        job, rank, models.pipeline_modules(job, mine, rank), transport,
+        dtype=DTYPE, options=ExecutorOptions(deterministic=True))
+    options = AgentOptions(prepare=executor.prepare, call_timeout_s=1.0,
+                           needed_in_s=0.5)
+    servers, losses, origins = [], [], []
+    with StepAgent(server, job.job, rank, registration, submits=rank == 0,
+                   options=options) as agent:
+        for step in range(first_step, first_step + steps):
+            if rank == 0 and step in events:
+                for event in events[step]:
+                    if event == "kill":
+                        os.kill(int(os.environ["SERVER_PID"]), signal.SIGKILL)
+                    else:
+                        servers.append((restart or start_fake)(port))
+            batch = None
+            if rank == 0:
+                batch = models.make_batch(job.job, random.Random(step), 2)
+            batch = broadcast_metadata(batch, 0)
+            agent.submit(step, batch)
+            if step not in impatient:
+                agent.wait(step, patience_s)
+            agree(agent, step)
+            begin = time.perf_counter()
+            program = agent.program(step)
+            switching = time.perf_counter() - begin
+            origins.append((program.origin, switching))
+            if check is not None:
+                check(job, batch, program)
+            data = models.Data(job, batch, step, DTYPE)
+            result = executor.run(program.prepared, data)
+            agent.report(step, result.step_ns, result.start_offset_ns,
+                         result.duration_ns, result.peak_memory_bytes)
+            expected = models.reference_step(job, plain, batch, data)
+            if expected.requires_grad:
+                expected.backward()
+            losses.append((0.0 if result.loss is None else float(result.loss),
+                           float(expected)))
+            for layers in (mine, plain):
+                for p in (p for m in layers for x in m for p in x.parameters()):
+                    if p.grad is not None:
+                        with torch.no_grad():
+                            p -= 0.05 * p.grad
+                        p.grad = None
+        if rank == 0:
+            time.sleep(0.2)  # the last report is on its way
+        counters = dict(agent.counters)
+    threads = [t.name for t in threading.enumerate()
+               if t.name.startswith("pipeweaver")]
+    for process in servers:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    return losses, origins, counters, threads
+
+
+class FaultTest(unittest.TestCase):
+
+    def trained(self, faults=None, events=None, steps=6, with_server=True, **kw):
+        port = free_port()
+        server = start_server(port, faults or {}) if with_server else None
+        if server is not None:
+            os.environ["SERVER_PID"] = str(server.pid)
+        try:
+            answers = run_ranks(RANKS, "gloo", _train_kw, port, events or {},
+                                steps, kw, timeout_s=90)
+        finally:
+            if server is not None:
+                server.kill()
+                server.wait()
+                server.stdout.close()
+        origins = [[o for o, _ in a[1]] for a in answers]
+        for a in answers[1:]:
+            self.assertEqual([o for o, _ in a[1]], origins[0])
+        for step in range(steps):
+            total = sum(a[0][step][0] for a in answers)
+            expected = answers[0][0][step][1]
+            self.assertLessEqual(abs(total - expected), 1e-9 * abs(expected))
+        for a in answers:
+            self.assertEqual(a[3], [], "threads are left")
+            self.assertLess(max(t for _, t in a[1]), 1e-3, "slow switch")
+        return origins[0], [a[2] for a in answers]
+
+    def test_undisturbed_run_runs_plans(self):
+        origins, counters = self.trained()
+        self.assertEqual(origins, [PLAN] * 6)
+        for c in counters:
+            self.assertEqual(c, {"steps_plan": 6})
+
+    def test_without_a_server_at_all(self):
+        origins, counters = self.trained(with_server=False, patience_s=0.2)
+        self.assertEqual(origins, [SAFE] * 6)
+        self.assertEqual(counters[1], {"steps_safe": 6,
+                                       "server_unreachable": 6})
+
+    def test_server_killed_and_back_with_nothing(self):
+        origins, counters = self.trained(
+            events={2: ["kill"], 4: ["start"]}, steps=8, patience_s=3.0)
+        self.assertEqual(origins[:4], [PLAN, PLAN, SAFE, SAFE])
+        self.assertEqual(origins[-2:], [PLAN, PLAN])
+        for c in counters:
+            self.assertGreaterEqual(c["server_unreachable"], 2)
+
+    def test_late_answer_costs_one_step(self):
+        origins, counters = self.trained(
+            faults={"delay_s": {"2": 2.5}}, patience_s=0.8)
+        self.assertEqual(origins, [PLAN, PLAN, SAFE, PLAN, PLAN, PLAN])
+        for c in counters:
+            self.assertEqual(c, {"steps_plan": 5, "steps_safe": 1,
+                                 "plan_late": 1})
+
+    def test_corrupted_program_is_refused_by_all(self):
+        origins, counters = self.trained(faults={"corrupt": [[1, 0], [3, 1]]})
+        self.assertEqual(origins, [PLAN, SAFE, PLAN, SAFE, PLAN, PLAN])
+        self.assertEqual(counters[0]["plan_refused"], 1)
+        self.assertEqual(counters[0]["ranks_disagreed"], 1)
+        self.assertEqual(counters[1]["plan_refused"], 1)
+        self.assertEqual(counters[1]["ranks_disagreed"], 1)
+
+    def test_plan_of_another_batch_is_refused(self):
+        origins, counters = self.trained(faults={"wrong_batch": [2]})
+        self.assertEqual(origins, [PLAN, PLAN, SAFE, PLAN, PLAN, PLAN])
+        self.assertEqual([c["plan_refused"] for c in counters], [1, 1])
+
+    def test_one_ranks_answer_lost(self):
+        origins, counters = self.trained(faults={"lose": [[2, 1]]},
+                                         patience_s=0.7)
+        self.assertEqual(origins, [PLAN, PLAN, SAFE, PLAN, PLAN, PLAN])
+        self.assertEqual(counters[0]["ranks_disagreed"], 1)
+        self.assertEqual(counters[1]["server_unreachable"], 1)
+
+    def test_restart_from_a_checkpoint_goes_back_in_steps(self):
+        port = free_port()
+        server = start_server(port, {})
+        try:
+            for run_id, first in (("a", 0), ("b", 2)):
+                answers = run_ranks(RANKS, "gloo", _train_kw, port, {}, 4,
+                                    {"run_id": run_id, "first_step": first})
+                for a in answers:
+                    self.assertEqual([o for o, _ in a[1]], [PLAN] * 4)
+        finally:
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+def _train_kw(rank, transport, port, events, steps, kw):
+    return train(rank, transport, port, events, steps, **kw)
+
+
+def superseded(rank, transport, port):
+    job = JobView(models.make_job("vlm", RANKS))
+    server = f"127.0.0.1:{port}"
+    old = register(server, job.job, "old")
+    register(server, job.job, "new")
+    batch = models.make_batch(job.job, random.Random(0), 1)
+    with StepAgent(server, job.job, 0, old, submits=True) as agent:
+        agent.submit(0, batch)
+        agent.wait(0, 5.0)
+        agent.settle(0, agent.vote(0), 5)
+        return agent.superseded, agent.program(0).origin, dict(agent.counters)
+
+
+def forked(rank, transport, port):
+    """Uses a DataLoader with forked workers beside a working agent."""
+    job = JobView(models.make_job("vlm", RANKS))
+    server = f"127.0.0.1:{port}"
+    batch = models.make_batch(job.job, random.Random(0), 1)
+    with StepAgent(server, job.job, 0, register(server, job.job, "run"),
+                   submits=True) as agent:
+        agent.submit(0, batch)
+        held = agent.wait(0, 5.0)
+
+        class Items(torch.utils.data.Dataset):
+            def __len__(self):
+                return 4
+
+            def __getitem__(self, i):
+                try:
+                    agent.submit(i, batch)
+                except RuntimeError as error:
+                    return str(error)
+                return "no error"
+
+        loader = torch.utils.data.DataLoader(Items(), num_workers=2,
+                                             batch_size=None)
+        said = list(loader)
+        agent.submit(1, batch)
+        return held, said, agent.wait(1, 5.0)
+
+
+def peers(rank, transport):
+    """A tensor-parallel peer gets the program from the rank with the agent."""
+    job = JobView(models.make_job("vlm", RANKS))
+    batch = models.make_batch(job.job, random.Random(0), 1)
+    if rank == 0:
+        with StepAgent("127.0.0.1:1", job.job, 0,
+                       Registration("run", 0, job.layout)) as agent:
+            agent.submit(0, batch)
+            agree_alone = agent.settle(0, 0, 0)
+            program = share_program(agent.program(0), 0)
+    else:
+        program = share_program(None, 0, lambda checked: checked.program.rank)
+        agree_alone = program.origin
+        if program.prepared != 0:
+            raise AssertionError("not rank 0's program")
+    return agree_alone, program.checked.program.SerializeToString()
+
+
+class AgentTest(unittest.TestCase):
+
+    def setUp(self):
+        self.port = free_port()
+        self.server = start_server(self.port, {})
+
+    def tearDown(self):
+        self.server.kill()
+        self.server.wait()
+        self.server.stdout.close()
+
+    def test_a_newer_attempt_stops_the_older(self):
+        [(found, origin, counters)] = run_ranks(1, "none", superseded, self.port)
+        self.assertTrue(found)
+        self.assertEqual(origin, SAFE)
+        self.assertEqual(counters["superseded"], 2)
+
+    def test_survives_forked_data_loader_workers(self):
+        [(held, said, again)] = run_ranks(1, "none", forked, self.port)
+        self.assertTrue(held and again)
+        for text in said:
+            self.assertIn("forked process", text)
+
+    def test_peers_get_the_same_program(self):
+        answers = run_ranks(2, "gloo", peers)
+        self.assertEqual(answers[0], answers[1])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,326 @@
+// Tests of attribution, of telling waiting from transfer, and of the profile's
+// points.
+
+#include "profiler/profile_builder.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "profiler/attribution.h"
+#include "profiler/collective_waiting.h"
+#include "profiler/layer_annotation.h"
+#include "profiler/profile_file.h"
+
+namespace pipeweaver::profiler {
+namespace {
+
+ImportedTrace Import(const std::string& events) {
+  const std::unique_ptr<TextSource> source =
+      TextFromString(absl::StrCat("[", events, "]"));
+  absl::StatusOr<ImportedTrace> trace = ImportTrace(*source);
+  EXPECT_TRUE(trace.ok()) << trace.status();
+  return trace.ok() ? *std::move(trace) : ImportedTrace();
+}
+
+std::string Host(const std::string& category, const std::string& name,
+                 int thread, int start, int duration,
+                 const std::string& args = "") {
+  return absl::StrCat(R"({"ph":"X","cat":")", category, R"(","name":")", name,
+                      R"(","pid":1,"tid":)", thread, R"(,"ts":)", start,
+                      R"(,"dur":)", duration, R"(,"args":{)", args, "}}");
+}
+
+std::string Launch(int thread, int start, int correlation) {
+  return Host("cuda_runtime", "cudaLaunchKernel", thread, start, 1,
+              absl::StrCat(R"("correlation":)", correlation));
+}
+
+std::string Kernel(const std::string& name, int start, int duration,
+                   const std::string& args) {
+  return absl::StrCat(R"({"ph":"X","cat":"kernel","name":")", name,
+                      R"(","pid":0,"tid":7,"ts":)", start, R"(,"dur":)",
+                      duration, R"(,"args":{"device":0,"stream":7,)", args,
+                      "}}");
+}
+
+std::string Correlation(int id) {
+  return absl::StrCat(R"("correlation":)", id);
+}
+
+// The operator and annotation of each device record, by name.
+std::vector<std::pair<std::string, std::string>> Owners(
+    const ImportedTrace& trace) {
+  const Attribution attribution = Attribute(trace);
+  const auto name = [&trace](int32_t host) {
+    return host == kUnattributed
+               ? "-"
+               : trace.strings.Get(trace.host_records[host].name);
+  };
+  std::vector<std::pair<std::string, std::string>> owners;
+  for (std::size_t i = 0; i < trace.device_records.size(); ++i) {
+    owners.emplace_back(name(attribution.operators[i]),
+                        name(attribution.annotations[i]));
+  }
+  return owners;
+}
+
+TEST(AttributionTest, InnermostOperatorAndAnnotationAroundTheLaunch) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k1", 500, 5, Correlation(1)), ",",
+      Kernel("k2", 510, 5, Correlation(2)), ",",
+      Kernel("k3", 520, 5, Correlation(3)), ",",
+      Kernel("k4", 530, 5, Correlation(4)), ",", Launch(1, 12, 1), ",",
+      Launch(1, 31, 2), ",", Launch(1, 90, 3), ",", Launch(2, 40, 4), ",",
+      Host("cpu_op", "aten::linear", 1, 10, 30), ",",
+      Host("cpu_op", "aten::mm", 1, 11, 5), ",",
+      Host("user_annotation", "step", 1, 0, 80), ",",
+      Host("user_annotation", "forward", 1, 5, 20), ",",
+      Host("cpu_op", "MmBackward0", 2, 35, 10)));
+  EXPECT_THAT(
+      Owners(trace),
+      ::testing::ElementsAre(
+          std::make_pair("aten::mm", "forward"),
+          std::make_pair("aten::linear", "step"), std::make_pair("-", "-"),
+          // The autograd thread has no annotation of its own.
+          std::make_pair("MmBackward0", "step")));
+}
+
+TEST(AttributionTest, ExternalIdStandsInForALostLaunch) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, R"("correlation":9,"External id":77)"), ",",
+      Host("cpu_op", "aten::mm", 1, 11, 5, R"("External id":77)"), ",",
+      Kernel("k", 600, 5, R"("correlation":8)")));
+  EXPECT_THAT(Owners(trace),
+              ::testing::ElementsAre(std::make_pair("aten::mm", "-"),
+                                     std::make_pair("-", "-")));
+}
+
+TEST(AttributionTest, NeighboursAreNoParents) {
+  const ImportedTrace trace =
+      Import(absl::StrCat(Host("user_annotation", "step", 1, 0, 40), ",",
+                          Host("user_annotation", "forward", 1, 0, 10), ",",
+                          Host("user_annotation", "backward", 1, 10, 20)));
+  EXPECT_THAT(Attribute(trace).parent_annotations,
+              ::testing::ElementsAre(kUnattributed, 0, 0));
+}
+
+TEST(LayerAnnotationTest, ReadsAndWritesTheAgreedForm) {
+  const std::string text =
+      "pw:module=vision,layer=transformer,pass=input_grad,items=8,tokens=8192,"
+      "sum_squares=8388608,max_tokens=1024,tp=4,cp=1";
+  const std::optional<v1::LayerKey> key = ParseLayerAnnotation(text);
+  ASSERT_TRUE(key);
+  EXPECT_EQ(key->tokens(), 8192);
+  EXPECT_EQ(key->pass(), v1::LAYER_PASS_INPUT_GRAD);
+  EXPECT_EQ(LayerAnnotation(*key), text);
+  for (const char* other : {"ProfilerStep#4", "pw:", "pw:module=a,layer=b",
+                            "pw:module=a,layer=b,pass=sideways",
+                            "pw:module=a,layer=b,pass=forward,tokens=-1",
+                            "pw:module=a,layer=b,pass=forward,x=1",
+                            "pw:module=a,module=a,layer=b,pass=forward",
+                            "pw:module=a,layer=b,pass=forward,"}) {
+    EXPECT_FALSE(ParseLayerAnnotation(other)) << other;
+  }
+}
+
+constexpr char kAllReduce[] = "ncclKernel_AllReduce_RING_LL_Sum_float";
+
+std::string Collective(int start, int duration) {
+  return Kernel(
+      kAllReduce, start, duration,
+      R"("Process Group Name":"1","Process Group Ranks":"[0, 1]","Group size":2,)"
+      R"("In msg nelems":1024,"dtype":"Float")");
+}
+
+TEST(CollectiveWaitingTest, TheMinimumOverRanksIsTheTransfer) {
+  // In the file's order the second of rank 1 stands first.
+  const ImportedTrace rank0 =
+      Import(absl::StrCat(Collective(0, 100), ",", Collective(200, 30)));
+  const ImportedTrace rank1 =
+      Import(absl::StrCat(Collective(220, 10), ",", Collective(80, 20)));
+  const std::vector<CollectiveTime> times = SeparateWaiting({&rank0, &rank1});
+  ASSERT_EQ(times.size(), 4u);
+  EXPECT_EQ(times[0].transfer_ns, 20000);
+  EXPECT_EQ(times[0].waiting_ns, 80000);
+  EXPECT_EQ(times[1].transfer_ns, 10000);
+  EXPECT_EQ(times[1].waiting_ns, 20000);
+  EXPECT_EQ(times[2].waiting_ns, 0);
+  EXPECT_EQ(times[3].waiting_ns, 0);
+  EXPECT_FALSE(times[0].includes_waiting);
+}
+
+TEST(CollectiveWaitingTest, WaitingStaysInWhereRanksDoNotMatch) {
+  const ImportedTrace rank0 =
+      Import(absl::StrCat(Collective(0, 100), ",", Collective(200, 30)));
+  const ImportedTrace rank1 = Import(Collective(80, 20));
+  for (const auto& traces : std::vector<std::vector<const ImportedTrace*>>{
+           {&rank0}, {&rank0, &rank1}}) {
+    for (const CollectiveTime& time : SeparateWaiting(traces)) {
+      EXPECT_TRUE(time.includes_waiting);
+      EXPECT_EQ(time.waiting_ns, 0);
+    }
+  }
+}
+
+ProfileInput Rank(int64_t rank, const std::string& events) {
+  ProfileInput input;
+  input.trace = Import(events);
+  input.trace.metadata.rank = rank;
+  input.trace.metadata.world_size = 2;
+  input.trace.metadata.device_names = {"NVIDIA H100"};
+  input.name = absl::StrCat("rank", rank, ".json");
+  return input;
+}
+
+TEST(ProfileBuilderTest, PointsOfOpsLayersAndCollectives) {
+  const std::string layer =
+      "pw:module=m,layer=transformer,pass=forward,tokens=64";
+  const auto step = [&layer](int at, int collective_ns) {
+    return absl::StrCat(
+        Host("user_annotation", "step", 1, at, 80), ",",
+        Host("user_annotation", layer, 1, at + 1, 50), ",",
+        Host("cpu_op", "aten::mm", 1, at + 2, 30,
+             R"("Input Dims":[[64, 8],[8, 8]],"Input type":["float"])"),
+        ",", Launch(1, at + 3, at + 3), ",", Launch(1, at + 4, at + 4), ",",
+        Launch(1, at + 60, at + 60), ",",
+        Kernel("gemm", at + 20, 7, Correlation(at + 3)), ",",
+        Kernel("splitk", at + 30, 2, Correlation(at + 4)), ",",
+        Kernel("other", at + 70, 4, Correlation(at + 60)), ",",
+        Collective(at + 90, collective_ns));
+  };
+  std::vector<ProfileInput> inputs;
+  inputs.push_back(Rank(0, absl::StrCat(step(0, 50), ",", step(1000, 60))));
+  inputs.push_back(Rank(1, absl::StrCat(step(0, 20), ",", step(1000, 90))));
+  const absl::StatusOr<v1::Profile> profile = BuildProfile(inputs, 3);
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  EXPECT_TRUE(ValidateProfile(*profile).ok()) << ValidateProfile(*profile);
+  EXPECT_EQ(profile->version(), 3);
+  ASSERT_EQ(profile->sources_size(), 2);
+  EXPECT_EQ(profile->sources(1).rank(), 1);
+  EXPECT_EQ(profile->sources(0).kernels(), 8);
+  EXPECT_EQ(profile->sources(0).unmatched_kernels(), 2);
+
+  ASSERT_EQ(profile->points_size(), 4);
+  for (const v1::MeasuredPoint& point : profile->points()) {
+    SCOPED_TRACE(point.ShortDebugString());
+    EXPECT_EQ(point.count(), 4);
+    EXPECT_EQ(point.key().device(), "NVIDIA H100");
+    switch (point.key().kind()) {
+      case v1::POINT_KIND_OP:
+        EXPECT_EQ(point.key().name(), "aten::mm");
+        EXPECT_EQ(point.key().input_shapes(), "[[64,8],[8,8]]");
+        EXPECT_EQ(point.median_ns(), 9000);
+        break;
+      case v1::POINT_KIND_LAYER:
+        EXPECT_EQ(point.key().layer().tokens(), 64);
+        EXPECT_EQ(point.total_ns(), 4 * 9000);
+        break;
+      case v1::POINT_KIND_ANNOTATION:
+        EXPECT_EQ(point.key().name(), "step");
+        EXPECT_EQ(point.max_ns(), 13000);
+        break;
+      default:
+        EXPECT_EQ(point.key().name(), "all_reduce");
+        EXPECT_EQ(point.key().bytes(), 4096);
+        EXPECT_EQ(point.key().group_size(), 2);
+        EXPECT_EQ(point.min_ns(), 20000);
+        EXPECT_EQ(point.max_ns(), 60000);
+        EXPECT_EQ(point.waiting_ns(), 30000 + 30000);
+        EXPECT_FALSE(point.includes_waiting());
+    }
+  }
+}
+
+class ProfileFileTest : public ::testing::Test {
+ protected:
+  std::string Path(const std::string& name) const {
+    return absl::StrCat(::testing::TempDir(), "/", name);
+  }
+};
+
+TEST_F(ProfileFileTest, WritesWhatItReadsAndNeverReplaces) {
+  std::vector<ProfileInput> inputs;
+  inputs.push_back(Rank(0, Collective(0, 5)));
+  const v1::Profile profile = *BuildProfile(inputs, 1);
+  const std::string path = Path("profile.textproto");
+  unlink(path.c_str());
+  ASSERT_TRUE(WriteProfileFile(profile, path).ok());
+  const absl::StatusOr<v1::Profile> read = ReadProfileFile(path);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->SerializeAsString(), profile.SerializeAsString());
+  EXPECT_EQ(WriteProfileFile(profile, path).code(),
+            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(WriteProfileFile(profile, "/nonexistent/x").code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ProfileFileTest, ErrorsNameTheField) {
+  const auto message = [](const std::string& text) {
+    return std::string(ParseProfile(text, "p").status().message());
+  };
+  EXPECT_EQ(message(""), "p: format_version 0 must be 1");
+  EXPECT_EQ(message("format_version: 1"), "p: version 0 must be at least 1");
+  EXPECT_THAT(message("format_version: x"),
+              ::testing::HasSubstr("p: line 1, column 17"));
+  const std::string head = "format_version: 1 version: 1 ";
+  EXPECT_EQ(message(head + "points { }"), "p: points[0]: key.kind is not set");
+  EXPECT_EQ(message(head + "points { key { kind: POINT_KIND_OP } }"),
+            "p: points[0]: count 0 must be at least 1");
+  const std::string point =
+      "points { key { kind: POINT_KIND_OP } count: 1 min_ns: 2 median_ns: 2 "
+      "max_ns: 2 total_ns: 2 } ";
+  EXPECT_EQ(message(head + point), "");
+  EXPECT_EQ(message(head + point + point), "p: points[1]: key appears twice");
+  EXPECT_THAT(
+      message(head +
+              "points { key { kind: POINT_KIND_OP } count: 1 min_ns: 3 }"),
+      ::testing::HasSubstr("points[0]: times must satisfy"));
+  EXPECT_THAT(message(head + "curves { factors { name: \"f\" value: nan } }"),
+              ::testing::HasSubstr("factor f must be finite"));
+}
+
+// Four ranks of one real run.
+TEST(ReferenceProfileTest, RanksOfARealRunSeparateWaiting) {
+  const char* shared = std::getenv("PIPEWEAVER_SHARED");
+  const std::filesystem::path traces =
+      std::filesystem::path(shared != nullptr ? shared : "../shared") /
+      "traces";
+  std::vector<ProfileInput> inputs;
+  for (int rank = 0; rank < 4; ++rank) {
+    const std::filesystem::path path =
+        traces / absl::StrCat("v100_dlrm_train_rank", rank, "of8.json.gz");
+    if (!std::filesystem::exists(path))
+      GTEST_SKIP() << "skipped: " << path << " missing";
+    absl::StatusOr<ImportedTrace> trace = ImportTraceFile(path.string());
+    ASSERT_TRUE(trace.ok()) << trace.status();
+    inputs.push_back({*std::move(trace), path.filename().string(), ""});
+  }
+  const absl::StatusOr<v1::Profile> profile = BuildProfile(inputs, 1);
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  ASSERT_TRUE(ValidateProfile(*profile).ok());
+  int64_t transfer_ns = 0;
+  int64_t waiting_ns = 0;
+  int64_t operators = 0;
+  for (const v1::MeasuredPoint& point : profile->points()) {
+    operators += point.key().kind() == v1::POINT_KIND_OP;
+    if (point.key().kind() != v1::POINT_KIND_COLLECTIVE) continue;
+    EXPECT_FALSE(point.includes_waiting()) << point.ShortDebugString();
+    transfer_ns += point.total_ns();
+    waiting_ns += point.waiting_ns();
+  }
+  // All of the four ranks' NCCL time is one or the other.
+  EXPECT_EQ(transfer_ns + waiting_ns,
+            int64_t{5798 + 11336 + 3492 + 9774} * 1000);
+  EXPECT_GT(waiting_ns, transfer_ns) << "ranks 1 and 3 mostly wait";
+  EXPECT_GT(operators, 50);
+}
+
+}  // namespace
+}  // namespace pipeweaver::profiler

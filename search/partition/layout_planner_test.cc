@@ -1,0 +1,197 @@
+// The paper's rule, even ranks, and the refinement by simulated makespan.
+
+#include "search/partition/layout_planner.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "search/partition/layout_refiner.h"
+#include "search/partition/usual_batch.h"
+#include "search/problem/bound.h"
+#include "search/problem/problem_graph.h"
+#include "semu/cost/roofline_cost.h"
+#include "semu/model/job_proto.h"
+#include "semu/model/setups.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using ::testing::HasSubstr;
+
+semu::Job JobOf(const std::string& name) {
+  return *semu::JobFromProto(*semu::MakeSetup(name));
+}
+
+TEST(EfficientTokensTest, IsTheSmallestThatIsEfficient) {
+  const semu::Job job = JobOf("vlm-s");
+  const semu::RooflineCost costs;
+  const auto ns_a_token = [&](int module, int64_t tokens) {
+    const std::vector<int64_t> times =
+        LayerTimesNs(job, module, UsualShape(job, module, tokens), costs);
+    return static_cast<double>(
+               std::accumulate(times.begin(), times.end(), int64_t{0})) /
+           static_cast<double>(tokens);
+  };
+  for (int m = 0; m < 2; ++m) {
+    const int64_t item = UsualItemTokens(job, m);
+    const int64_t tokens = EfficientTokens(job, m, costs);
+    EXPECT_EQ(tokens % item, 0);
+    ASSERT_GT(tokens, item);
+    const double best = ns_a_token(m, job.max_microbatch_tokens[m]);
+    EXPECT_LT(ns_a_token(m, tokens), best / 0.95 * 1.001);
+    EXPECT_GT(ns_a_token(m, tokens - item), best / 0.95 * 0.999);
+  }
+  EXPECT_EQ(UsualItemTokens(job, 0), 52 * 52);
+}
+
+TEST(EfficientTokensTest, StaysWithinTheLargestBucket) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.mutable_executor()->add_shape_buckets(6000);
+  const semu::Job job = *semu::JobFromProto(proto);
+  EXPECT_LE(EfficientTokens(job, 0, semu::RooflineCost()), 6000);
+}
+
+std::vector<int64_t> RankLoads(const semu::Job& job, const semu::Layout& layout,
+                               const LayerTimes& times) {
+  std::vector<int64_t> loads(job.parallelism.pipeline_parallel, 0);
+  for (size_t m = 0; m < times.size(); ++m) {
+    for (const semu::PipelineSegment& segment : layout.modules[m].segments) {
+      for (const semu::Chunk& chunk : segment.chunks) {
+        for (int l = 0; l < chunk.num_layers; ++l) {
+          loads[chunk.rank] += times[m][chunk.first_layer + l];
+        }
+      }
+    }
+  }
+  return loads;
+}
+
+TEST(PlanLayoutTest, EverySetupHasAValidEvenLayout) {
+  const semu::RooflineCost costs;
+  for (const std::string& name : semu::SetupNames()) {
+    SCOPED_TRACE(name);
+    const semu::Job job = JobOf(name);
+    const semu::Layout layout = PlanLayout(job, costs);
+    const auto read =
+        semu::LayoutFromProto(semu::LayoutToProto(layout, job), job);
+    EXPECT_TRUE(read.ok()) << read.status();
+    const std::vector<int64_t> loads =
+        RankLoads(job, layout, MeanLayerTimes(job, UsualBatch(job, 4), costs));
+    const double mean = static_cast<double>(std::accumulate(
+                            loads.begin(), loads.end(), int64_t{0})) /
+                        static_cast<double>(loads.size());
+    EXPECT_LT(
+        static_cast<double>(*std::max_element(loads.begin(), loads.end())),
+        1.06 * mean);
+  }
+}
+
+TEST(PaperLayoutShapeTest, SegmentsFollowLatencyWithinTheCaps) {
+  v1::Job proto = *semu::MakeSetup("t2v-s");
+  const semu::RooflineCost costs;
+  const LayoutShape shape = PaperLayoutShape(*semu::JobFromProto(proto), costs);
+  EXPECT_EQ(shape.modules[0].segments, 1);
+  EXPECT_GT(shape.modules[1].segments, 1);
+  proto.mutable_executor()->set_max_segments(1);
+  EXPECT_EQ(
+      PaperLayoutShape(*semu::JobFromProto(proto), costs).modules[1].segments,
+      1);
+}
+
+TEST(PlaceLayersTest, ShortModulesSkipRanks) {
+  const semu::Job job = JobOf("omni");
+  const semu::Layout layout = PlanLayout(job, semu::RooflineCost());
+  // One projector layer, on the rank where the audio encoder ends.
+  ASSERT_EQ(layout.modules[2].segments.size(), 1u);
+  ASSERT_EQ(layout.modules[2].segments[0].chunks.size(), 1u);
+  EXPECT_EQ(layout.modules[2].segments[0].chunks[0].rank, 7);
+}
+
+TEST(UsualBatchTest, ItemsAreConsumedAndFit) {
+  for (const std::string& name : semu::SetupNames()) {
+    SCOPED_TRACE(name);
+    const semu::Job job = JobOf(name);
+    const semu::Batch batch = UsualBatch(job, 4);
+    ASSERT_EQ(batch.microbatches.size(), 4u);
+    for (const semu::Microbatch& microbatch : batch.microbatches) {
+      for (size_t m = 0; m < job.modules.size(); ++m) {
+        const std::vector<int64_t>& items = microbatch.item_tokens[m];
+        EXPECT_FALSE(items.empty()) << job.modules[m].name;
+        EXPECT_LE(std::accumulate(items.begin(), items.end(), int64_t{0}),
+                  job.max_microbatch_tokens[m]);
+      }
+      for (size_t e = 0; e < job.edges.size(); ++e) {
+        EXPECT_FALSE(microbatch.uses[e].empty());
+      }
+    }
+    EXPECT_LT(batch.microbatches[0].item_tokens[0].size(),
+              batch.microbatches[3].item_tokens[0].size());
+  }
+}
+
+absl::StatusOr<int64_t> Bound(const StepProblem& step) {
+  return LowerBound(BuildProblemGraph(step.problem));
+}
+
+TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
+  const semu::Job job = JobOf("vlm-m");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
+  const auto refined = RefineLayout(job, semu::RooflineCost(), samples, Bound);
+  ASSERT_TRUE(refined.ok()) << refined.status();
+  EXPECT_GT(refined->paper_ns, 0);
+  EXPECT_LE(refined->refined_ns, refined->paper_ns);
+  EXPECT_LE(refined->layouts_evaluated, 100);
+  EXPECT_TRUE(
+      semu::LayoutFromProto(semu::LayoutToProto(refined->layout, job), job)
+          .ok());
+  const auto again = RefineLayout(job, semu::RooflineCost(), samples, Bound);
+  EXPECT_EQ(semu::LayoutToProto(refined->layout, job).SerializeAsString(),
+            semu::LayoutToProto(again->layout, job).SerializeAsString());
+}
+
+TEST(RefineLayoutTest, FollowsTheEvaluator) {
+  // An evaluator that wants as many sweeps from the last rank back as there
+  // are.
+  const StepEvaluator wants_v =
+      [](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    int64_t ns = 1'000'000;
+    for (const Sweep& sweep : step.problem.sweeps) {
+      ns -= sweep.stages.front().rank > sweep.stages.back().rank ? 1000 : 0;
+    }
+    return ns;
+  };
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  for (const bool v_placement : {true, false}) {
+    proto.mutable_executor()->set_v_placement(v_placement);
+    const semu::Job job = *semu::JobFromProto(proto);
+    const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+    const auto refined =
+        RefineLayout(job, semu::RooflineCost(), samples, wants_v);
+    ASSERT_TRUE(refined.ok());
+    bool any = false;
+    for (const auto& module : refined->shape.modules) {
+      for (const bool down : module.descending) any |= down;
+    }
+    EXPECT_EQ(any, v_placement);
+  }
+}
+
+TEST(RefineLayoutTest, SaysWhyNothingFits) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const StepEvaluator never =
+      [](const StepProblem&) -> absl::StatusOr<int64_t> {
+    return absl::ResourceExhaustedError("rank 3 is full");
+  };
+  const auto refined = RefineLayout(job, semu::RooflineCost(), samples, never);
+  EXPECT_EQ(refined.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refined.status().message(), HasSubstr("rank 3 is full"));
+}
+
+}  // namespace
+}  // namespace pipeweaver::search

@@ -1,0 +1,57 @@
+// Betters a layout by simulated makespan on sample batches (METHOD.md section
+// 3): segment counts, directions of sweeps, and sub-microbatch sizes.
+
+#ifndef SEARCH_PARTITION_LAYOUT_REFINER_H_
+#define SEARCH_PARTITION_LAYOUT_REFINER_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "search/partition/layout_planner.h"
+#include "search/partition/step_problem.h"
+#include "semu/cost/cost_model.h"
+#include "semu/model/batch.h"
+#include "semu/model/job.h"
+
+namespace pipeweaver::search {
+
+// Makespan, in nanoseconds, of a good schedule of the problem; an error when it
+// has none. Must be deterministic for the refinement to be so.
+using StepEvaluator =
+    std::function<absl::StatusOr<int64_t>(const StepProblem&)>;
+
+struct RefineOptions {
+  // Most layouts evaluated, each on all samples.
+  int max_layouts = 100;
+};
+
+struct RefinedLayout {
+  LayoutShape shape;
+  semu::Layout layout;
+  // Sum of makespans over the samples: of the paper's rule, of `layout`.
+  // The former is -1 where the paper's layout does not fit.
+  int64_t paper_ns = -1;
+  int64_t refined_ns = 0;
+  int layouts_evaluated = 0;
+};
+
+// Starts from PaperLayoutShape and from the shape with whole microbatches and
+// one segment a module, and changes one module at a time, heaviest first: its
+// segment count together with directions (up, down, and the two alternations,
+// within the executor's capabilities), then its sub-microbatch size (halved,
+// doubled, quadrupled, whole), as long as the sum of makespans falls by 0.1 %.
+// Modules with under 2 % of the arithmetic time stay as they are.
+//
+// `samples` are not empty. Errors: RESOURCE_EXHAUSTED, of the last layout
+// tried, when none fits.
+absl::StatusOr<RefinedLayout> RefineLayout(
+    const semu::Job& job, const semu::CostModel& costs,
+    absl::Span<const semu::Batch> samples, const StepEvaluator& evaluator,
+    const RefineOptions& options = {});
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_PARTITION_LAYOUT_REFINER_H_

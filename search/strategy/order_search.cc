@@ -1,0 +1,772 @@
+// Local search on an order; see order_search.h.
+
+#include "search/strategy/order_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/safe_plan.h"
+#include "semu/base/check.h"
+
+namespace pipeweaver::search {
+namespace {
+
+constexpr int kProposalsPerStopCheck = 64;
+constexpr int kFarthestShift = 12;
+
+}  // namespace
+
+template <typename Visitor>
+void OrderSearch::ForEachDependency(const Visitor& visit) const {
+  for (int p = 0; p < graph_.pairs; ++p) {
+    for (const GraphEdge& edge : graph_.producers_of(p)) {
+      visit(3 * edge.pair + kForwardTask, 3 * p + kForwardTask, edge.delay_ns);
+      if (graph_.has_backward(edge.pair)) {
+        visit(3 * p + kGradientTask, 3 * edge.pair + kGradientTask,
+              edge.delay_ns);
+      }
+    }
+    if (graph_.has_backward(p)) {
+      visit(3 * p + kForwardTask, 3 * p + kGradientTask, 0);
+    }
+    if (graph_.mode[p] == PairMode::kSplit) {
+      visit(3 * p + kGradientTask, 3 * p + kWeightTask, 0);
+    }
+  }
+}
+
+OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
+  const int tasks = 3 * graph.pairs;
+  before_begin_.assign(tasks + 1, 0);
+  after_begin_.assign(tasks + 1, 0);
+  ForEachDependency([this](Task from, Task to, int64_t) {
+    ++after_begin_[from + 1];
+    ++before_begin_[to + 1];
+  });
+  for (int t = 0; t < tasks; ++t) {
+    before_begin_[t + 1] += before_begin_[t];
+    after_begin_[t + 1] += after_begin_[t];
+  }
+  before_.resize(before_begin_[tasks]);
+  after_.resize(after_begin_[tasks]);
+  std::vector<int32_t> before_fill(before_begin_), after_fill(after_begin_);
+  ForEachDependency([&](Task from, Task to, int64_t delay_ns) {
+    before_[before_fill[to]++] = {from, delay_ns};
+    after_[after_fill[from]++] = {to, delay_ns};
+  });
+  for (int p = 0; p < graph.pairs; ++p) {
+    if (!graph.has_backward(p)) continue;
+    can_choose_ = can_choose_ || graph.choices_of(p).size() > 1;
+    if (graph.mode[p] != PairMode::kSplit) continue;
+    for (const GraphChoice& choice : graph.choices_of(p)) {
+      can_fuse_ = can_fuse_ || choice.has_backward();
+    }
+  }
+  marked_.assign(tasks, 0);
+}
+
+int64_t OrderSearch::LengthOf(Task task) const {
+  const int pair = TaskPair(task);
+  const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
+  switch (TaskKind(task)) {
+    case kForwardTask:
+      return choice.forward_ns;
+    case kGradientTask:
+      return graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] == 0
+                 ? choice.input_grad_ns
+                 : choice.backward_ns;
+    default:
+      return choice.weight_grad_ns;
+  }
+}
+
+OrderSearch::Bytes OrderSearch::BytesOf(Task task) const {
+  const int pair = TaskPair(task);
+  const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
+  const bool splits =
+      graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] == 0;
+  switch (TaskKind(task)) {
+    case kForwardTask:
+      return {choice.activation_bytes,
+              graph_.has_backward(pair) ? choice.activation_bytes : 0};
+    case kGradientTask:
+      return {
+          BackwardStepBytes(choice, graph_.mode[pair], !splits) -
+              choice.activation_bytes,
+          (splits ? choice.weight_grad_bytes : 0) - choice.activation_bytes};
+    default:
+      return {0, -choice.weight_grad_bytes};
+  }
+}
+
+void OrderSearch::Load(const TaskOrder& order) {
+  const int tasks = 3 * graph_.pairs;
+  ways_ = order.ways;
+  sequence_ = order.tasks;
+  position_.assign(tasks, -1);
+  rank_prev_.assign(tasks, -1);
+  rank_next_.assign(tasks, -1);
+  rank_last_.assign(graph_.ranks, -1);
+  length_ns_.assign(tasks, 0);
+  end_ns_.assign(tasks, 0);
+  left_ns_.assign(tasks, 0);
+  live_before_.assign(tasks, 0);
+  const auto link = [&] {
+    std::fill(rank_last_.begin(), rank_last_.end(), -1);
+    std::vector<int64_t> live(graph_.ranks, 0);
+    for (size_t i = 0; i < sequence_.size(); ++i) {
+      const Task task = sequence_[i];
+      const int r = graph_.pair_rank[TaskPair(task)];
+      position_[task] = static_cast<int32_t>(i);
+      rank_prev_[task] = rank_last_[r];
+      rank_next_[task] = -1;
+      if (rank_last_[r] >= 0) rank_next_[rank_last_[r]] = task;
+      rank_last_[r] = task;
+      length_ns_[task] = LengthOf(task);
+      live_before_[task] = live[r];
+      live[r] += BytesOf(task).after;
+    }
+  };
+  link();
+  ForwardPass(0);
+  // In order of start times, what a move must reorder stands close together.
+  std::vector<int32_t> place = position_;
+  std::stable_sort(sequence_.begin(), sequence_.end(), [&](Task a, Task b) {
+    const int64_t start_a = StartOf(a), start_b = StartOf(b);
+    return start_a != start_b ? start_a < start_b : place[a] < place[b];
+  });
+  link();
+  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+}
+
+void OrderSearch::ForwardPass(int from) {
+  for (size_t i = from; i < sequence_.size(); ++i) {
+    const Task task = sequence_[i];
+    const Task prev = rank_prev_[task];
+    int64_t start = prev >= 0 ? end_ns_[prev] : 0;
+    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+      start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+    }
+    end_ns_[task] = start + length_ns_[task];
+  }
+}
+
+void OrderSearch::BackwardPass(int from) {
+  for (int i = from; i >= 0; --i) {
+    const Task task = sequence_[i];
+    const Task next = rank_next_[task];
+    int64_t left = next >= 0 ? left_ns_[next] : 0;
+    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+      // A W that is fused away has nothing left.
+      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    }
+    left_ns_[task] = left + length_ns_[task];
+  }
+}
+
+void OrderSearch::Refresh(int first_changed, int last_changed) {
+  ForwardPass(first_changed);
+  BackwardPass(last_changed);
+  makespan_ns_ = 0;
+  for (int r = 0; r < graph_.ranks; ++r) {
+    if (rank_last_[r] >= 0) {
+      makespan_ns_ = std::max(makespan_ns_, end_ns_[rank_last_[r]]);
+    }
+  }
+  TraceCriticalPath();
+}
+
+void OrderSearch::TraceCriticalPath() {
+  critical_.clear();
+  Task task = -1;
+  for (int r = 0; r < graph_.ranks; ++r) {
+    if (rank_last_[r] >= 0 && end_ns_[rank_last_[r]] == makespan_ns_) {
+      task = rank_last_[r];
+      break;
+    }
+  }
+  while (task >= 0) {
+    critical_.push_back(task);
+    const int64_t start = StartOf(task);
+    Task from = -1;
+    // Dependencies first: where they bind, the rank's order is not to blame.
+    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+      if (end_ns_[before_[e].task] + before_[e].delay_ns == start) {
+        from = before_[e].task;
+        break;
+      }
+    }
+    const Task prev = rank_prev_[task];
+    if (prev >= 0 && end_ns_[prev] == start &&
+        (from < 0 || (Random() & 1) != 0)) {
+      from = prev;
+    }
+    task = from;
+  }
+}
+
+bool OrderSearch::MemoryAllowsSwap(Task first, Task second) const {
+  const int64_t limit = graph_.limit_bytes[graph_.pair_rank[TaskPair(first)]];
+  const Bytes one = BytesOf(first), two = BytesOf(second);
+  const int64_t live = live_before_[first];
+  return live + two.peak <= limit && live + two.after <= limit &&
+         live + two.after + one.peak <= limit;
+}
+
+// The longest path through `first` and its rank's next task `second` if they
+// change places.
+int64_t OrderSearch::EstimateSwap(Task first, Task second) const {
+  const Task prev = rank_prev_[first];
+  int64_t start_two = prev >= 0 ? end_ns_[prev] : 0;
+  for (int e = before_begin_[second]; e < before_begin_[second + 1]; ++e) {
+    start_two =
+        std::max(start_two, end_ns_[before_[e].task] + before_[e].delay_ns);
+  }
+  int64_t start_one = start_two + length_ns_[second];
+  for (int e = before_begin_[first]; e < before_begin_[first + 1]; ++e) {
+    start_one =
+        std::max(start_one, end_ns_[before_[e].task] + before_[e].delay_ns);
+  }
+  const Task next = rank_next_[second];
+  int64_t left_one = next >= 0 ? left_ns_[next] : 0;
+  for (int e = after_begin_[first]; e < after_begin_[first + 1]; ++e) {
+    left_one =
+        std::max(left_one, left_ns_[after_[e].task] + after_[e].delay_ns);
+  }
+  left_one += length_ns_[first];
+  int64_t left_two = left_one;
+  for (int e = after_begin_[second]; e < after_begin_[second + 1]; ++e) {
+    left_two =
+        std::max(left_two, left_ns_[after_[e].task] + after_[e].delay_ns);
+  }
+  left_two += length_ns_[second];
+  return std::max(start_two + left_two, start_one + left_one);
+}
+
+bool OrderSearch::DependsOnMarked(Task task) const {
+  for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+    if (marked_[before_[e].task] != 0) return true;
+  }
+  return false;
+}
+
+// Makes the rank's neighbours `first`, `second` change places: in the sequence,
+// what depends on `first` moves behind both, the rest before them. False and no
+// change when `second` depends on `first`.
+bool OrderSearch::Swap(Task first, Task second, int& first_changed,
+                       int& last_changed) {
+  const int from = position_[first], to = position_[second];
+  depending_.clear();
+  rest_.clear();
+  marked_[first] = 1;
+  for (int i = from + 1; i < to; ++i) {
+    const Task task = sequence_[i];
+    const Task prev = rank_prev_[task];
+    if ((prev >= 0 && marked_[prev] != 0) || DependsOnMarked(task)) {
+      marked_[task] = 1;
+      depending_.push_back(task);
+    } else {
+      rest_.push_back(task);
+    }
+  }
+  const bool stuck = DependsOnMarked(second);
+  marked_[first] = 0;
+  for (const Task task : depending_) marked_[task] = 0;
+  if (stuck) return false;
+  int at = from;
+  const auto put = [&](Task task) {
+    sequence_[at] = task;
+    position_[task] = at++;
+  };
+  for (const Task task : rest_) put(task);
+  put(second);
+  put(first);
+  for (const Task task : depending_) put(task);
+  const Task prev = rank_prev_[first], next = rank_next_[second];
+  rank_prev_[second] = prev;
+  rank_next_[second] = first;
+  rank_prev_[first] = second;
+  rank_next_[first] = next;
+  if (prev >= 0) rank_next_[prev] = second;
+  if (next >= 0) {
+    rank_prev_[next] = first;
+  } else {
+    rank_last_[graph_.pair_rank[TaskPair(first)]] = first;
+  }
+  live_before_[second] = live_before_[first];
+  live_before_[first] = live_before_[second] + BytesOf(second).after;
+  first_changed = std::min(first_changed, from);
+  last_changed = std::max(last_changed, to);
+  return true;
+}
+
+bool OrderSearch::Accept(int64_t estimate_ns, double temperature) {
+  if (estimate_ns <= makespan_ns_) return true;
+  if (temperature <= 0) return false;
+  const double over = static_cast<double>(estimate_ns - makespan_ns_);
+  const double chance = std::exp(-over / temperature);
+  return static_cast<double>(Random() >> 11) * 0x1p-53 < chance;
+}
+
+// Two neighbours on a rank, one of them critical, change places.
+bool OrderSearch::ProposeSwap(double temperature) {
+  const Task task = critical_[RandomBelow(critical_.size())];
+  Task first = rank_prev_[task], second = task;
+  if (first < 0 || (Random() & 1) != 0) {
+    first = task;
+    second = rank_next_[task];
+    if (second < 0) return false;
+  }
+  if (TaskPair(first) == TaskPair(second)) return false;
+  if (!Accept(EstimateSwap(first, second), temperature)) return false;
+  if (!MemoryAllowsSwap(first, second)) return false;
+  int first_changed = position_[first], last_changed = position_[second];
+  if (!Swap(first, second, first_changed, last_changed)) return false;
+  Refresh(first_changed, last_changed);
+  return true;
+}
+
+// A critical task moves several places along its rank.
+bool OrderSearch::ProposeShift(double temperature) {
+  const Task task = critical_[RandomBelow(critical_.size())];
+  const bool earlier = (Random() & 1) != 0;
+  const int places = 2 + static_cast<int>(RandomBelow(kFarthestShift - 1));
+  const int64_t limit = graph_.limit_bytes[graph_.pair_rank[TaskPair(task)]];
+  // The tasks it passes, in the rank's order.
+  window_.clear();
+  for (Task at = earlier ? rank_prev_[task] : rank_next_[task];
+       at >= 0 && static_cast<int>(window_.size()) < places;
+       at = earlier ? rank_prev_[at] : rank_next_[at]) {
+    if (TaskPair(at) == TaskPair(task)) break;
+    window_.push_back(at);
+  }
+  if (window_.size() < 2) return false;
+  if (earlier) std::reverse(window_.begin(), window_.end());
+  const Task first = earlier ? window_.front() : task;
+  const Task last = earlier ? task : window_.back();
+  const Task outer_prev = rank_prev_[first], outer_next = rank_next_[last];
+  if (earlier) {
+    window_.insert(window_.begin(), task);
+  } else {
+    window_.push_back(task);
+  }
+  // Memory along the new order.
+  int64_t live = live_before_[first];
+  for (const Task at : window_) {
+    const Bytes bytes = BytesOf(at);
+    if (live + bytes.peak > limit || live + bytes.after > limit) return false;
+    live += bytes.after;
+  }
+  // The longest path through the tasks of the window in their new order.
+  int64_t free = outer_prev >= 0 ? end_ns_[outer_prev] : 0;
+  int64_t latest = 0;
+  static thread_local std::vector<int64_t> starts;
+  starts.clear();
+  for (const Task at : window_) {
+    for (int e = before_begin_[at]; e < before_begin_[at + 1]; ++e) {
+      free = std::max(free, end_ns_[before_[e].task] + before_[e].delay_ns);
+    }
+    starts.push_back(free);
+    free += length_ns_[at];
+  }
+  int64_t left = outer_next >= 0 ? left_ns_[outer_next] : 0;
+  for (size_t i = window_.size(); i-- > 0;) {
+    const Task at = window_[i];
+    for (int e = after_begin_[at]; e < after_begin_[at + 1]; ++e) {
+      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    }
+    left += length_ns_[at];
+    latest = std::max(latest, starts[i] + left);
+  }
+  if (!Accept(latest, temperature)) return false;
+  int first_changed = position_[task], last_changed = position_[task];
+  const size_t passes = window_.size() - 1;
+  size_t done = 0;
+  while (done < passes) {
+    const bool moved =
+        earlier ? Swap(rank_prev_[task], task, first_changed, last_changed)
+                : Swap(task, rank_next_[task], first_changed, last_changed);
+    if (!moved) break;
+    ++done;
+  }
+  if (done == 0) return false;
+  if (done < passes) {
+    // A path of other ranks forbids the rest, and memory was checked only for
+    // the whole way: go back.
+    for (; done > 0; --done) {
+      const bool back =
+          earlier ? Swap(task, rank_next_[task], first_changed, last_changed)
+                  : Swap(rank_prev_[task], task, first_changed, last_changed);
+      PW_CHECK(back);
+    }
+  }
+  Refresh(first_changed, last_changed);
+  return true;
+}
+
+void OrderSearch::SetPair(int pair) {
+  for (int kind = 0; kind < 3; ++kind) {
+    const Task task = 3 * pair + kind;
+    if (Exists(task)) length_ns_[task] = LengthOf(task);
+  }
+}
+
+// Whether the pair's rank stays within memory from its F to its last task.
+bool OrderSearch::MemoryAllowsPair(int pair) const {
+  const int64_t limit = graph_.limit_bytes[graph_.pair_rank[pair]];
+  const Task first = 3 * pair + kForwardTask;
+  Task last = 3 * pair + kGradientTask;
+  if (Exists(3 * pair + kWeightTask)) last = 3 * pair + kWeightTask;
+  int64_t live = live_before_[first];
+  for (Task task = first;; task = rank_next_[task]) {
+    const Bytes bytes = BytesOf(task);
+    if (live + bytes.peak > limit || live + bytes.after > limit) return false;
+    live += bytes.after;
+    if (task == last) return true;
+  }
+}
+
+void OrderSearch::RecountPair(int pair) {
+  const Task first = 3 * pair + kForwardTask;
+  Task last = 3 * pair + kGradientTask;
+  if (Exists(3 * pair + kWeightTask)) last = 3 * pair + kWeightTask;
+  int64_t live = live_before_[first];
+  for (Task task = first;; task = rank_next_[task]) {
+    live_before_[task] = live;
+    live += BytesOf(task).after;
+    if (task == last) return;
+  }
+}
+
+void OrderSearch::Unlink(Task task) {
+  const Task prev = rank_prev_[task], next = rank_next_[task];
+  if (prev >= 0) rank_next_[prev] = next;
+  if (next >= 0) {
+    rank_prev_[next] = prev;
+  } else {
+    rank_last_[graph_.pair_rank[TaskPair(task)]] = prev;
+  }
+  const int at = position_[task];
+  sequence_.erase(sequence_.begin() + at);
+  for (size_t i = at; i < sequence_.size(); ++i) {
+    position_[sequence_[i]] = static_cast<int32_t>(i);
+  }
+  position_[task] = -1;
+  length_ns_[task] = left_ns_[task] = end_ns_[task] = 0;
+}
+
+void OrderSearch::LinkAfter(Task task, Task before) {
+  const Task next = rank_next_[before];
+  rank_prev_[task] = before;
+  rank_next_[task] = next;
+  rank_next_[before] = task;
+  if (next >= 0) {
+    rank_prev_[next] = task;
+  } else {
+    rank_last_[graph_.pair_rank[TaskPair(task)]] = task;
+  }
+  const int at = position_[before] + 1;
+  sequence_.insert(sequence_.begin() + at, task);
+  for (size_t i = at; i < sequence_.size(); ++i) {
+    position_[sequence_[i]] = static_cast<int32_t>(i);
+  }
+}
+
+// A backward in two pieces becomes one where its slack allows, or a critical
+// one in one piece becomes two, its W behind, where the rank waits next.
+bool OrderSearch::ProposeFuse(double temperature) {
+  const bool split = (Random() & 1) != 0;
+  int pair = static_cast<int>(RandomBelow(graph_.pairs));
+  if (split) {
+    const Task task = critical_[RandomBelow(critical_.size())];
+    if (TaskKind(task) != kGradientTask) return false;
+    pair = TaskPair(task);
+  }
+  if (graph_.mode[pair] != PairMode::kSplit) return false;
+  const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
+  if (!choice.has_backward() || (ways_.fused[pair] != 0) != split) return false;
+  const Task gradient = 3 * pair + kGradientTask;
+  const Task weight = 3 * pair + kWeightTask;
+  if (!split) {
+    Task behind = rank_next_[gradient];
+    if (behind == weight) behind = rank_next_[weight];
+    int64_t tail = behind >= 0 ? left_ns_[behind] : 0;
+    for (int e = after_begin_[gradient]; e < after_begin_[gradient + 1]; ++e) {
+      if (after_[e].task == weight) continue;
+      tail = std::max(tail, left_ns_[after_[e].task] + after_[e].delay_ns);
+    }
+    if (!Accept(StartOf(gradient) + choice.backward_ns + tail, temperature)) {
+      return false;
+    }
+    // The fused backward's own bytes; the rest of the rank only gains.
+    ways_.fused[pair] = 1;
+    if (live_before_[gradient] + BytesOf(gradient).peak >
+        graph_.limit_bytes[graph_.pair_rank[pair]]) {
+      ways_.fused[pair] = 0;
+      return false;
+    }
+    for (Task at = rank_next_[gradient]; at != weight; at = rank_next_[at]) {
+      live_before_[at] -= choice.weight_grad_bytes;
+    }
+    const int last_changed = position_[weight];
+    Unlink(weight);
+    length_ns_[gradient] = LengthOf(gradient);
+    Refresh(position_[gradient], std::max(0, last_changed - 1));
+    return true;
+  }
+  // The place for W: before the first idle time of the rank behind I.
+  Task before = gradient;
+  const int64_t limit = graph_.limit_bytes[graph_.pair_rank[pair]];
+  ways_.fused[pair] = 0;
+  const Bytes bytes = BytesOf(gradient);
+  const int64_t live = live_before_[gradient];
+  if (live + bytes.peak > limit || live + bytes.after > limit) {
+    ways_.fused[pair] = 1;
+    return false;
+  }
+  while (true) {
+    const Task next = rank_next_[before];
+    if (next < 0 || StartOf(next) > end_ns_[before]) break;
+    const Bytes next_bytes = BytesOf(next);
+    const int64_t next_live = live_before_[next] + choice.weight_grad_bytes;
+    if (next_live + next_bytes.peak > limit ||
+        next_live + next_bytes.after > limit) {
+      break;
+    }
+    before = next;
+  }
+  for (Task at = gradient; at != before;) {
+    at = rank_next_[at];
+    live_before_[at] += choice.weight_grad_bytes;
+  }
+  LinkAfter(weight, before);
+  live_before_[weight] = live_before_[before] + BytesOf(before).after;
+  length_ns_[gradient] = LengthOf(gradient);
+  length_ns_[weight] = LengthOf(weight);
+  const int64_t old_makespan = makespan_ns_;
+  Refresh(position_[gradient], position_[weight]);
+  const int64_t estimate = makespan_ns_;
+  makespan_ns_ = old_makespan;
+  if (Accept(estimate, temperature)) {
+    makespan_ns_ = estimate;
+    return true;
+  }
+  for (Task at = rank_next_[gradient]; at != weight; at = rank_next_[at]) {
+    live_before_[at] -= choice.weight_grad_bytes;
+  }
+  const int last_changed = position_[weight];
+  Unlink(weight);
+  ways_.fused[pair] = 1;
+  length_ns_[gradient] = LengthOf(gradient);
+  Refresh(position_[gradient], std::max(0, last_changed - 1));
+  return false;
+}
+
+// Runs a pair of kSplit another way, fused or not; its W, if it comes back,
+// behind `weight_after`. Memory is counted, not checked.
+void OrderSearch::ChangeWay(int pair, int choice, bool fused,
+                            Task weight_after) {
+  const Task weight = 3 * pair + kWeightTask;
+  const bool had_weight = Exists(weight);
+  // With the old bytes, take the pair out of what lies behind it.
+  const Task first = 3 * pair + kForwardTask;
+  Task behind = rank_next_[had_weight ? weight : 3 * pair + kGradientTask];
+  if (had_weight && fused) Unlink(weight);
+  ways_.choice[pair] = choice;
+  ways_.fused[pair] = fused ? Ways::kFused : Ways::kApart;
+  if (!had_weight && !fused) {
+    LinkAfter(weight, weight_after);
+    // What stands between I and W is behind the pair no longer.
+    if (behind >= 0 && position_[behind] < position_[weight]) {
+      behind = rank_next_[weight];
+    }
+  }
+  int64_t live = live_before_[first];
+  for (Task task = first; task != behind; task = rank_next_[task]) {
+    live_before_[task] = live;
+    live += BytesOf(task).after;
+  }
+  SetPair(pair);
+}
+
+// A pair changes choice and fusing together.
+bool OrderSearch::ProposeWay(double temperature) {
+  int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
+  if ((Random() & 1) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
+  if (graph_.mode[pair] != PairMode::kSplit) return false;
+  const auto choices = graph_.choices_of(pair);
+  const int choice = static_cast<int>(RandomBelow(choices.size()));
+  const bool was_fused = ways_.fused[pair] == Ways::kFused;
+  const int old_choice = ways_.choice[pair];
+  if (!was_fused && !choices[choice].has_backward()) return false;
+  const Task gradient = 3 * pair + kGradientTask;
+  const Task weight = 3 * pair + kWeightTask;
+  const Task weight_prev = was_fused ? gradient : rank_prev_[weight];
+  const int64_t old_makespan = makespan_ns_;
+  ChangeWay(pair, choice, !was_fused, gradient);
+  bool good = MemoryAllowsPair(pair);
+  if (good) {
+    Refresh(0, static_cast<int>(sequence_.size()) - 1);
+    const int64_t makespan = makespan_ns_;
+    makespan_ns_ = old_makespan;
+    good = Accept(makespan, temperature);
+    makespan_ns_ = makespan;
+  }
+  if (good) return true;
+  ChangeWay(pair, old_choice, was_fused, weight_prev);
+  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  return false;
+}
+
+// A pair, mostly a critical one, changes its choice.
+bool OrderSearch::ProposeChoice(double temperature) {
+  int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
+  if ((Random() & 3) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
+  const auto choices = graph_.choices_of(pair);
+  if (choices.size() < 2 || !graph_.has_backward(pair)) return false;
+  const int old_choice = ways_.choice[pair];
+  const int new_choice = static_cast<int>(RandomBelow(choices.size()));
+  if (new_choice == old_choice ||
+      (ways_.fused[pair] != 0 && !choices[new_choice].has_backward())) {
+    return false;
+  }
+  ways_.choice[pair] = new_choice;
+  const Task forward = 3 * pair + kForwardTask;
+  const Task gradient = 3 * pair + kGradientTask;
+  const Task weight = 3 * pair + kWeightTask;
+  int64_t estimate = 0;
+  for (const Task task : {forward, gradient, weight}) {
+    if (!Exists(task)) continue;
+    estimate =
+        std::max(estimate, StartOf(task) + LengthOf(task) + TailOf(task));
+  }
+  if (!Accept(estimate, temperature) || !MemoryAllowsPair(pair)) {
+    ways_.choice[pair] = old_choice;
+    return false;
+  }
+  RecountPair(pair);
+  SetPair(pair);
+  Refresh(position_[forward], position_[Exists(weight) ? weight : gradient]);
+  return true;
+}
+
+void OrderSearch::RecountMemory() {
+  std::vector<int64_t> live(graph_.ranks, 0);
+  for (const Task task : sequence_) {
+    const int r = graph_.pair_rank[TaskPair(task)];
+    live_before_[task] = live[r];
+    live[r] += BytesOf(task).after;
+  }
+}
+
+// End times are exact up to the task at hand; left_ns_ is that of the order
+// before the pass. Every path through the tasks behind keeps
+// end + left <= makespan: a fused backward is taken only where that holds for
+// what follows it, and what is fused later only removes work from those paths
+// or is held to the same test.
+int OrderSearch::FuseWhereSlack() {
+  int fused = 0;
+  for (const Task task : sequence_) {
+    if (!Exists(task)) continue;  // a W fused away
+    const Task prev = rank_prev_[task];
+    int64_t start = prev >= 0 ? end_ns_[prev] : 0;
+    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+      start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+    }
+    end_ns_[task] = start + length_ns_[task];
+    const int pair = TaskPair(task);
+    if (TaskKind(task) != kGradientTask ||
+        graph_.mode[pair] != PairMode::kSplit || ways_.fused[pair] != 0) {
+      continue;
+    }
+    const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
+    if (!choice.has_backward()) continue;
+    const Task weight = 3 * pair + kWeightTask;
+    Task next = rank_next_[task];
+    if (next == weight) next = rank_next_[weight];
+    int64_t left = next >= 0 ? left_ns_[next] : 0;
+    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+      if (after_[e].task == weight) continue;
+      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    }
+    if (start + choice.backward_ns + left > makespan_ns_) continue;
+    ways_.fused[pair] = 1;
+    if (live_before_[task] + BytesOf(task).peak >
+        graph_.limit_bytes[graph_.pair_rank[pair]]) {
+      ways_.fused[pair] = 0;
+      continue;
+    }
+    ++fused;
+    length_ns_[task] = choice.backward_ns;
+    end_ns_[task] = start + choice.backward_ns;
+    const Task weight_prev = rank_prev_[weight],
+               weight_next = rank_next_[weight];
+    rank_next_[weight_prev] = weight_next;
+    if (weight_next >= 0) {
+      rank_prev_[weight_next] = weight_prev;
+    } else {
+      rank_last_[graph_.pair_rank[pair]] = weight_prev;
+    }
+    position_[weight] = -1;
+    length_ns_[weight] = left_ns_[weight] = end_ns_[weight] = 0;
+  }
+  if (fused > 0) {
+    sequence_.erase(std::remove_if(sequence_.begin(), sequence_.end(),
+                                   [this](Task task) { return !Exists(task); }),
+                    sequence_.end());
+    for (size_t i = 0; i < sequence_.size(); ++i) {
+      position_[sequence_[i]] = static_cast<int32_t>(i);
+    }
+    RecountMemory();
+  }
+  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  return fused;
+}
+
+void OrderSearch::Save(TaskOrder& to) const {
+  to.tasks = sequence_;
+  to.ways = ways_;
+  to.makespan_ns = makespan_ns_;
+}
+
+int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
+  random_.seed(options.seed);
+  Save(best);
+  const double cooling =
+      options.start_temperature > 0 && options.end_temperature > 0
+          ? std::log(options.end_temperature / options.start_temperature)
+          : 0;
+  double temperature = 0;
+  int64_t moves = 0;
+  for (; moves < options.moves; ++moves) {
+    if (moves % kProposalsPerStopCheck == 0) {
+      if (best.makespan_ns <= options.stop_at_ns) break;
+      if (options.stop != nullptr && (*options.stop)()) break;
+      temperature = options.start_temperature *
+                    std::exp(cooling * static_cast<double>(moves) /
+                             static_cast<double>(options.moves)) *
+                    static_cast<double>(best.makespan_ns);
+    }
+    const uint32_t pick = RandomBelow(16);
+    bool moved = false;
+    if (pick < 2 && can_fuse_) {
+      moved = ProposeFuse(temperature);
+    } else if (pick < 5 && can_choose_) {
+      moved = can_fuse_ && pick == 2 && RandomBelow(8) == 0
+                  ? ProposeWay(temperature)
+                  : ProposeChoice(temperature);
+    } else if (pick < 8) {
+      moved = ProposeShift(temperature);
+    } else {
+      moved = ProposeSwap(temperature);
+    }
+    if (moved && makespan_ns_ < best.makespan_ns) Save(best);
+  }
+  return moves;
+}
+
+}  // namespace pipeweaver::search

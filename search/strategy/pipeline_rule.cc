@@ -1,0 +1,390 @@
+// List rules for pipelines; see pipeline_rule.h.
+
+#include "search/strategy/pipeline_rule.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/problem/schedule.h"
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/memory_ways.h"
+#include "search/strategy/safe_plan.h"
+
+namespace pipeweaver::search {
+namespace {
+
+constexpr int kPrices = 8;
+// Keys: a group's place takes this much, so that its sweeps fit in between.
+constexpr int64_t kGroupStride = int64_t{1} << 20;
+constexpr int64_t kFarAhead = int64_t{1} << 50;
+constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, 1000000};
+constexpr int kPatient = 128;
+
+}  // namespace
+
+PipelineRules::PipelineRules(const ListModel& model) : graph_(model.graph()) {
+  const ProblemGraph& graph = graph_;
+  FindGroups(model.plan());
+  int64_t weight_grads = 0;
+  for (int p = 0; p < graph.pairs; ++p) {
+    if (graph.mode[p] != PairMode::kSplit) continue;
+    ++weight_grads;
+    const auto choices = graph.choices_of(p);
+    // A running mean, so that long stages do not overflow.
+    mean_weight_grad_ns_ +=
+        (choices[0].weight_grad_ns - mean_weight_grad_ns_) / weight_grads;
+    for (const GraphChoice& choice : choices) {
+      can_fuse_ = can_fuse_ || choice.has_backward();
+    }
+  }
+  for (const double price : TypicalPrices(graph, kPrices)) {
+    ways_at_price_.push_back(WaysAtPrice(graph, price));
+  }
+  FindLeastPrices(model);
+  FindV();
+}
+
+void PipelineRules::FindLeastPrices(const ListModel& model) {
+  least_price_.assign(graph_.pairs, 0);
+  // Backwards count as split, as they may be.
+  std::vector<Ways> ways = ways_at_price_;
+  for (Ways& w : ways) std::fill(w.fused.begin(), w.fused.end(), Ways::kApart);
+  const int components = static_cast<int>(model.plan().components.size());
+  std::vector<uint8_t> least(static_cast<size_t>(components) * graph_.ranks, 0);
+  for (int c = 0; c < components; ++c) {
+    for (int r = 0; r < graph_.ranks; ++r) {
+      int price = 0;
+      while (price + 1 < prices() &&
+             model.NeedAlone(c, r, ways[price]) > graph_.limit_bytes[r]) {
+        ++price;
+      }
+      least[c * graph_.ranks + r] = static_cast<uint8_t>(price);
+    }
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int c = model.plan().component_of_sweep[graph_.pair_sweep[p]];
+    if (c >= 0) least_price_[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
+  }
+}
+
+void PipelineRules::FindGroups(const SafePlan& plan) {
+  group_of_sweep_ = plan.component_of_sweep;
+  int groups = static_cast<int>(plan.components.size());
+  depth_.assign(graph_.sweeps, 0);
+  std::vector<int32_t> sweeps;  // producers first
+  for (const int p : graph_.topological) {
+    const int s = graph_.pair_sweep[p];
+    if (p != graph_.sweep_first_pair[s]) continue;
+    sweeps.push_back(s);
+    for (const GraphEdge& edge : graph_.producers_of(p)) {
+      depth_[s] = std::max(depth_[s], depth_[graph_.pair_sweep[edge.pair]] + 1);
+    }
+  }
+  // A sweep without a backward joins its first consumer's group.
+  for (size_t i = sweeps.size(); i-- > 0;) {
+    const int s = sweeps[i];
+    if (group_of_sweep_[s] >= 0) continue;
+    const auto consumers =
+        graph_.consumers_of(graph_.sweep_first_pair[s + 1] - 1);
+    if (consumers.size() > 0) {
+      group_of_sweep_[s] =
+          group_of_sweep_[graph_.pair_sweep[consumers[0].pair]];
+    } else {
+      group_of_sweep_[s] = groups++;
+    }
+  }
+  group_work_ns_.assign(groups, 0);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    group_work_ns_[group_of_sweep_[graph_.pair_sweep[p]]] +=
+        graph_.choices_of(p)[0].forward_ns;
+  }
+}
+
+// The per-rank order of the zero-bubble V schedule (Qi et al. 2024, "Pipeline
+// Parallelism with Controllable Memory", as run by PyTorch's ZBV schedule):
+// warm-up, steady state and cool-down are fixed counts of each kind.
+void PipelineRules::FindV() {
+  const int ranks = graph_.ranks;
+  const int m = groups();
+  std::vector<int> sweeps_of_group(m, 0);
+  for (int s = 0; s < graph_.sweeps; ++s) {
+    if (depth_[s] > 1) return;
+    ++sweeps_of_group[group_of_sweep_[s]];
+    const int first = graph_.sweep_first_pair[s];
+    if (graph_.sweep_first_pair[s + 1] - first != ranks) return;
+    for (int k = 0; k < ranks; ++k) {
+      if (graph_.pair_rank[first + k] != (depth_[s] == 0 ? k : ranks - 1 - k) ||
+          graph_.mode[first + k] != PairMode::kSplit) {
+        return;
+      }
+    }
+  }
+  if (std::any_of(sweeps_of_group.begin(), sweeps_of_group.end(),
+                  [](int n) { return n != 2; })) {
+    return;
+  }
+  is_v_ = true;
+  v_place_.assign(static_cast<size_t>(ranks) * 2 * m * 3, 0);
+  // The form needs 2 * ranks - 1 groups; with fewer, the others drop out.
+  const int n = std::max(2 * ranks - 1, m);
+  for (int rank = 0; rank < ranks; ++rank) {
+    int place = 0;
+    int done[2][3] = {};
+    const auto add = [&](int chunk, int kind) {
+      const int group = done[chunk][kind]++;
+      ++place;
+      if (group >= m) return;
+      v_place_[((static_cast<size_t>(rank) * 2 + chunk) * m + group) * 3 +
+               kind] = place;
+    };
+    const auto backward = [&](int chunk) {
+      add(chunk, kGradientTask);
+      add(chunk, kWeightTask);
+    };
+    for (int i = 0; i < 2 * (ranks - rank) - 1; ++i) add(0, kForwardTask);
+    for (int i = 0; i < rank; ++i) {
+      add(1, kForwardTask);
+      add(0, kForwardTask);
+    }
+    for (int i = 0; i < ranks - rank; ++i) {
+      add(1, kForwardTask);
+      backward(1);
+    }
+    while (done[1][kForwardTask] < done[0][kForwardTask] ||
+           done[0][kForwardTask] < n) {
+      if (done[0][kForwardTask] < n) add(0, kForwardTask);
+      backward(0);
+      add(1, kForwardTask);
+      backward(1);
+    }
+    for (int i = 0; i < rank; ++i) {
+      add(0, kGradientTask);
+      add(1, kGradientTask);
+    }
+    for (int i = 0; i < ranks - rank; ++i) {
+      add(0, kGradientTask);
+      add(0, kWeightTask);
+    }
+    while (done[1][kWeightTask] < n) add(1, kWeightTask);
+    while (done[0][kWeightTask] < n) add(0, kWeightTask);
+  }
+}
+
+std::vector<PipelineRule> PipelineRules::FirstRules() const {
+  const int m = groups();
+  std::vector<int32_t> given(m);
+  std::iota(given.begin(), given.end(), 0);
+  std::vector<int32_t> rising = given;
+  std::stable_sort(rising.begin(), rising.end(), [this](int a, int b) {
+    return group_work_ns_[a] < group_work_ns_[b];
+  });
+  // Small groups fill and drain the pipeline, neighbours are alike.
+  std::vector<int32_t> hill;
+  for (int i = 0; i < m; i += 2) hill.push_back(rising[i]);
+  for (int i = m - 1 - m % 2; i >= 0; i -= 2) hill.push_back(rising[i]);
+  const std::vector<int32_t> falling(rising.rbegin(), rising.rend());
+  const bool uniform =
+      group_work_ns_[rising.front()] == group_work_ns_[rising.back()];
+
+  PipelineRule rule;
+  rule.price.assign(graph_.ranks, 0);
+  rule.split_groups = std::min(m, graph_.ranks);
+  rule.reserve = graph_.ranks;
+  rule.lag = graph_.ranks;
+  std::vector<PipelineRule> rules;
+  const auto add_rhythms = [&](const std::vector<int32_t>& order) {
+    rule.groups = order;
+    rule.rhythm = PipelineRule::Rhythm::kBackwardFirst;
+    rules.push_back(rule);
+    if (is_v_) {
+      rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
+      rules.push_back(rule);
+    }
+    rule.rhythm = PipelineRule::Rhythm::kLag;
+    rules.push_back(rule);
+  };
+  add_rhythms(given);
+  if (uniform) return rules;
+  add_rhythms(hill);
+  add_rhythms(rising);
+  add_rhythms(falling);
+  return rules;
+}
+
+std::vector<PipelineRule> PipelineRules::Variations(
+    const PipelineRule& rule) const {
+  std::vector<PipelineRule> variations;
+  PipelineRule other = rule;
+  const auto take = [&] {
+    variations.push_back(other);
+    other = rule;
+  };
+  if (prices() > 1) {
+    for (int price = 0; price < prices(); ++price) {
+      if (rule.price[0] == price) continue;
+      other.price.assign(graph_.ranks, static_cast<uint8_t>(price));
+      take();
+    }
+  }
+  for (const int lag : {graph_.ranks / 2, graph_.ranks, 2 * graph_.ranks}) {
+    if (rule.rhythm == PipelineRule::Rhythm::kLag && rule.lag == lag) continue;
+    other.rhythm = PipelineRule::Rhythm::kLag;
+    other.lag = lag;
+    take();
+  }
+  for (const auto rhythm : {PipelineRule::Rhythm::kBackwardFirst,
+                            PipelineRule::Rhythm::kForwardFirst}) {
+    if (rule.rhythm == rhythm) continue;
+    other.rhythm = rhythm;
+    take();
+  }
+  other.patience = rule.patience == 0 ? kPatient : 0;
+  take();
+  for (const auto order : {PipelineRule::SweepOrder::kAsGiven,
+                           PipelineRule::SweepOrder::kDeepFirst,
+                           PipelineRule::SweepOrder::kShallowFirst}) {
+    if (rule.sweep_order == order) continue;
+    other.sweep_order = order;
+    take();
+  }
+  if (can_fuse_) {
+    for (const int split :
+         {0, graph_.ranks / 2, graph_.ranks, 2 * graph_.ranks, groups()}) {
+      if (split == rule.split_groups || split > groups()) continue;
+      other.split_groups = split;
+      take();
+    }
+    for (const int reserve : kReserves) {
+      if (reserve == rule.reserve) continue;
+      other.reserve = reserve;
+      take();
+    }
+  }
+  return variations;
+}
+
+PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
+                                   std::mt19937_64& random) const {
+  PipelineRule other = rule;
+  const auto below = [&random](int bound) {
+    return static_cast<int>(random() % static_cast<uint64_t>(bound));
+  };
+  const int m = groups();
+  const int pick = below(10);
+  if (pick < 3 && m > 1) {
+    std::swap(other.groups[below(m)], other.groups[below(m)]);
+  } else if (pick < 5 && m > 1) {
+    const int i = below(m - 1);
+    std::swap(other.groups[i], other.groups[i + 1]);
+  } else if (pick < 7 && m > 1) {
+    const int from = below(m), to = below(m);
+    const int32_t group = other.groups[from];
+    other.groups.erase(other.groups.begin() + from);
+    other.groups.insert(other.groups.begin() + to, group);
+  } else if (pick == 7 && prices() > 1) {
+    other.price[below(graph_.ranks)] = static_cast<uint8_t>(below(prices()));
+  } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kLag) {
+    other.lag = std::max(0, rule.lag + below(5) - 2);
+  } else {
+    const std::vector<PipelineRule> variations = Variations(rule);
+    other = variations[below(static_cast<int>(variations.size()))];
+  }
+  return other;
+}
+
+std::vector<int32_t> PipelineRules::GroupOrderOf(
+    const Schedule& schedule) const {
+  std::vector<double> first(groups(), 2.0);
+  for (const auto& row : schedule.ranks) {
+    for (size_t i = 0; i < row.size(); ++i) {
+      const int s = row[i].sweep;
+      if (s < 0 || s >= graph_.sweeps) continue;
+      double& at = first[group_of_sweep_[s]];
+      at = std::min(at,
+                    static_cast<double>(i) / static_cast<double>(row.size()));
+    }
+  }
+  std::vector<int32_t> order(groups());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&first](int a, int b) { return first[a] < first[b]; });
+  return order;
+}
+
+void PipelineRules::BuildZeroBubbleV(const std::vector<int32_t>& place,
+                                     ListRule& list) const {
+  const size_t m = static_cast<size_t>(groups());
+  list.strict = list.patience == 0;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int s = graph_.pair_sweep[p];
+    const size_t at =
+        (static_cast<size_t>(graph_.pair_rank[p]) * 2 + depth_[s]) * m +
+        place[group_of_sweep_[s]];
+    for (int kind = 0; kind < 3; ++kind) {
+      list.key[3 * p + kind] = v_place_[at * 3 + kind];
+    }
+  }
+}
+
+void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
+                          Ways& ways) const {
+  const int m = groups();
+  std::vector<int32_t> place(m);
+  for (int i = 0; i < m; ++i) place[rule.groups[i]] = i;
+  list.key.resize(3 * static_cast<size_t>(graph_.pairs));
+  list.patience = rule.patience;
+  list.strict = false;
+  const bool never_fuse = rule.reserve == kReserves[std::size(kReserves) - 1];
+  list.weight_reserve_ns =
+      never_fuse ? 0
+                 : static_cast<int64_t>(rule.reserve) * mean_weight_grad_ns_;
+  ways.choice.resize(graph_.pairs);
+  ways.fused.resize(graph_.pairs);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int s = graph_.pair_sweep[p];
+    const Ways& priced = ways_at_price_[std::max(
+        rule.price[graph_.pair_rank[p]], least_price_[p])];
+    ways.choice[p] = priced.choice[p];
+    const int64_t i = place[group_of_sweep_[s]];
+    ways.fused[p] = graph_.mode[p] != PairMode::kSplit || never_fuse ||
+                            i >= m - rule.split_groups
+                        ? Ways::kApart
+                        : Ways::kEither;
+  }
+  if (rule.rhythm == PipelineRule::Rhythm::kZeroBubbleV) {
+    BuildZeroBubbleV(place, list);
+    return;
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int s = graph_.pair_sweep[p];
+    const int64_t base = place[group_of_sweep_[s]] * kGroupStride;
+    int64_t forward = base + s;
+    if (rule.sweep_order == PipelineRule::SweepOrder::kDeepFirst) {
+      forward = base + kGroupStride / 2 - depth_[s];
+    } else if (rule.sweep_order == PipelineRule::SweepOrder::kShallowFirst) {
+      forward = base + depth_[s];
+    }
+    int64_t gradient = 0;
+    switch (rule.rhythm) {
+      case PipelineRule::Rhythm::kBackwardFirst:
+        gradient = base - kFarAhead;
+        break;
+      case PipelineRule::Rhythm::kLag:
+        gradient = base + rule.lag * kGroupStride - 1;
+        break;
+      default:
+        gradient = base + kFarAhead;
+        break;
+    }
+    list.key[3 * p + kForwardTask] = forward;
+    list.key[3 * p + kGradientTask] = gradient;
+    list.key[3 * p + kWeightTask] = base + 2 * kFarAhead;
+  }
+}
+
+}  // namespace pipeweaver::search

@@ -1,0 +1,94 @@
+// List rules for pipelines from a handful of numbers: in which order groups of
+// sweeps enter, how forwards and backwards alternate, what memory costs, where
+// backwards are fused. The space that coarse search moves in.
+//
+// A group is a component of sweeps (safe_plan.h) with the sweeps without a
+// backward that feed it: mostly a microbatch.
+
+#ifndef SEARCH_STRATEGY_PIPELINE_RULE_H_
+#define SEARCH_STRATEGY_PIPELINE_RULE_H_
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/problem/schedule.h"
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/safe_plan.h"
+
+namespace pipeweaver::search {
+
+struct PipelineRule {
+  enum class Rhythm : uint8_t {
+    kBackwardFirst,  // a backward runs before any forward
+    kLag,            // a backward before forwards of groups `lag` behind it
+    kForwardFirst,   // by group, a group's backwards after all forwards
+    kZeroBubbleV,    // the closed form for two sweeps there and back
+  };
+  // Which of a group's sweeps goes first on a rank.
+  enum class SweepOrder : uint8_t { kAsGiven, kDeepFirst, kShallowFirst };
+
+  std::vector<int32_t> groups;  // in the order in which they enter
+  Rhythm rhythm = Rhythm::kBackwardFirst;
+  int lag = 0;
+  SweepOrder sweep_order = SweepOrder::kAsGiven;
+  std::vector<uint8_t> price;  // [rank]: index into the prices of memory
+  int patience = 0;            // ListRule::patience
+  int split_groups = 0;        // the last groups never fuse their backwards
+  int reserve = 0;             // of weight gradients, in mean lengths
+};
+
+// What a problem's rules are made from. Immutable; thread-safe.
+class PipelineRules {
+ public:
+  explicit PipelineRules(const ListModel& model);
+
+  int groups() const { return static_cast<int>(group_work_ns_.size()); }
+  int prices() const { return static_cast<int>(ways_at_price_.size()); }
+  bool can_fuse() const { return can_fuse_; }
+  // Every group is two sweeps, over all ranks and back, so that kZeroBubbleV
+  // applies.
+  bool is_v() const { return is_v_; }
+
+  // A first rule and the ones to look at next to it, most promising first. The
+  // first is the plain list schedule: backwards first, sweeps as given.
+  std::vector<PipelineRule> FirstRules() const;
+
+  // Variations of one number of `rule`, all of them.
+  std::vector<PipelineRule> Variations(const PipelineRule& rule) const;
+
+  // `rule` with a random change of order or numbers.
+  PipelineRule Mutate(const PipelineRule& rule, std::mt19937_64& random) const;
+
+  // The order of groups of a schedule of this problem or one like it: by where
+  // sweeps of the same number first appear.
+  std::vector<int32_t> GroupOrderOf(const Schedule& schedule) const;
+
+  void Build(const PipelineRule& rule, ListRule& list, Ways& ways) const;
+
+ private:
+  void FindGroups(const SafePlan& plan);
+  void FindLeastPrices(const ListModel& model);
+  void FindV();
+  void BuildZeroBubbleV(const std::vector<int32_t>& place,
+                        ListRule& list) const;
+
+  const ProblemGraph& graph_;
+  std::vector<int32_t> group_of_sweep_;
+  std::vector<int64_t> group_work_ns_;
+  std::vector<int32_t> depth_;  // [sweep]: sweeps before it, longest chain
+  std::vector<Ways> ways_at_price_;
+  // [pair]: the least price at which its component fits alone on its rank.
+  std::vector<uint8_t> least_price_;
+  bool can_fuse_ = false;
+  bool is_v_ = false;
+  int64_t mean_weight_grad_ns_ = 0;
+  // For kZeroBubbleV: place of each task on its rank, by
+  // [(rank * 2 + chunk) * groups + group's place][kind].
+  std::vector<int32_t> v_place_;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_PIPELINE_RULE_H_

@@ -1,0 +1,335 @@
+// The strategy that serves requests; see portfolio.h.
+
+#include "search/strategy/portfolio.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "search/problem/bound.h"
+#include "search/problem/problem.h"
+#include "search/problem/problem_graph.h"
+#include "search/problem/timing.h"
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/order_search.h"
+#include "search/strategy/pipeline_rule.h"
+#include "search/strategy/safe_plan.h"
+#include "search/strategy/strategy.h"
+#include "search/strategy/worker_pool.h"
+#include "semu/base/status_macros.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Rules get this share of the budget, orders the rest.
+constexpr double kRuleShare = 0.4;
+// Schedules annealed side by side.
+constexpr int kElites = 4;
+// Proposals of local search that count, and take about as long, as one list
+// schedule.
+constexpr int64_t kMovesPerEvaluation = 32;
+constexpr int kRulesPerBatch = 8;
+// Pairs scheduled by one job of random rules: small problems take many rules
+// a job, so that handing out jobs costs little.
+constexpr int kPairsPerJob = 1024;
+constexpr int64_t kMovesPerRound = 2048;
+constexpr double kHottest = 5e-4, kColdest = 2e-5;
+
+struct Candidate {
+  PipelineRule rule;
+  TaskOrder order;
+};
+
+class Search {
+ public:
+  Search(const ProblemGraph& graph, const SafePlan& plan,
+         const SearchOptions& options)
+      : graph_(graph),
+        options_(options),
+        model_(graph, plan),
+        rules_(model_),
+        bound_ns_(LowerBound(graph)),
+        start_(Clock::now()),
+        pool_(options.threads) {
+    for (int i = 0; i < options.threads; ++i) {
+      schedulers_.push_back(std::make_unique<ListScheduler>(model_));
+    }
+    stop_ = [this] { return Stopped(); };
+  }
+
+  SearchResult Run() {
+    TryRules();
+    AnnealOrders();
+    SearchResult result;
+    result.schedule = ToSchedule(graph_, elites_.front().order);
+    result.makespan_ns = elites_.front().order.makespan_ns;
+    result.evaluations = evaluations_;
+    return result;
+  }
+
+ private:
+  bool Stopped() const {
+    const SearchBudget& budget = options_.budget;
+    if (budget.cancelled != nullptr &&
+        budget.cancelled->load(std::memory_order_relaxed)) {
+      return true;
+    }
+    return budget.deadline.has_value() && Clock::now() >= *budget.deadline;
+  }
+
+  // The share of the budget that is used; 1: over.
+  double Progress() const {
+    if (!elites_.empty() &&
+        (elites_.front().order.makespan_ns <= bound_ns_ || Stopped())) {
+      return 1;
+    }
+    const SearchBudget& budget = options_.budget;
+    double used = 0;
+    if (budget.evaluations > 0) {
+      used = static_cast<double>(evaluations_) /
+             static_cast<double>(budget.evaluations);
+    }
+    if (budget.deadline.has_value()) {
+      const double passed =
+          std::chrono::duration<double>(Clock::now() - start_).count();
+      const double whole =
+          std::chrono::duration<double>(*budget.deadline - start_).count();
+      used = std::max(used, whole > 0 ? passed / whole : 1);
+    }
+    return std::min(used, 1.0);
+  }
+
+  int64_t EvaluationsLeft() const {
+    const int64_t budget = options_.budget.evaluations;
+    return budget > 0 ? budget - evaluations_
+                      : std::numeric_limits<int64_t>::max();
+  }
+
+  // Adds a candidate unless there are enough better ones, or one like it.
+  void Offer(Candidate candidate) {
+    size_t at = 0;
+    while (at < elites_.size() &&
+           elites_[at].order.makespan_ns <= candidate.order.makespan_ns) {
+      if (elites_[at].order.makespan_ns == candidate.order.makespan_ns) return;
+      ++at;
+    }
+    if (at >= kElites) return;
+    elites_.insert(elites_.begin() + static_cast<int64_t>(at),
+                   std::move(candidate));
+    if (elites_.size() > kElites) elites_.pop_back();
+  }
+
+  void Schedule(int worker, const PipelineRule& rule, TaskOrder& order) {
+    thread_local ListRule list;
+    thread_local Ways ways;
+    rules_.Build(rule, list, ways);
+    schedulers_[worker]->Run(list, ways, order);
+  }
+
+  // Schedules all `rules` as far as the budget goes, in batches.
+  void TryAll(const std::vector<PipelineRule>& rules, double until) {
+    for (size_t done = 0; done < rules.size();) {
+      if (!elites_.empty() && Progress() >= until) return;
+      // The very first schedule alone: it must be there soon.
+      const int64_t most = elites_.empty() ? 1 : kRulesPerBatch;
+      const int count = static_cast<int>(
+          std::min({most, static_cast<int64_t>(rules.size() - done),
+                    std::max<int64_t>(1, EvaluationsLeft())}));
+      std::vector<Candidate> batch(count);
+      pool_.Run(count, [&](int worker, int i) {
+        if (!elites_.empty() && Stopped()) return;
+        batch[i].rule = rules[done + i];
+        Schedule(worker, batch[i].rule, batch[i].order);
+      });
+      for (Candidate& candidate : batch) {
+        if (candidate.order.tasks.empty()) continue;
+        ++evaluations_;
+        Offer(std::move(candidate));
+      }
+      done += count;
+    }
+  }
+
+  void TryRules() {
+    if (options_.warm_start != nullptr) {
+      std::vector<PipelineRule> warm = rules_.FirstRules();
+      for (PipelineRule& rule : warm) {
+        rule.groups = rules_.GroupOrderOf(*options_.warm_start);
+      }
+      TryAll(warm, kRuleShare);
+    }
+    TryAll(rules_.FirstRules(), kRuleShare);
+    // One number at a time, again from the best as long as that helps.
+    while (Progress() < kRuleShare) {
+      const int64_t before = elites_.front().order.makespan_ns;
+      TryAll(rules_.Variations(elites_.front().rule), kRuleShare);
+      if (elites_.front().order.makespan_ns >= before) break;
+    }
+    MutateRules();
+  }
+
+  // Random changes, each job a short climb of its own from the same state.
+  void MutateRules() {
+    const int64_t steps =
+        std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
+    for (uint64_t round = 0; Progress() < kRuleShare; ++round) {
+      const int jobs = static_cast<int>(
+          std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));
+      std::vector<Candidate> results(jobs);
+      std::vector<int64_t> evaluated(jobs, 0);
+      pool_.Run(jobs, [&](int worker, int i) {
+        std::mt19937_64 random(options_.seed * 0x9e3779b97f4a7c15u +
+                               round * kRulesPerBatch + i);
+        // Mostly from the best.
+        const size_t from =
+            std::min<size_t>(i % 4 == 3 ? 1 : 0, elites_.size() - 1);
+        Candidate& best = results[i];
+        best.rule = elites_[from].rule;
+        best.order.makespan_ns = std::numeric_limits<int64_t>::max();
+        Candidate next;
+        for (int64_t step = 0; step < steps && !Stopped(); ++step) {
+          next.rule = rules_.Mutate(best.rule, random);
+          Schedule(worker, next.rule, next.order);
+          ++evaluated[i];
+          if (next.order.makespan_ns <=
+              std::min(best.order.makespan_ns,
+                       elites_[from].order.makespan_ns)) {
+            std::swap(best, next);
+          }
+        }
+      });
+      for (int i = 0; i < jobs; ++i) {
+        evaluations_ += evaluated[i];
+        if (!results[i].order.tasks.empty()) Offer(std::move(results[i]));
+      }
+    }
+  }
+
+  void AnnealOrders() {
+    if (Progress() >= 1) return;
+    std::vector<std::unique_ptr<OrderSearch>> searches;
+    for (int i = 0; i < kElites; ++i) {
+      searches.push_back(std::make_unique<OrderSearch>(graph_));
+    }
+    while (elites_.size() < kElites) elites_.push_back(elites_.front());
+    for (uint64_t round = 0;; ++round) {
+      const double progress = Progress();
+      if (progress >= 1) return;
+      const int64_t moves = std::min(
+          kMovesPerRound, std::max<int64_t>(1, EvaluationsLeft() / kElites *
+                                                   kMovesPerEvaluation));
+      std::vector<int64_t> made(kElites, 0);
+      pool_.Run(kElites, [&](int, int i) {
+        AnnealOptions anneal;
+        anneal.moves = moves;
+        anneal.seed = options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
+        anneal.stop_at_ns = bound_ns_;
+        anneal.stop = &stop_;
+        // Two descend, two may climb a little, less and less.
+        if (i >= kElites / 2) {
+          anneal.start_temperature =
+              kColdest + (kHottest - kColdest) * (1 - progress);
+          anneal.end_temperature = kColdest;
+        }
+        OrderSearch& search = *searches[i];
+        search.Load(elites_[i].order);
+        search.FuseWhereSlack();
+        made[i] = search.Anneal(anneal, elites_[i].order);
+      });
+      for (const int64_t n : made) {
+        evaluations_ += std::max<int64_t>(1, n / kMovesPerEvaluation);
+      }
+      std::stable_sort(elites_.begin(), elites_.end(),
+                       [](const Candidate& a, const Candidate& b) {
+                         return a.order.makespan_ns < b.order.makespan_ns;
+                       });
+      elites_[kElites - 1] = elites_[0];
+    }
+  }
+
+  const ProblemGraph& graph_;
+  const SearchOptions& options_;
+  const ListModel model_;
+  const PipelineRules rules_;
+  const int64_t bound_ns_;
+  const Clock::time_point start_;
+  WorkerPool pool_;
+  std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
+  std::function<bool()> stop_;
+  std::vector<Candidate> elites_;  // best first
+  int64_t evaluations_ = 0;
+};
+
+// Sums of times in a search stay below 2^63 when those of the problem stay
+// below this.
+constexpr double kMostTotalNs = 0x1p60;
+
+double TotalNs(const Problem& problem) {
+  double total = 0;
+  for (const Sweep& sweep : problem.sweeps) {
+    for (const Stage& stage : sweep.stages) {
+      total += 2 * static_cast<double>(stage.transfer_ns);
+      for (const Choice& choice : stage.choices) {
+        total += static_cast<double>(choice.forward_ns) +
+                 static_cast<double>(choice.input_grad_ns) +
+                 static_cast<double>(choice.weight_grad_ns) +
+                 static_cast<double>(choice.fused_backward_ns.value_or(0));
+      }
+    }
+  }
+  return total;
+}
+
+// Times in 1/2^8, at least 1 where they were: the order is what counts.
+void ScaleDown(Problem& problem) {
+  const auto scale = [](int64_t& ns) { ns = ns == 0 ? 0 : 1 + (ns >> 8); };
+  for (Sweep& sweep : problem.sweeps) {
+    for (Stage& stage : sweep.stages) {
+      scale(stage.transfer_ns);
+      for (Choice& choice : stage.choices) {
+        scale(choice.forward_ns);
+        scale(choice.input_grad_ns);
+        scale(choice.weight_grad_ns);
+        if (choice.fused_backward_ns.has_value()) {
+          scale(*choice.fused_backward_ns);
+        }
+      }
+    }
+  }
+}
+
+absl::StatusOr<SearchResult> SolveGraph(const ProblemGraph& graph,
+                                        const SearchOptions& options) {
+  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
+  return Search(graph, plan, options).Run();
+}
+
+}  // namespace
+
+absl::StatusOr<SearchResult> PortfolioStrategy::Solve(
+    const Problem& problem, const SearchOptions& options) const {
+  if (TotalNs(problem) < kMostTotalNs) {
+    return SolveGraph(BuildProblemGraph(problem), options);
+  }
+  Problem scaled = problem;
+  ScaleDown(scaled);
+  PW_ASSIGN_OR_RETURN(SearchResult result,
+                      SolveGraph(BuildProblemGraph(scaled), options));
+  PW_ASSIGN_OR_RETURN(
+      const StageTimes times,
+      TimeSchedule(BuildProblemGraph(problem), result.schedule));
+  result.makespan_ns = times.makespan_ns;
+  return result;
+}
+
+}  // namespace pipeweaver::search

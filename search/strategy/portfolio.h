@@ -1,0 +1,35 @@
+// The strategy that serves requests. Coarse to fine:
+//
+//  1. A first valid schedule at once: the plain list rule.
+//  2. Rules (pipeline_rule.h): orders of groups, closed forms and memory prices
+//     are tried, then varied one number at a time, then at random.
+//  3. Orders (order_search.h): the best few schedules found are annealed side
+//  by
+//     side; the worst give way to copies of the best.
+//
+// Anytime: returns the best so far when the budget ends, at once when
+// cancelled, early at the lower bound. Deterministic: all parallel work is
+// batches of numbered jobs that start from the same frozen state and are taken
+// over in their order; under an evaluation budget alone, the size of every
+// batch depends on problem and budget only.
+
+#ifndef SEARCH_STRATEGY_PORTFOLIO_H_
+#define SEARCH_STRATEGY_PORTFOLIO_H_
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "search/problem/problem.h"
+#include "search/strategy/strategy.h"
+
+namespace pipeweaver::search {
+
+class PortfolioStrategy : public Strategy {
+ public:
+  absl::string_view name() const override { return "portfolio"; }
+  absl::StatusOr<SearchResult> Solve(
+      const Problem& problem, const SearchOptions& options) const override;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_PORTFOLIO_H_

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Tests of the Python package against what comes from PyPI alone: a current
+# torch (for torch.distributed.pipelining) and megatron-core. Installs them into
+# a virtual environment once: several GB, some minutes. The last line reads
+# `N passed, N failed`.
+#
+# PIPEWEAVER_INTEROP_VENV: where; default ~/.cache/pipeweaver/interop.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit 1
+# shellcheck source=deploy/packages.sh
+source deploy/packages.sh
+install_packages python3 python3-venv python3-setuptools protobuf-compiler \
+  libprotobuf-dev || exit 1
+venv=${PIPEWEAVER_INTEROP_VENV:-$HOME/.cache/pipeweaver/interop}
+if [[ ! -x $venv/bin/python ]]; then
+  mkdir -p "$(dirname "$venv")"
+  /usr/bin/python3 -m venv "$venv" || exit 1
+fi
+# Versions that the tests were written against, and what they need.
+"$venv/bin/pip" install -q 'torch>=2.5' numpy packaging 'grpcio>=1.51' \
+  'protobuf>=4.21' || exit 1
+"$venv/bin/pip" install -q --no-deps 'megatron-core>=0.16,<0.17' || exit 1
+"$venv/bin/python" -c \
+  'import torch; print("torch", torch.__version__)' || exit 1
+
+package=$root/client_agents/python
+(cd "$package" && /usr/bin/python3 -W ignore setup.py -q protos) || exit 1
+export PYTHONPATH=$package:$package/tests:$package/interop OMP_NUM_THREADS=1
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0
+failed=0
+# run NAME...: one run of unittest.
+run() {
+  echo "== $*"
+  local status=0
+  timeout 1200 "$venv/bin/python" -W ignore -m unittest "$@" >"$log" 2>&1 ||
+    status=$?
+  local ran broken
+  ran=$(sed -n 's/^Ran \([0-9]*\) tests\?.*/\1/p' "$log" | tail -1)
+  broken=$(grep -cE '^(ERROR|FAIL): ' "$log")
+  if ((status != 0 && broken == 0)); then broken=1; fi
+  if ((broken)); then cat "$log"; fi
+  ran=${ran:-0}
+  passed=$((passed + (ran > broken ? ran - broken : 0)))
+  failed=$((failed + broken))
+}
+
+cd "$package/interop" || exit 1
+run test_pipelining
+run test_megatron
+# The executor and the agent on this torch, grpcio and protobuf as well.
+run test_gradients.GradientTest.test_vlm_2ranks_v_float64_gloo \
+  test_gradients.GradientTest.test_t2v_frozen_text_2ranks_straight_float32_rendezvous \
+  test_gradients.GradientTest.test_omni_4ranks_straight_float64_gloo
+run test_program test_agent
+
+echo "$passed passed, $failed failed"
+((failed == 0))
