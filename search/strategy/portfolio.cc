@@ -243,6 +243,7 @@ class Search {
         }
         OrderSearch& search = *searches[i];
         search.Load(elites_[i].order);
+        if (round == 0) search.SpeedUpWhereMemoryAllows();
         search.FuseWhereSlack();
         made[i] = search.Anneal(anneal, elites_[i].order);
       });
