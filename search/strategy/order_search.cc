@@ -785,21 +785,14 @@ void OrderSearch::Save(TaskOrder& to) const {
 
 int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
   random_.seed(options.seed);
-  Save(best);
-  const double cooling =
-      options.start_temperature > 0 && options.end_temperature > 0
-          ? std::log(options.end_temperature / options.start_temperature)
-          : 0;
-  double temperature = 0;
+  if (best.tasks.empty() || makespan_ns_ < best.makespan_ns) Save(best);
+  const double temperature =
+      options.temperature * static_cast<double>(best.makespan_ns);
   int64_t moves = 0;
   for (; moves < options.moves; ++moves) {
     if (moves % kProposalsPerStopCheck == 0) {
       if (best.makespan_ns <= options.stop_at_ns) break;
       if (options.stop != nullptr && (*options.stop)()) break;
-      temperature = options.start_temperature *
-                    std::exp(cooling * static_cast<double>(moves) /
-                             static_cast<double>(options.moves)) *
-                    static_cast<double>(best.makespan_ns);
     }
     const uint32_t pick = RandomBelow(16);
     bool moved = false;
