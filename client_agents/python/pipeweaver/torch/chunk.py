@@ -194,9 +194,10 @@ class ChunkRunner:
             for layer in self.layers]
         self._weight_storages = {_storage(p) for p in owners}
         # A weight that other modules use, too, gets its gradient in one piece.
+        modules = dict.fromkeys(module for layer in self.layers
+                                for module in layer.modules())
         self._handles = [
-            module.register_forward_hook(_recorder.hook)
-            for layer in self.layers for module in layer.modules()
+            module.register_forward_hook(_recorder.hook) for module in modules
             if isinstance(module, nn.Linear) and
             all(owners[p] == {module} for p in module.parameters())]
 
