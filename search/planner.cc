@@ -9,9 +9,10 @@
 #include "search/lower/lower.h"
 #include "search/lower/program_checker.h"
 #include "search/partition/baselines.h"
-#include "search/partition/layout_planner.h"
+#include "search/partition/layout_refiner.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
+#include "search/partition/usual_batch.h"
 #include "search/plan/plan_checker.h"
 #include "search/plan/safe_order.h"
 #include "search/plan_evaluator.h"
@@ -91,6 +92,29 @@ LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
   return speeds;
 }
 
+// The layout of least simulated makespan on a batch such as the job's limits
+// allow; deterministic.
+absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
+                                           const semu::CostModel& costs) {
+  constexpr int kMicrobatchesPerRank = 2;
+  constexpr int kEvaluations = 8;
+  const semu::Batch samples[] = {UsualBatch(
+      job, kMicrobatchesPerRank * job.parallelism.pipeline_parallel)};
+  const std::unique_ptr<Strategy> strategy =
+      MakeStrategy(StrategyNames().front());
+  const auto evaluate =
+      [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    SearchOptions options;
+    options.budget.evaluations = kEvaluations;
+    PW_ASSIGN_OR_RETURN(const SearchResult result,
+                        strategy->Solve(step.problem, options));
+    return result.makespan_ns;
+  };
+  PW_ASSIGN_OR_RETURN(RefinedLayout refined,
+                      RefineLayout(job, costs, samples, evaluate));
+  return std::move(refined.layout);
+}
+
 class Planner : public StepPlanner {
  public:
   absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
@@ -99,7 +123,12 @@ class Planner : public StepPlanner {
     auto prepared = std::make_shared<PlannableJob>();
     prepared->job = job;
     prepared->costs = std::make_shared<semu::RooflineCost>();
-    prepared->layout = pinned ? *pinned : PlanLayout(job, *prepared->costs);
+    if (pinned) {
+      prepared->layout = *pinned;
+    } else {
+      PW_ASSIGN_OR_RETURN(prepared->layout,
+                          ProposeLayout(job, *prepared->costs));
+    }
     PW_ASSIGN_OR_RETURN(MemoryPlan memory,
                         PlanMemory(job, prepared->layout, *prepared->costs));
     prepared->static_bytes = std::move(memory.static_bytes);
@@ -251,6 +280,7 @@ class Planner : public StepPlanner {
     report.lower_bound_ns = LowerBound(graph);
     report.memory_bound_ns = report.lower_bound_ns;
     report.bubble_ratio = BubbleRatio(plan.times);
+    report.bubbles = FindBubbleCauses(problem, plan.schedule, plan.times);
     report.measured_share = plan.step.measured_share;
     report.layout_free_bound_ns = LayoutFreeBound(plan.step.problem);
     report.peak_memory_bytes.clear();

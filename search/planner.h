@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
+#include "search/plan/bubble_causes.h"
 #include "search/problem/schedule.h"
 #include "search/strategy/strategy.h"
 #include "semu/cost/cost_model.h"
@@ -39,15 +40,6 @@ struct PlannableJob {
   int64_t transfer_bytes = 0;
 };
 
-// Where the ranks' idle time comes from, nanoseconds summed over ranks; see
-// BubbleCauses in plan.proto.
-struct BubbleTimes {
-  int64_t imbalance_ns = 0;
-  int64_t dependency_ns = 0;
-  int64_t memory_ns = 0;
-  int64_t transfer_ns = 0;
-};
-
 // Figures of a plan; see PlanReport in plan.proto.
 struct StepReport {
   std::string strategy;
@@ -58,7 +50,7 @@ struct StepReport {
   int64_t memory_bound_ns = 0;
   int64_t layout_free_bound_ns = 0;
   double bubble_ratio = 0;
-  BubbleTimes bubbles;
+  BubbleCauses bubbles;
   std::vector<int64_t> peak_memory_bytes;  // [rank], static bytes included
   double measured_share = 0;
   bool finished = false;  // the search ended by itself, not by the deadline

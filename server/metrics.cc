@@ -69,6 +69,9 @@ double GapOf(const search::StepReport& report) {
 
 Metrics::Metrics(int max_job_labels)
     : max_job_labels_(max_job_labels),
+      rpcs_in_flight_gauge_(&Gauges(registry_, "pipeweaver_rpcs_in_flight",
+                                    "Calls begun and not ended.")
+                                 .Add({})),
       rpcs_(Counters(registry_, "pipeweaver_rpcs_total",
                      "Calls that have ended.")),
       plans_sealed_(Counters(registry_, "pipeweaver_plans_sealed_total",
@@ -161,6 +164,7 @@ void Metrics::SetSources(
 
 void Metrics::CountRpc(RpcMethod method, absl::StatusCode code,
                        std::chrono::nanoseconds time) {
+  --rpcs_in_flight_;
   const int index = static_cast<int>(method);
   rpc_seconds_[index]->Observe(Seconds(time.count()));
   rpcs_
@@ -229,6 +233,7 @@ void Metrics::OnReport(const std::string& job, double ratio) {
 }
 
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {
+  rpcs_in_flight_gauge_->Set(rpcs_in_flight_);
   MutexLock lock(&mutex_);
   if (levels_ != nullptr) {
     const Levels levels = levels_();

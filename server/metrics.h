@@ -14,6 +14,7 @@
 #include <prometheus/registry.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -62,6 +63,7 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   void SetSources(std::function<Levels()> levels,
                   std::function<int(const std::string&)> job_steps_held);
 
+  void BeginRpc() { ++rpcs_in_flight_; }
   // A call has ended; its time includes waiting for a plan.
   void CountRpc(RpcMethod method, absl::StatusCode code,
                 std::chrono::nanoseconds time);
@@ -73,6 +75,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
                     const PlanTimings& timings) override;
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
   void OnReport(const std::string& job, double ratio) override;
+
+  int rpcs_in_flight() const { return rpcs_in_flight_; }
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
@@ -88,6 +92,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Registry registry_;
 
   std::array<prometheus::Histogram*, kNumRpcMethods> rpc_seconds_;
+  std::atomic<int> rpcs_in_flight_ = 0;
+  prometheus::Gauge* rpcs_in_flight_gauge_;
   prometheus::Family<prometheus::Counter>& rpcs_;
   prometheus::Family<prometheus::Counter>& plans_sealed_;
   prometheus::Family<prometheus::Counter>& steps_failed_;

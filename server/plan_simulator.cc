@@ -8,8 +8,8 @@
 namespace pipeweaver::server {
 namespace {
 
-// As the planner predicts with, so that a run without changes gives the makespan
-// of the plan's report.
+// As the planner predicts with, so that a run without changes gives the
+// makespan of the plan's report.
 search::LinkSpeeds SpeedsOf(const semu::Job& job) {
   search::LinkSpeeds speeds;
   speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;

@@ -232,7 +232,9 @@ class PlannerServiceImpl::Call : public grpc::ServerUnaryReactor {
   Call(Metrics* metrics, RpcMethod method)
       : metrics_(metrics),
         method_(method),
-        started_(std::chrono::steady_clock::now()) {}
+        started_(std::chrono::steady_clock::now()) {
+    metrics_->BeginRpc();
+  }
 
   // Ends the call; nothing of it may be touched after.
   void End(const absl::Status& status) {

@@ -102,6 +102,10 @@ const std::string& Server::metrics_address() const {
   return parts_->metrics_address;
 }
 
+int Server::calls_in_flight() const {
+  return parts_->metrics->rpcs_in_flight();
+}
+
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const v1::ServerConfig& config, const search::StepPlanner* planner,
     SimulateFunction simulate, Clock* clock) {

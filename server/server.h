@@ -32,6 +32,9 @@ class Server {
   const std::string& address() const;
   const std::string& metrics_address() const;
 
+  // Calls begun and not ended.
+  int calls_in_flight() const;
+
   // Says NOT_SERVING, takes no more calls, lets those in flight end for at most
   // drain_ms, and stops planning. Not to be called on a thread that serves.
   // Idempotent.

@@ -152,11 +152,11 @@ absl::Status CheckLength(absl::string_view field, int length, int expected) {
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
                         const v1::PlanIdentity& identity) {
   const int ranks = static_cast<int>(programs.ranks.size());
-  const std::string split = CanonicalBytes(SplitToProto(step));
+  const std::string split = SplitToProto(step).SerializeAsString();
   std::vector<std::string> actions;
   std::vector<std::string> digests;
   for (int r = 0; r < ranks; ++r) {
-    actions.push_back(CanonicalBytes(ActionsToProto(step, programs, r)));
+    actions.push_back(ActionsToProto(step, programs, r).SerializeAsString());
     digests.push_back(Sha256(actions.back()));
   }
   PlanBytes plan;

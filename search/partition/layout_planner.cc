@@ -22,7 +22,7 @@ using semu::Shape;
 constexpr double kEfficient = 0.95;
 constexpr int64_t kMostItemsTried = 64;
 // Bounds of the work that evening out may take.
-constexpr size_t kMostChunksEvened = 1024;
+constexpr size_t kMostChunksEvened = 256;
 constexpr int kMostMoves = 256;
 constexpr double kWorthMoving = 0.99999;
 

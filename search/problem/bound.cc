@@ -53,11 +53,20 @@ LeastLengths LeastOf(const ProblemGraph& graph, int pair) {
   return least;
 }
 
-}  // namespace
+// LowerBound and what it is made of.
+struct PathBound {
+  uint64_t bound = 0;
+  std::vector<LeastLengths> least;         // [pair]
+  std::vector<uint64_t> head, tail, work;  // [rank]
+};
 
-int64_t LowerBound(const ProblemGraph& graph) {
+constexpr uint64_t kUnset = std::numeric_limits<uint64_t>::max();
+
+PathBound ComputePathBound(const ProblemGraph& graph) {
   const int n = graph.pairs;
-  std::vector<LeastLengths> least(n);
+  PathBound result;
+  std::vector<LeastLengths>& least = result.least;
+  least.resize(n);
   for (int p = 0; p < n; ++p) least[p] = LeastOf(graph, p);
 
   // Heads: the earliest starts along dependency paths.
@@ -105,10 +114,12 @@ int64_t LowerBound(const ProblemGraph& graph) {
     }
   }
 
-  constexpr uint64_t kUnset = std::numeric_limits<uint64_t>::max();
-  std::vector<uint64_t> head(graph.ranks, kUnset), tail(graph.ranks, kUnset);
-  std::vector<uint64_t> work(graph.ranks, 0);
-  uint64_t bound = 0;
+  std::vector<uint64_t>&head = result.head, &tail = result.tail;
+  std::vector<uint64_t>& work = result.work;
+  uint64_t& bound = result.bound;
+  head.assign(graph.ranks, kUnset);
+  tail.assign(graph.ranks, kUnset);
+  work.assign(graph.ranks, 0);
   for (int p = 0; p < n; ++p) {
     const int r = graph.pair_rank[p];
     // Every path runs through an F, so these are the longest paths.
@@ -123,6 +134,217 @@ int64_t LowerBound(const ProblemGraph& graph) {
   }
   for (int r = 0; r < graph.ranks; ++r) {
     if (head[r] != kUnset) bound = std::max(bound, head[r] + work[r] + tail[r]);
+  }
+  return result;
+}
+
+// Idle time at one end of a rank's order.
+struct EndIdle {
+  uint64_t ns = 0;
+  bool nothing_taken_off = false;
+};
+
+// The claim of FlowLowerBound for rank b: at the start (F), or at the end with
+// time reversed (B, `reversed`).
+class FlowEnd {
+ public:
+  FlowEnd(const ProblemGraph& graph, const PathBound& path, bool reversed)
+      : graph_(graph), path_(path), reversed_(reversed) {}
+
+  EndIdle Compute(int rank) {
+    EndIdle best;
+    std::vector<int32_t> jobs;
+    for (int p = 0; p < graph_.pairs; ++p) {
+      if (graph_.pair_rank[p] != rank) continue;
+      // A weight gradient can fill the end.
+      if (reversed_ && graph_.mode[p] == PairMode::kSplit) return best;
+      jobs.push_back(p);
+    }
+    if (jobs.empty()) return best;
+    std::vector<uint64_t> ways(graph_.pairs, 0), thresholds;
+    for (const int p : jobs) {
+      ways[p] = WayTo(p);
+      if (IsJob(p)) thresholds.push_back(ways[p]);
+    }
+    std::sort(thresholds.begin(), thresholds.end());
+    thresholds.erase(std::unique(thresholds.begin(), thresholds.end()),
+                     thresholds.end());
+    constexpr size_t kMostThresholds = 12;
+    const size_t step = 1 + thresholds.size() / kMostThresholds;
+    for (size_t i = 0; i < thresholds.size(); i += step) {
+      const EndIdle idle = ForThreshold(jobs, ways, thresholds[i]);
+      if (idle.ns > best.ns) best = idle;
+    }
+    return best;
+  }
+
+ private:
+  bool IsJob(int p) const { return !reversed_ || graph_.has_backward(p); }
+  uint64_t Length(int p) const {
+    return reversed_ ? path_.least[p].gradient : path_.least[p].forward;
+  }
+  // The least of the pair's work on its rank but its job.
+  uint64_t Rest(int p) const {
+    if (reversed_) return path_.least[p].forward;
+    uint64_t rest = kUnset;
+    for (const GraphChoice& c : graph_.choices_of(p)) {
+      uint64_t backward = 0;
+      if (graph_.mode[p] == PairMode::kSplit) {
+        backward = static_cast<uint64_t>(c.input_grad_ns + c.weight_grad_ns);
+        if (c.has_backward()) {
+          backward = std::min(backward, static_cast<uint64_t>(c.backward_ns));
+        }
+      } else if (graph_.mode[p] == PairMode::kWhole) {
+        backward = static_cast<uint64_t>(c.backward_ns);
+      }
+      rest = std::min(rest, backward);
+    }
+    return rest;
+  }
+
+  // The transfer between stage p and the next of its sweep.
+  uint64_t TransferAfter(int p) const {
+    for (const GraphEdge& edge : graph_.consumers_of(p)) {
+      if (edge.pair == p + 1) return static_cast<uint64_t>(edge.delay_ns);
+    }
+    return 0;
+  }
+  uint64_t WayTo(int p) const {
+    uint64_t way = 0;
+    for (int q = graph_.sweep_first_pair[graph_.pair_sweep[p]]; q < p; ++q) {
+      way += Length(q) + TransferAfter(q);
+    }
+    return way;
+  }
+  bool SameWay(int p, int q) const {
+    const int first_p = graph_.sweep_first_pair[graph_.pair_sweep[p]];
+    const int first_q = graph_.sweep_first_pair[graph_.pair_sweep[q]];
+    if (p - first_p != q - first_q) return false;
+    for (int i = 0; first_p + i < p; ++i) {
+      if (graph_.pair_rank[first_p + i] != graph_.pair_rank[first_q + i]) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // Marks F and gradients that descend from the F of X (reversed: from which
+  // the gradients of X descend).
+  void Descend(const std::vector<uint8_t>& in_x) {
+    forward_.assign(graph_.pairs, 0);
+    gradient_.assign(graph_.pairs, 0);
+    if (reversed_) {
+      // Ancestors: gradients from producers to consumers, then F back.
+      for (const int p : graph_.topological) {
+        uint8_t reached = in_x[p];
+        for (const GraphEdge& edge : graph_.producers_of(p)) {
+          reached |= gradient_[edge.pair];
+        }
+        gradient_[p] = reached;
+      }
+      for (int i = graph_.pairs - 1; i >= 0; --i) {
+        const int p = graph_.topological[i];
+        forward_[p] = gradient_[p];
+        for (const GraphEdge& edge : graph_.consumers_of(p)) {
+          forward_[p] |= forward_[edge.pair];
+        }
+      }
+      return;
+    }
+    for (const int p : graph_.topological) {
+      forward_[p] = in_x[p];
+      for (const GraphEdge& edge : graph_.producers_of(p)) {
+        forward_[p] |= forward_[edge.pair];
+      }
+    }
+    for (int i = graph_.pairs - 1; i >= 0; --i) {
+      const int p = graph_.topological[i];
+      if (!graph_.has_backward(p)) continue;
+      gradient_[p] = forward_[p];
+      for (const GraphEdge& edge : graph_.consumers_of(p)) {
+        gradient_[p] |= gradient_[edge.pair];
+      }
+    }
+  }
+
+  EndIdle ForThreshold(const std::vector<int32_t>& jobs,
+                       const std::vector<uint64_t>& ways, uint64_t threshold) {
+    // The ways of X are those of its shortest member.
+    int x = -1;
+    for (const int p : jobs) {
+      if (!IsJob(p) || ways[p] < threshold) continue;
+      if (x < 0 || ways[p] < ways[x]) x = p;
+    }
+    std::vector<uint8_t> in_x(graph_.pairs, 0);
+    for (const int p : jobs) {
+      in_x[p] = IsJob(p) && ways[p] >= threshold && SameWay(p, x) ? 1 : 0;
+    }
+    Descend(in_x);
+    // The least transfers along the way over X and A.
+    const int first_x = graph_.sweep_first_pair[graph_.pair_sweep[x]];
+    std::vector<uint64_t> transfer(x - first_x, kUnset);
+    uint64_t taken_off = 0;
+    bool clean = true;
+    for (const int p : jobs) {
+      const uint8_t job_reached = reversed_ ? gradient_[p] : forward_[p];
+      const uint8_t rest_reached = reversed_ ? forward_[p] : gradient_[p];
+      const uint64_t work = path_.least[p].work;
+      const bool job_in_front = IsJob(p) && job_reached == 0;
+      const bool rest_in_front =
+          (reversed_ || graph_.has_backward(p)) && rest_reached == 0;
+      if (in_x[p] == 0 && !job_in_front && !rest_in_front) continue;
+      if (rest_in_front || (job_in_front && !SameWay(p, x))) {
+        taken_off += work;
+        clean = false;
+        continue;
+      }
+      const int first = graph_.sweep_first_pair[graph_.pair_sweep[p]];
+      uint64_t shortest = Length(p);
+      for (int q = first; q < p; ++q) {
+        shortest = std::min(shortest, Length(q));
+        uint64_t& least = transfer[q - first];
+        least = std::min(least, TransferAfter(q));
+      }
+      if (in_x[p] == 0) taken_off += work - std::min(work, shortest + Rest(p));
+    }
+    uint64_t way = kUnset;
+    for (const int p : jobs) {
+      if (in_x[p] == 0) continue;
+      const int first = graph_.sweep_first_pair[graph_.pair_sweep[p]];
+      uint64_t own = 0;
+      for (int q = first; q < p; ++q) own += Length(q) + transfer[q - first];
+      way = std::min(way, own);
+    }
+    return {way > taken_off ? way - taken_off : 0, clean};
+  }
+
+  const ProblemGraph& graph_;
+  const PathBound& path_;
+  const bool reversed_;
+  std::vector<uint8_t> forward_, gradient_;  // [pair]: descends from X
+};
+
+}  // namespace
+
+int64_t LowerBound(const ProblemGraph& graph) {
+  return static_cast<int64_t>(ComputePathBound(graph).bound);
+}
+
+int64_t FlowLowerBound(const ProblemGraph& graph) {
+  const PathBound path = ComputePathBound(graph);
+  FlowEnd start(graph, path, /*reversed=*/false);
+  FlowEnd end(graph, path, /*reversed=*/true);
+  uint64_t bound = path.bound;
+  for (int r = 0; r < graph.ranks; ++r) {
+    if (path.head[r] == kUnset) continue;
+    const EndIdle fill = start.Compute(r), drain = end.Compute(r);
+    const uint64_t head = std::max(path.head[r], fill.ns);
+    const uint64_t tail = std::max(path.tail[r], drain.ns);
+    bound = std::max({bound, head + path.work[r] + path.tail[r],
+                      path.head[r] + path.work[r] + tail});
+    if (fill.nothing_taken_off && drain.nothing_taken_off) {
+      bound = std::max(bound, head + path.work[r] + tail);
+    }
   }
   return static_cast<int64_t>(bound);
 }

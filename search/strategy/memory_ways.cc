@@ -12,6 +12,9 @@
 namespace pipeweaver::search {
 namespace {
 
+// Pairs looked at for typical prices.
+constexpr int kMostSampled = 512;
+
 struct Option {
   int64_t length_ns = 0;
   int64_t bytes = 0;
@@ -69,8 +72,10 @@ Ways WaysAtPrice(const ProblemGraph& graph, double ns_per_byte) {
 std::vector<double> TypicalPrices(const ProblemGraph& graph, int most) {
   // Breakpoints of the lower convex hulls of (bytes, length).
   std::vector<double> prices;
-  for (int p = 0; p < graph.pairs; ++p) {
-    std::vector<Option> options;
+  std::vector<Option> options;
+  const int step = 1 + graph.pairs / kMostSampled;
+  for (int p = 0; p < graph.pairs; p += step) {
+    options.clear();
     for (const GraphChoice& choice : graph.choices_of(p)) {
       ForEachOption(choice, graph.mode[p],
                     [&](const Option& option) { options.push_back(option); });

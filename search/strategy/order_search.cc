@@ -20,43 +20,52 @@ constexpr int kFarthestShift = 12;
 
 }  // namespace
 
-OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
-  const int tasks = 3 * graph.pairs;
-  std::vector<std::vector<Edge>> before(tasks), after(tasks);
-  const auto add = [&](Task from, Task to, int64_t delay_ns) {
-    before[to].push_back({from, delay_ns});
-    after[from].push_back({to, delay_ns});
-  };
-  for (int p = 0; p < graph.pairs; ++p) {
-    for (const GraphEdge& edge : graph.producers_of(p)) {
-      add(3 * edge.pair + kForwardTask, 3 * p + kForwardTask, edge.delay_ns);
-      if (graph.has_backward(edge.pair)) {
-        add(3 * p + kGradientTask, 3 * edge.pair + kGradientTask,
-            edge.delay_ns);
+template <typename Visitor>
+void OrderSearch::ForEachDependency(const Visitor& visit) const {
+  for (int p = 0; p < graph_.pairs; ++p) {
+    for (const GraphEdge& edge : graph_.producers_of(p)) {
+      visit(3 * edge.pair + kForwardTask, 3 * p + kForwardTask, edge.delay_ns);
+      if (graph_.has_backward(edge.pair)) {
+        visit(3 * p + kGradientTask, 3 * edge.pair + kGradientTask,
+              edge.delay_ns);
       }
     }
-    if (graph.has_backward(p)) {
-      add(3 * p + kForwardTask, 3 * p + kGradientTask, 0);
-      can_choose_ = can_choose_ || graph.choices_of(p).size() > 1;
+    if (graph_.has_backward(p)) {
+      visit(3 * p + kForwardTask, 3 * p + kGradientTask, 0);
     }
-    if (graph.mode[p] == PairMode::kSplit) {
-      add(3 * p + kGradientTask, 3 * p + kWeightTask, 0);
-      for (const GraphChoice& choice : graph.choices_of(p)) {
-        can_fuse_ = can_fuse_ || choice.has_backward();
-      }
+    if (graph_.mode[p] == PairMode::kSplit) {
+      visit(3 * p + kGradientTask, 3 * p + kWeightTask, 0);
     }
   }
-  const auto flatten = [tasks](const std::vector<std::vector<Edge>>& lists,
-                               std::vector<int32_t>& begin,
-                               std::vector<Edge>& edges) {
-    for (int t = 0; t < tasks; ++t) {
-      begin.push_back(static_cast<int32_t>(edges.size()));
-      edges.insert(edges.end(), lists[t].begin(), lists[t].end());
+}
+
+OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
+  const int tasks = 3 * graph.pairs;
+  before_begin_.assign(tasks + 1, 0);
+  after_begin_.assign(tasks + 1, 0);
+  ForEachDependency([this](Task from, Task to, int64_t) {
+    ++after_begin_[from + 1];
+    ++before_begin_[to + 1];
+  });
+  for (int t = 0; t < tasks; ++t) {
+    before_begin_[t + 1] += before_begin_[t];
+    after_begin_[t + 1] += after_begin_[t];
+  }
+  before_.resize(before_begin_[tasks]);
+  after_.resize(after_begin_[tasks]);
+  std::vector<int32_t> before_fill(before_begin_), after_fill(after_begin_);
+  ForEachDependency([&](Task from, Task to, int64_t delay_ns) {
+    before_[before_fill[to]++] = {from, delay_ns};
+    after_[after_fill[from]++] = {to, delay_ns};
+  });
+  for (int p = 0; p < graph.pairs; ++p) {
+    if (!graph.has_backward(p)) continue;
+    can_choose_ = can_choose_ || graph.choices_of(p).size() > 1;
+    if (graph.mode[p] != PairMode::kSplit) continue;
+    for (const GraphChoice& choice : graph.choices_of(p)) {
+      can_fuse_ = can_fuse_ || choice.has_backward();
     }
-    begin.push_back(static_cast<int32_t>(edges.size()));
-  };
-  flatten(before, before_begin_, before_);
-  flatten(after, after_begin_, after_);
+  }
   marked_.assign(tasks, 0);
 }
 

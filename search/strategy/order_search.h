@@ -68,6 +68,9 @@ class OrderSearch {
     int64_t after;  // change once it has ended
   };
 
+  // Calls visit(before, after, delay) for every dependency between tasks.
+  template <typename Visitor>
+  void ForEachDependency(const Visitor& visit) const;
   bool Exists(Task task) const { return position_[task] >= 0; }
   int64_t StartOf(Task task) const { return end_ns_[task] - length_ns_[task]; }
   int64_t TailOf(Task task) const { return left_ns_[task] - length_ns_[task]; }

@@ -22,7 +22,7 @@ constexpr int kPrices = 8;
 // Keys: a group's place takes this much, so that its sweeps fit in between.
 constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
-constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 1000000};
+constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, 1000000};
 constexpr int kPatient = 128;
 
 }  // namespace
@@ -193,28 +193,26 @@ std::vector<PipelineRule> PipelineRules::FirstRules() const {
 
   PipelineRule rule;
   rule.price.assign(graph_.ranks, 0);
-  rule.split_groups = std::min(m, (graph_.ranks + 1) / 2);
-  rule.reserve = 2;
+  rule.split_groups = std::min(m, graph_.ranks);
+  rule.reserve = graph_.ranks;
+  rule.lag = graph_.ranks;
   std::vector<PipelineRule> rules;
-  const auto add_orders = [&] {
-    rule.groups = given;
+  const auto add_rhythms = [&](const std::vector<int32_t>& order) {
+    rule.groups = order;
+    rule.rhythm = PipelineRule::Rhythm::kBackwardFirst;
     rules.push_back(rule);
-    if (uniform) return;
-    for (const std::vector<int32_t>* order :
-         {static_cast<const std::vector<int32_t>*>(&hill),
-          static_cast<const std::vector<int32_t>*>(&rising), &falling}) {
-      rule.groups = *order;
+    if (is_v_) {
+      rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
       rules.push_back(rule);
     }
+    rule.rhythm = PipelineRule::Rhythm::kLag;
+    rules.push_back(rule);
   };
-  add_orders();
-  if (is_v_) {
-    rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
-    add_orders();
-  }
-  rule.rhythm = PipelineRule::Rhythm::kLag;
-  rule.lag = graph_.ranks;
-  add_orders();
+  add_rhythms(given);
+  if (uniform) return rules;
+  add_rhythms(hill);
+  add_rhythms(rising);
+  add_rhythms(falling);
   return rules;
 }
 

@@ -67,16 +67,17 @@ struct Shortage {
 
 class ComponentSolver {
  public:
-  ComponentSolver(const ProblemGraph& graph, std::vector<int32_t> sweeps)
-      : graph_(graph), sweeps_(std::move(sweeps)) {
-    local_.assign(graph.pairs, -1);
-    std::vector<uint8_t> inside(graph.sweeps, 0);
-    for (const int s : sweeps_) inside[s] = 1;
-    for (const int p : graph.topological) {
-      if (inside[graph.pair_sweep[p]] == 0) continue;
-      local_[p] = static_cast<int>(pairs_.size());
-      pairs_.push_back(p);
-      ways_.push_back(ParetoWays(graph, p));
+  // `pairs`: those of `sweeps`, producers first. `local` has an entry for every
+  // pair of the problem: -1 for all but pairs of sweeps with a backward.
+  ComponentSolver(const ProblemGraph& graph, std::vector<int32_t> sweeps,
+                  std::vector<int32_t> pairs, std::vector<int32_t>& local)
+      : graph_(graph),
+        sweeps_(std::move(sweeps)),
+        pairs_(std::move(pairs)),
+        local_(local) {
+    for (size_t i = 0; i < pairs_.size(); ++i) {
+      local_[pairs_[i]] = static_cast<int32_t>(i);
+      ways_.push_back(ParetoWays(graph, pairs_[i]));
     }
     int sinks = 0;
     for (const int s : sweeps_) {
@@ -328,8 +329,8 @@ class ComponentSolver {
 
   const ProblemGraph& graph_;
   std::vector<int32_t> sweeps_;
-  std::vector<int32_t> pairs_;  // of the component, producers first
-  std::vector<int> local_;      // index in pairs_, or -1
+  std::vector<int32_t> pairs_;   // of the component, producers first
+  std::vector<int32_t>& local_;  // index in pairs_, or -1
   std::vector<std::vector<Way>> ways_;
   std::vector<const Way*> picked_;
   std::vector<int64_t> held_;
@@ -412,11 +413,21 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph) {
       return none_exists(r, choices[best].activation_bytes);
     }
   }
-  for (std::vector<int32_t>& sweeps : Components(graph)) {
-    for (const int s : sweeps) {
-      plan.component_of_sweep[s] = static_cast<int32_t>(plan.components.size());
+  std::vector<std::vector<int32_t>> components = Components(graph);
+  for (size_t c = 0; c < components.size(); ++c) {
+    for (const int s : components[c]) {
+      plan.component_of_sweep[s] = static_cast<int32_t>(c);
     }
-    ComponentSolver solver(graph, std::move(sweeps));
+  }
+  std::vector<std::vector<int32_t>> pairs(components.size());
+  for (const int p : graph.topological) {
+    const int c = plan.component_of_sweep[graph.pair_sweep[p]];
+    if (c >= 0) pairs[c].push_back(p);
+  }
+  std::vector<int32_t> local(graph.pairs, -1);
+  for (size_t c = 0; c < components.size(); ++c) {
+    ComponentSolver solver(graph, std::move(components[c]), std::move(pairs[c]),
+                           local);
     if (!solver.Solve()) {
       const Shortage& at = solver.shortage();
       if (!solver.gave_up()) return none_exists(at.rank, at.bytes);

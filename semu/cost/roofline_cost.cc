@@ -9,6 +9,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "semu/cost/ops/op_factors.h"
+#include "semu/cost/ops/op_rules.h"
 #include "semu/model/layer_size.h"
 
 namespace pipeweaver::semu {
@@ -27,11 +29,13 @@ int64_t Bounded(double value) {
 // Sums the operations of one layer.
 class LayerOps {
  public:
+  // `fitted` may be null: matmuls take the roofline too.
   LayerOps(const Platform& platform, const LayerQuery& query,
-           const RooflineFactors& factors)
+           const RooflineFactors& factors, const DeviceFactors* fitted)
       : platform_(platform),
         query_(query),
         factors_(factors),
+        fitted_(platform.data_type == DataType::kFp32 ? nullptr : fitted),
         tp_(platform.parallelism.tensor_parallel),
         cp_(platform.parallelism.context_parallel),
         element_(static_cast<double>(DataTypeBytes(platform.data_type))),
@@ -77,19 +81,41 @@ class LayerOps {
     return std::max({compute, memory, net}) * 1e9 + f.launch_ns;
   }
 
+  // Of a matmul by the rule fitted to the device, else by the roofline. `bytes`
+  // are moved at least.
+  double MatmulNs(double rows, double inner, double columns, double bytes,
+                  MatmulRole role) const {
+    const double flops = 2 * rows * inner * columns;
+    if (fitted_ == nullptr || flops <= 0) {
+      return OpNs(OpKind::kMatmul, flops, bytes, 0);
+    }
+    const auto size = [](double value) {
+      return std::max<int64_t>(Bounded(value), 1);
+    };
+    const DeviceFigures figures = {
+        static_cast<double>(platform_.device.peak_flops_per_second),
+        static_cast<double>(
+            platform_.device.memory_bandwidth_bytes_per_second)};
+    return std::max(MatmulUs(*fitted_, figures, size(rows), size(columns),
+                             size(inner), role) *
+                        1e3,
+                    OpNs(OpKind::kMatmul, 0, bytes, 0));
+  }
+
   // rows x in times in x out, each as this GPU holds it. `wanted` false: the
   // input has no gradient.
-  void Matmul(double rows, double in, double out, bool input_wanted = true) {
-    const double flops = 2 * rows * in * out;
+  void Matmul(double rows, double in, double out, bool input_wanted = true,
+              MatmulRole role = MatmulRole::kGeneral) {
     const double weights = in * out;
     const double values = (rows * in + rows * out) * element_;
-    const double ns =
-        OpNs(OpKind::kMatmul, flops, values + weights * element_, 0);
-    forward_ += ns;
-    if (query_.input_grad && input_wanted) input_grad_ += ns;
+    const double bytes = values + weights * element_;
+    forward_ += MatmulNs(rows, in, out, bytes, role);
+    if (query_.input_grad && input_wanted) {
+      input_grad_ += MatmulNs(rows, out, in, bytes, MatmulRole::kGeneral);
+    }
     if (query_.weight_grad) {
-      weight_grad_ +=
-          OpNs(OpKind::kMatmul, flops, values + 2 * weights * kFp32Bytes, 0);
+      weight_grad_ += MatmulNs(in, rows, out, values + 2 * weights * kFp32Bytes,
+                               MatmulRole::kGeneral);
       split_extra_ +=
           ElementwiseNs(2 * rows * out) -
           factors_[static_cast<int>(OpKind::kElementwise)].launch_ns;
@@ -164,7 +190,7 @@ class LayerOps {
     Matmul(tokens_, h, (h + 2 * kv) / tp_);
     Elementwise(2 * shard * (h + kv));  // rotary, or norm of queries and keys
     Attention(squares, tokens_, kv);
-    Matmul(tokens_, h / tp_, h);
+    Matmul(tokens_, h / tp_, h, true, MatmulRole::kAttentionOutput);
     Scatter(tokens_, h);
     Elementwise(3 * shard * h);  // residual
 
@@ -177,7 +203,7 @@ class LayerOps {
       Matmul(condition, h, 2 * kv / tp_);
       Attention(static_cast<double>(query_.shape.condition_products), condition,
                 kv);
-      Matmul(tokens_, h / tp_, h);
+      Matmul(tokens_, h / tp_, h, true, MatmulRole::kAttentionOutput);
       Scatter(tokens_, h);
       Elementwise(3 * shard * h);  // residual
       Elementwise(modulations * 2 * shard * h, true);
@@ -187,7 +213,7 @@ class LayerOps {
     Gather(tokens_, h);
     Matmul(tokens_, h, gates * f / tp_);
     Elementwise(shard * f * (gates + 1), true);
-    Matmul(tokens_, f / tp_, h);
+    Matmul(tokens_, f / tp_, h, true, MatmulRole::kFfnDown);
     Scatter(tokens_, h);
     Elementwise(3 * shard * h);  // residual
 
@@ -340,6 +366,7 @@ class LayerOps {
   const Platform& platform_;
   const LayerQuery& query_;
   const RooflineFactors& factors_;
+  const DeviceFactors* const fitted_;
   const double tp_;
   const double cp_;
   const double element_;  // bytes
@@ -388,12 +415,14 @@ LayerCost RooflineCost::Cost(const Platform& platform,
                              const LayerQuery& query) const {
   const RooflineFactors factors =
       fixed_ ? factors_ : DefaultFactors(platform.device.name);
-  return LayerOps(platform, query, factors).Run();
+  const DeviceFactors* const fitted =
+      fixed_ ? nullptr : FindDeviceFactors(platform.device.name);
+  return LayerOps(platform, query, factors, fitted).Run();
 }
 
 std::string RooflineCost::Fingerprint() const {
   // The number counts changes of the rules above.
-  std::string fingerprint = "roofline 1";
+  std::string fingerprint = "roofline 2";
   if (fixed_) {
     for (const OpFactors& f : factors_) {
       absl::StrAppend(&fingerprint, " ", f.flops_efficiency, ",",

@@ -39,9 +39,10 @@ RooflineFactors DefaultFactors(absl::string_view device_name);
 // gradients between the matrices once more.
 class RooflineCost : public CostModel {
  public:
-  // Takes DefaultFactors of each query's device.
+  // Takes DefaultFactors of each query's device; 16-bit matmuls on a device
+  // with fitted factors (ops/op_factors.h) take its rule in their place.
   RooflineCost() = default;
-  // Takes `factors` for every device.
+  // Takes `factors` for every device and operation.
   explicit RooflineCost(const RooflineFactors& factors)
       : factors_(factors), fixed_(true) {}
 

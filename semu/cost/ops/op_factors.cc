@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 
 namespace pipeweaver::semu {
 namespace {
@@ -107,9 +108,16 @@ const std::vector<DeviceFactors>& AllDevices() {
 }  // namespace
 
 const DeviceFactors* FindDeviceFactors(absl::string_view name) {
-  const std::string lower = absl::AsciiStrToLower(name);
-  for (const DeviceFactors& device : AllDevices()) {
-    if (device.name == lower) return &device;
+  while (!name.empty()) {
+    const auto end = std::find_if_not(name.begin(), name.end(), [](char c) {
+      return absl::ascii_isalnum(static_cast<unsigned char>(c));
+    });
+    const auto length = static_cast<std::size_t>(end - name.begin());
+    const absl::string_view word = name.substr(0, length);
+    for (const DeviceFactors& device : AllDevices()) {
+      if (absl::EqualsIgnoreCase(word, device.name)) return &device;
+    }
+    name.remove_prefix(std::min(length + 1, name.size()));
   }
   return nullptr;
 }

@@ -118,7 +118,9 @@ struct DeviceFactors {
 
 // The devices with fitted factors, and devices of the same architecture with
 // their own nominal figures and the relative's factors: h100, a100, h800, h20.
-// Null for any other name. Case does not count.
+// The name may be the device's own, "NVIDIA H100 80GB HBM3": one of its words,
+// parted by anything but letters and digits, must be a known one. Null for any
+// other name. Case does not count.
 const DeviceFactors* FindDeviceFactors(absl::string_view name);
 
 // Names FindDeviceFactors knows, sorted.

@@ -16,10 +16,6 @@ constexpr double kBytesPerElement = 2;
 
 double FourthPower(double x) { return x * x * x * x; }
 
-double CeilDivide(int64_t a, int64_t b) {
-  return static_cast<double>((a - 1) / b + 1);
-}
-
 double RoleRate(const MatmulFactors& factors, MatmulRole role) {
   switch (role) {
     case MatmulRole::kGeneral:
@@ -43,20 +39,26 @@ double RingShare(CollectiveOpKind kind, double workers) {
 
 double MatmulUs(const DeviceFactors& device, int64_t rows, int64_t columns,
                 int64_t inner, MatmulRole role) {
+  return MatmulUs(device, {device.peak_flops_per_s, device.memory_bytes_per_s},
+                  rows, columns, inner, role);
+}
+
+double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
+                int64_t rows, int64_t columns, int64_t inner, MatmulRole role) {
   const MatmulFactors& factors = device.matmul;
   const double sms = static_cast<double>(device.sm_count);
-  const double sm_flops_per_us = device.peak_flops_per_s * 1e-6 / sms *
+  const double sm_flops_per_us = figures.peak_flops_per_s * 1e-6 / sms *
                                  factors.peak_fraction *
                                  RoleRate(factors, role);
-  const double bytes_per_us = device.memory_bytes_per_s * 1e-6;
+  const double bytes_per_us = figures.memory_bytes_per_s * 1e-6;
   const double m = static_cast<double>(rows);
   const double n = static_cast<double>(columns);
   const double k = static_cast<double>(inner);
 
   double compute_us = std::numeric_limits<double>::infinity();
   for (const Tile& tile : kTiles) {
-    const double tiles =
-        CeilDivide(rows, tile.rows) * CeilDivide(columns, tile.columns);
+    const double tiles = std::ceil(m / static_cast<double>(tile.rows)) *
+                         std::ceil(n / static_cast<double>(tile.columns));
     const double tile_flops_per_inner =
         2.0 * static_cast<double>(tile.rows * tile.columns);
     const double rate =

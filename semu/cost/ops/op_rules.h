@@ -25,6 +25,16 @@ namespace pipeweaver::semu {
 double MatmulUs(const DeviceFactors& device, int64_t rows, int64_t columns,
                 int64_t inner, MatmulRole role = MatmulRole::kGeneral);
 
+// What a job says of its device, in place of the nominal figures.
+struct DeviceFigures {
+  double peak_flops_per_s = 0;
+  double memory_bytes_per_s = 0;
+};
+
+// The same with a job's own figures.
+double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
+                int64_t rows, int64_t columns, int64_t inner, MatmulRole role);
+
 // Microseconds of a kernel that reads and writes `bytes` (>= 0) in all:
 //   launch + bytes / (bandwidth * fraction),
 // the fraction passing from the cache's to the memory's as bytes grow past

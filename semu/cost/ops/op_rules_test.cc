@@ -104,9 +104,14 @@ TEST(OpRulesTest, WhatWasNeverMeasuredIsNotFound) {
   EXPECT_THAT(us.status().message(), HasSubstr("across nodes"));
 }
 
-TEST(OpFactorsTest, NamesAreFoundInAnyCase) {
+TEST(OpFactorsTest, NamesAreFoundByWordInAnyCase) {
   EXPECT_EQ(FindDeviceFactors("H100"), FindDeviceFactors("h100"));
+  EXPECT_EQ(FindDeviceFactors("NVIDIA H100 80GB HBM3"),
+            FindDeviceFactors("h100"));
+  EXPECT_EQ(FindDeviceFactors("H20-96GB"), FindDeviceFactors("h20"));
+  EXPECT_EQ(FindDeviceFactors("H200-141GB"), nullptr);
   EXPECT_EQ(FindDeviceFactors("b200"), nullptr);
+  EXPECT_EQ(FindDeviceFactors(""), nullptr);
   EXPECT_THAT(KnownDevices(),
               ::testing::ElementsAre("a100", "h100", "h20", "h800"));
 }

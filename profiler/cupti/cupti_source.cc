@@ -1,0 +1,243 @@
+// Activities from NVIDIA's CUPTI.
+
+#include "profiler/cupti/cupti_source.h"
+
+#include <cupti.h>
+#include <dlfcn.h>
+
+#include <atomic>
+
+namespace pipeweaver::cupti {
+namespace {
+
+// kineto takes CUSTOM0 and CUSTOM1.
+constexpr CUpti_ExternalCorrelationKind kOurIds =
+    CUPTI_EXTERNAL_CORRELATION_KIND_CUSTOM2;
+
+// The newest record that the headers know; older libraries write a prefix of
+// it, and every field read here stands in all of them since CUDA 11.
+using KernelRecord = CUpti_ActivityKernel9;
+using MemcpyRecord = CUpti_ActivityMemcpy5;
+
+struct Functions {
+  decltype(&::cuptiActivityRegisterCallbacks) register_callbacks = nullptr;
+  decltype(&::cuptiActivityEnable) enable = nullptr;
+  decltype(&::cuptiActivityDisable) disable = nullptr;
+  decltype(&::cuptiActivityFlushAll) flush_all = nullptr;
+  decltype(&::cuptiActivityGetNextRecord) get_next_record = nullptr;
+  decltype(&::cuptiActivityGetNumDroppedRecords) get_num_dropped_records =
+      nullptr;
+  decltype(&::cuptiActivityPushExternalCorrelationId) push_external_id =
+      nullptr;
+  decltype(&::cuptiActivityPopExternalCorrelationId) pop_external_id = nullptr;
+  decltype(&::cuptiSubscribe) subscribe = nullptr;
+  decltype(&::cuptiUnsubscribe) unsubscribe = nullptr;
+  decltype(&::cuptiGetResultString) get_result_string = nullptr;
+};
+
+template <typename Function>
+bool Load(void* library, const char* name, Function* function,
+          std::string* reason) {
+  *function = reinterpret_cast<Function>(dlsym(library, name));
+  if (*function == nullptr) *reason = std::string("libcupti has no ") + name;
+  return *function != nullptr;
+}
+
+bool LoadAll(void* library, Functions* f, std::string* reason) {
+  return Load(library, "cuptiActivityRegisterCallbacks", &f->register_callbacks,
+              reason) &&
+         Load(library, "cuptiActivityEnable", &f->enable, reason) &&
+         Load(library, "cuptiActivityDisable", &f->disable, reason) &&
+         Load(library, "cuptiActivityFlushAll", &f->flush_all, reason) &&
+         Load(library, "cuptiActivityGetNextRecord", &f->get_next_record,
+              reason) &&
+         Load(library, "cuptiActivityGetNumDroppedRecords",
+              &f->get_num_dropped_records, reason) &&
+         Load(library, "cuptiActivityPushExternalCorrelationId",
+              &f->push_external_id, reason) &&
+         Load(library, "cuptiActivityPopExternalCorrelationId",
+              &f->pop_external_id, reason) &&
+         Load(library, "cuptiSubscribe", &f->subscribe, reason) &&
+         Load(library, "cuptiUnsubscribe", &f->unsubscribe, reason) &&
+         Load(library, "cuptiGetResultString", &f->get_result_string, reason);
+}
+
+// CUPTI's callbacks carry no user data.
+std::atomic<BufferOwner*> g_owner{nullptr};
+
+void CUPTIAPI OnRequest(uint8_t** buffer, size_t* size, size_t* max_records) {
+  *max_records = 0;
+  *size = 0;
+  *buffer = nullptr;
+  if (BufferOwner* owner = g_owner.load(std::memory_order_acquire)) {
+    *buffer = owner->Request(size);
+  }
+}
+
+void CUPTIAPI OnComplete(CUcontext context, uint32_t stream, uint8_t* buffer,
+                         size_t, size_t valid_bytes) {
+  if (BufferOwner* owner = g_owner.load(std::memory_order_acquire)) {
+    owner->Complete({buffer, valid_bytes, context, stream});
+  }
+}
+
+void CUPTIAPI IgnoreCallback(void*, CUpti_CallbackDomain, CUpti_CallbackId,
+                             const void*) {}
+
+// External ids come with API records. Of those only the launches are needed,
+// but the calls that choose them are missing from older libraries.
+constexpr CUpti_ActivityKind kKinds[] = {
+    CUPTI_ACTIVITY_KIND_EXTERNAL_CORRELATION, CUPTI_ACTIVITY_KIND_RUNTIME,
+    CUPTI_ACTIVITY_KIND_DRIVER, CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL,
+    CUPTI_ACTIVITY_KIND_MEMCPY};
+
+class CuptiSource : public ActivitySource {
+ public:
+  explicit CuptiSource(const Functions& functions) : f_(functions) {}
+  ~CuptiSource() override { g_owner.store(nullptr, std::memory_order_release); }
+
+  // The activity interface needs no subscriber, but whoever else traces has
+  // one: where we can become the subscriber for a moment, nobody is there.
+  SourceStatus Probe(std::string* reason) override {
+    CUpti_SubscriberHandle handle = nullptr;
+    const CUptiResult result = f_.subscribe(&handle, &IgnoreCallback, nullptr);
+    if (result == CUPTI_SUCCESS) {
+      f_.unsubscribe(handle);
+      return SourceStatus::kOk;
+    }
+    if (result == CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED) {
+      *reason = "another CUPTI client is at work";
+      return SourceStatus::kBusy;
+    }
+    *reason = Describe("cuptiSubscribe", result);
+    return SourceStatus::kImpossible;
+  }
+
+  SourceStatus Start(BufferOwner* owner, std::string* reason) override {
+    if (const SourceStatus status = Probe(reason); status != SourceStatus::kOk)
+      return status;
+    g_owner.store(owner, std::memory_order_release);
+    // Again at every start: whoever traced in between put in callbacks of its
+    // own.
+    CUptiResult result = f_.register_callbacks(&OnRequest, &OnComplete);
+    if (result != CUPTI_SUCCESS) {
+      *reason = Describe("cuptiActivityRegisterCallbacks", result);
+      return SourceStatus::kImpossible;
+    }
+    for (const CUpti_ActivityKind kind : kKinds) {
+      result = f_.enable(kind);
+      if (result != CUPTI_SUCCESS) {
+        *reason = Describe("cuptiActivityEnable", result);
+        Stop();
+        return SourceStatus::kImpossible;
+      }
+    }
+    return SourceStatus::kOk;
+  }
+
+  void Stop() override {
+    for (const CUpti_ActivityKind kind : kKinds) f_.disable(kind);
+  }
+
+  void Flush(bool all) override {
+    f_.flush_all(all ? CUPTI_ACTIVITY_FLAG_FLUSH_FORCED : 0);
+  }
+
+  uint64_t Parse(const FilledBuffer& buffer, ActivitySink* sink) override {
+    CUpti_Activity* record = nullptr;
+    while (buffer.valid_bytes > 0 &&
+           f_.get_next_record(buffer.data, buffer.valid_bytes, &record) ==
+               CUPTI_SUCCESS) {
+      switch (record->kind) {
+        case CUPTI_ACTIVITY_KIND_KERNEL:
+        case CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL: {
+          const auto* kernel = reinterpret_cast<const KernelRecord*>(record);
+          sink->OnDeviceActivity(
+              {false, kernel->deviceId, kernel->correlationId, kernel->start,
+               kernel->end, kernel->name != nullptr ? kernel->name : ""});
+          break;
+        }
+        case CUPTI_ACTIVITY_KIND_MEMCPY: {
+          const auto* copy = reinterpret_cast<const MemcpyRecord*>(record);
+          sink->OnDeviceActivity({true, copy->deviceId, copy->correlationId,
+                                  copy->start, copy->end, "memcpy"});
+          break;
+        }
+        case CUPTI_ACTIVITY_KIND_EXTERNAL_CORRELATION: {
+          const auto* id =
+              reinterpret_cast<const CUpti_ActivityExternalCorrelation*>(
+                  record);
+          if (id->externalKind == kOurIds)
+            sink->OnExternalId(id->correlationId, id->externalId);
+          break;
+        }
+        default:
+          break;
+      }
+    }
+    size_t dropped = 0;
+    if (f_.get_num_dropped_records(static_cast<CUcontext>(buffer.context),
+                                   buffer.stream, &dropped) != CUPTI_SUCCESS) {
+      return 0;
+    }
+    return dropped;
+  }
+
+  void PushId(uint64_t id) override { f_.push_external_id(kOurIds, id); }
+
+  void PopId() override {
+    uint64_t last = 0;
+    f_.pop_external_id(kOurIds, &last);
+  }
+
+ private:
+  std::string Describe(const char* function, CUptiResult result) const {
+    const char* name = nullptr;
+    f_.get_result_string(result, &name);
+    std::string text = std::string(function) + ": " +
+                       (name != nullptr ? name : "error") + " (" +
+                       std::to_string(static_cast<int>(result)) + ")";
+    if (result == CUPTI_ERROR_INSUFFICIENT_PRIVILEGES) {
+      text += ", no right to trace: see NVreg_RestrictProfilingToAdminUsers";
+    } else if (result == CUPTI_ERROR_UNKNOWN ||
+               result == CUPTI_ERROR_NOT_INITIALIZED) {
+      text += ", no usable GPU";
+    }
+    return text;
+  }
+
+  const Functions f_;
+};
+
+}  // namespace
+
+std::unique_ptr<ActivitySource> OpenCupti(const std::string& library,
+                                          std::string* reason) {
+  void* handle = nullptr;
+  if (!library.empty()) {
+    handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  } else {
+    // Two copies of libcupti in a process do not work: first the one that is
+    // there.
+    constexpr const char* kNames[] = {"libcupti.so.13", "libcupti.so.12",
+                                      "libcupti.so.11.8", "libcupti.so",
+                                      "/usr/local/cuda/lib64/libcupti.so"};
+    for (const int mode : {RTLD_NOLOAD, 0}) {
+      for (const char* name : kNames) {
+        if (handle == nullptr)
+          handle = dlopen(name, RTLD_NOW | RTLD_LOCAL | mode);
+      }
+    }
+  }
+  if (handle == nullptr) {
+    const char* error = dlerror();
+    *reason =
+        std::string("no libcupti: ") + (error != nullptr ? error : "not found");
+    return nullptr;
+  }
+  Functions functions;
+  if (!LoadAll(handle, &functions, reason)) return nullptr;
+  return std::make_unique<CuptiSource>(functions);
+}
+
+}  // namespace pipeweaver::cupti

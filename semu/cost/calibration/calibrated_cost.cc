@@ -1,0 +1,56 @@
+// Layer costs corrected by measurements.
+
+#include "semu/cost/calibration/calibrated_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+// Bound of every time (cost_model.h).
+constexpr double kMaxNs = 1e15;
+
+int64_t Scaled(int64_t ns, double factor) {
+  return std::llround(std::min(static_cast<double>(ns) * factor, kMaxNs));
+}
+
+}  // namespace
+
+LayerCost CalibratedCost::Cost(const Platform& platform,
+                               const LayerQuery& query) const {
+  LayerCost cost = base_.Cost(platform, query);
+  const auto factor = [&](CostPass pass) {
+    return calibration_.factors[CostPart(query.layer.kind, pass)];
+  };
+  for (StrategyCost& strategy : cost.strategies) {
+    const int64_t backward_ns =
+        strategy.input_grad_ns + strategy.weight_grad_ns;
+    strategy.forward_ns =
+        Scaled(strategy.forward_ns, factor(CostPass::kForward));
+    strategy.input_grad_ns =
+        Scaled(strategy.input_grad_ns, factor(CostPass::kInputGrad));
+    strategy.weight_grad_ns =
+        Scaled(strategy.weight_grad_ns, factor(CostPass::kWeightGrad));
+    if (strategy.fused_backward_ns && backward_ns > 0) {
+      const double ratio = static_cast<double>(strategy.input_grad_ns +
+                                               strategy.weight_grad_ns) /
+                           static_cast<double>(backward_ns);
+      strategy.fused_backward_ns = Scaled(*strategy.fused_backward_ns, ratio);
+    }
+  }
+  return cost;
+}
+
+std::string CalibratedCost::Fingerprint() const {
+  std::string fingerprint = absl::StrCat(base_.Fingerprint(), " calibrated");
+  for (const double factor : calibration_.factors) {
+    absl::StrAppend(&fingerprint, absl::StrFormat(" %.17g", factor));
+  }
+  return fingerprint;
+}
+
+}  // namespace pipeweaver::semu

@@ -1,0 +1,101 @@
+// Correction factors for layer costs, fitted to measured times.
+
+#ifndef SEMU_COST_CALIBRATION_CALIBRATION_H_
+#define SEMU_COST_CALIBRATION_CALIBRATION_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "semu/model/job.h"
+
+namespace pipeweaver::semu {
+
+enum class CostPass { kForward, kInputGrad, kWeightGrad };
+inline constexpr int kNumCostPasses = 3;
+inline constexpr int kNumLayerKinds = 6;
+inline constexpr int kNumCostParts = kNumLayerKinds * kNumCostPasses;
+
+// Number of a layer kind's pass, 0 .. kNumCostParts - 1.
+constexpr int CostPart(LayerKind kind, CostPass pass) {
+  return static_cast<int>(kind) * kNumCostPasses + static_cast<int>(pass);
+}
+
+// A version of the factors. Immutable once published.
+struct Calibration {
+  // 0: nothing corrected.
+  int64_t version = 0;
+  // What predicted times are multiplied by, by CostPart.
+  std::array<double, kNumCostParts> factors = Uncorrected();
+  // Mean of |predicted / measured - 1| over the observations fitted, without
+  // and with the factors.
+  double error_before = 0;
+  double error_after = 0;
+  int64_t observations = 0;
+
+  static constexpr std::array<double, kNumCostParts> Uncorrected() {
+    std::array<double, kNumCostParts> ones = {};
+    for (double& one : ones) one = 1;
+    return ones;
+  }
+};
+
+// A measured time and what made it up: a profiled layer has one part, a stage
+// of a reported step those of its layers.
+struct CostObservation {
+  // Uncorrected predictions in ns, by CostPart.
+  std::array<int64_t, kNumCostParts> predicted_ns = {};
+  int64_t measured_ns = 0;
+};
+
+struct CalibratorOptions {
+  // The latest that are fitted; memory is bounded by it.
+  std::size_t window = 2048;
+  // Fewer say nothing.
+  std::size_t min_observations = 8;
+  // A new version is published only if some factor moves by more than this
+  // share: each version makes stored costs and plans stale.
+  double publish_change = 0.01;
+  // Factors stay within 1 / bound .. bound.
+  double bound = 10;
+};
+
+// Fits factors to observations, outliers held down: the sum over observations
+// of the soft-L1 loss of ln(sum factor * predicted / measured), with a slight
+// pull of every factor to 1, which alone holds those that nothing was seen of.
+// Deterministic in the order of Add. Not thread-safe.
+class Calibrator {
+ public:
+  explicit Calibrator(const CalibratorOptions& options = {})
+      : options_(options) {}
+
+  // Takes an observation; one without a prediction or measurement > 0 is left
+  // out.
+  void Add(const CostObservation& observation);
+
+  // Fits; a new version if it differs enough from the last one published.
+  std::optional<Calibration> Publish();
+
+  // The last version published.
+  const Calibration& current() const { return current_; }
+
+ private:
+  const CalibratorOptions options_;
+  std::deque<CostObservation> observations_;
+  Calibration current_;
+};
+
+// A memory reserve corrected by what GPUs reported: `reserve_bytes` plus the
+// largest amount by which a reported peak passed its prediction, never less
+// than `reserve_bytes`. Pairs of predicted and reported peak, bytes >= 0.
+int64_t CorrectedReserveBytes(
+    int64_t reserve_bytes,
+    const std::vector<std::pair<int64_t, int64_t>>& predicted_and_reported);
+
+}  // namespace pipeweaver::semu
+
+#endif  // SEMU_COST_CALIBRATION_CALIBRATION_H_

@@ -1,0 +1,138 @@
+// Tests of fitted corrections and of the model that applies them.
+
+#include "semu/cost/calibration/calibration.h"
+
+#include <cmath>
+#include <cstdint>
+
+#include "gtest/gtest.h"
+#include "semu/cost/calibration/calibrated_cost.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+constexpr int kForward = CostPart(LayerKind::kTransformer, CostPass::kForward);
+constexpr int kHead = CostPart(LayerKind::kLmHead, CostPass::kForward);
+
+// Stages of transformer layers, every third with a head, that take 1.4 and 0.7
+// times what was predicted, with a little noise and now and then a disturbance.
+CostObservation Stage(int i) {
+  CostObservation observation;
+  observation.predicted_ns[kForward] = 1'000'000 * (1 + i % 4);
+  if (i % 3 == 0) observation.predicted_ns[kHead] = 2'000'000;
+  double ns = 1.4 * static_cast<double>(observation.predicted_ns[kForward]) +
+              0.7 * static_cast<double>(observation.predicted_ns[kHead]);
+  ns *= 1 + 0.01 * std::sin(i * 1.7);
+  if (i % 10 == 7) ns *= 3;
+  observation.measured_ns = static_cast<int64_t>(ns);
+  return observation;
+}
+
+TEST(CalibratorTest, FindsTheFactorsBehindStageTimes) {
+  Calibrator calibrator;
+  for (int i = 0; i < 100; ++i) calibrator.Add(Stage(i));
+  const std::optional<Calibration> calibration = calibrator.Publish();
+  ASSERT_TRUE(calibration);
+  EXPECT_EQ(calibration->version, 1);
+  EXPECT_NEAR(calibration->factors[kForward], 1.4, 0.03);
+  EXPECT_NEAR(calibration->factors[kHead], 0.7, 0.03);
+  EXPECT_EQ(
+      calibration->factors[CostPart(LayerKind::kDit, CostPass::kInputGrad)], 1)
+      << "never seen";
+  EXPECT_LT(calibration->error_after, 0.1);
+  EXPECT_GT(calibration->error_before, 0.2);
+  EXPECT_EQ(calibration->observations, 100);
+}
+
+TEST(CalibratorTest, VersionsAreDiscrete) {
+  Calibrator calibrator;
+  for (int i = 0; i < 7; ++i) calibrator.Add(Stage(i));
+  EXPECT_FALSE(calibrator.Publish()) << "too few";
+  for (int i = 7; i < 100; ++i) calibrator.Add(Stage(i));
+  ASSERT_TRUE(calibrator.Publish());
+  for (int i = 100; i < 120; ++i) calibrator.Add(Stage(i));
+  EXPECT_FALSE(calibrator.Publish()) << "nothing moved by a hundredth";
+  EXPECT_EQ(calibrator.current().version, 1);
+  // The machine gets slower.
+  for (int i = 0; i < 3000; ++i) {
+    CostObservation slower = Stage(i);
+    slower.measured_ns = slower.measured_ns * 11 / 10;
+    calibrator.Add(slower);
+  }
+  const std::optional<Calibration> next = calibrator.Publish();
+  ASSERT_TRUE(next);
+  EXPECT_EQ(next->version, 2);
+  EXPECT_NEAR(next->factors[kForward], 1.54, 0.03);
+}
+
+TEST(CalibratorTest, SaysNothingOfUselessObservations) {
+  Calibrator calibrator;
+  for (int i = 0; i < 20; ++i) {
+    calibrator.Add({});
+    CostObservation unmeasured = Stage(i);
+    unmeasured.measured_ns = 0;
+    calibrator.Add(unmeasured);
+    CostObservation negative = Stage(i);
+    negative.predicted_ns[kHead] = -1;
+    calibrator.Add(negative);
+  }
+  EXPECT_FALSE(calibrator.Publish());
+}
+
+class FixedCost : public CostModel {
+ public:
+  LayerCost Cost(const Platform&, const LayerQuery&) const override {
+    LayerCost cost;
+    for (StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns = 100;
+      strategy.input_grad_ns = 200;
+      strategy.weight_grad_ns = 100;
+      strategy.fused_backward_ns = 240;
+      strategy.kept_bytes = 7;
+    }
+    cost.copy_ns = 9;
+    return cost;
+  }
+  std::string Fingerprint() const override { return "fixed"; }
+};
+
+TEST(CalibratedCostTest, CorrectsTimesOnly) {
+  const FixedCost base;
+  Calibration calibration;
+  calibration.factors[CostPart(LayerKind::kDit, CostPass::kForward)] = 1.5;
+  calibration.factors[CostPart(LayerKind::kDit, CostPass::kInputGrad)] = 2;
+  const CalibratedCost model(base, calibration);
+  LayerQuery query;
+  query.layer.kind = LayerKind::kDit;
+  const LayerCost cost = model.Cost({}, query);
+  EXPECT_EQ(cost.strategies[0].forward_ns, 150);
+  EXPECT_EQ(cost.strategies[0].input_grad_ns, 400);
+  EXPECT_EQ(cost.strategies[0].weight_grad_ns, 100);
+  EXPECT_EQ(*cost.strategies[0].fused_backward_ns, 400)
+      << "240 * (400 + 100) / 300";
+  EXPECT_EQ(cost.strategies[0].kept_bytes, 7);
+  EXPECT_EQ(cost.copy_ns, 9);
+  query.layer.kind = LayerKind::kEmbedding;
+  EXPECT_EQ(model.Cost({}, query).strategies[3].forward_ns, 100);
+}
+
+TEST(CalibratedCostTest, FingerprintTellsFactorsNotVersions) {
+  const FixedCost base;
+  Calibration one;
+  Calibration two;
+  two.version = 5;
+  EXPECT_EQ(CalibratedCost(base, one).Fingerprint(),
+            CalibratedCost(base, two).Fingerprint());
+  two.factors[0] = 1.25;
+  EXPECT_NE(CalibratedCost(base, one).Fingerprint(),
+            CalibratedCost(base, two).Fingerprint());
+}
+
+TEST(CorrectedReserveTest, GrowsByTheWorstExcessOnly) {
+  EXPECT_EQ(CorrectedReserveBytes(1000, {}), 1000);
+  EXPECT_EQ(CorrectedReserveBytes(1000, {{500, 300}, {500, 499}}), 1000);
+  EXPECT_EQ(CorrectedReserveBytes(1000, {{500, 700}, {500, 600}}), 1200);
+}
+
+}  // namespace
+}  // namespace pipeweaver::semu

@@ -1,0 +1,109 @@
+#include "server/config.h"
+
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace pipeweaver::server {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string WriteFile(const std::string& name, const std::string& text) {
+  const std::string path = ::testing::TempDir() + "/" + name;
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(ConfigTest, FillsInEveryDefault) {
+  const auto config = CompleteConfig({});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->listen_address(), "127.0.0.1:7411");
+  EXPECT_EQ(config->metrics_address(), "127.0.0.1:7412");
+  EXPECT_EQ(config->search_budget_ms(), 50);
+  // What is complete stays as it is.
+  EXPECT_EQ(CompleteConfig(*config)->ShortDebugString(),
+            config->ShortDebugString());
+  const PlannerCoreOptions options = CoreOptions(*config);
+  EXPECT_EQ(options.search_budget, std::chrono::milliseconds(50));
+  EXPECT_EQ(options.steps.plan_ttl, std::chrono::seconds(600));
+  EXPECT_EQ(options.steps.max_plan_bytes, 1 << 30);
+}
+
+TEST(ConfigTest, ParsesTextAndNamesTheLineOfAnError) {
+  const auto config = ParseConfig("planner_threads: 3 reflection: true", "f");
+  ASSERT_TRUE(config.ok());
+  EXPECT_EQ(config->planner_threads(), 3);
+  const auto bad =
+      ParseConfig("planner_threads: 3\nplaner: 1\n", "f.textproto");
+  EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(bad.status().message()), HasSubstr("f.textproto:2:"));
+}
+
+struct BadConfig {
+  const char* name;
+  std::function<void(v1::ServerConfig*)> spoil;
+  const char* message;
+};
+
+class BadConfigTest : public ::testing::TestWithParam<BadConfig> {};
+
+TEST_P(BadConfigTest, IsRefused) {
+  v1::ServerConfig config;
+  GetParam().spoil(&config);
+  const auto complete = CompleteConfig(config);
+  ASSERT_EQ(complete.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(complete.status().message()),
+              HasSubstr(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, BadConfigTest,
+    ::testing::Values(
+        BadConfig{"Address",
+                  [](v1::ServerConfig* c) { c->set_listen_address("here"); },
+                  "listen_address: 'here', must be host:port or unix:path"},
+        BadConfig{"Port",
+                  [](v1::ServerConfig* c) {
+                    c->set_metrics_address("127.0.0.1:65536");
+                  },
+                  "metrics_address: '127.0.0.1:65536'"},
+        BadConfig{"MetricsOverUnix",
+                  [](v1::ServerConfig* c) { c->set_metrics_address("unix:a"); },
+                  "must be host:port or none"},
+        BadConfig{"Threads",
+                  [](v1::ServerConfig* c) { c->set_planner_threads(-1); },
+                  "planner_threads: -1, must be 1 .. 1024"},
+        BadConfig{"Bytes",
+                  [](v1::ServerConfig* c) { c->set_max_plan_bytes(1); },
+                  "max_plan_bytes: 1"},
+        BadConfig{"KeyWithoutCertificate",
+                  [](v1::ServerConfig* c) { c->set_key_file("k"); },
+                  "must be set both or neither"},
+        BadConfig{"ClientCaWithoutTls",
+                  [](v1::ServerConfig* c) { c->set_client_ca_file("ca"); },
+                  "client_ca_file: 'ca', needs cert_file"},
+        BadConfig{"MissingCertificate",
+                  [](v1::ServerConfig* c) {
+                    c->set_cert_file("/nonexistent/c");
+                    c->set_key_file("/nonexistent/k");
+                  },
+                  "cert_file: cannot read"},
+        BadConfig{"NotPem",
+                  [](v1::ServerConfig* c) {
+                    c->set_cert_file(WriteFile("not.pem", "text"));
+                    c->set_key_file(c->cert_file());
+                  },
+                  "is not a PEM file"},
+        BadConfig{"ShortToken",
+                  [](v1::ServerConfig* c) {
+                    c->set_token_file(WriteFile("token", "secret\n"));
+                  },
+                  "token_file"}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace pipeweaver::server

@@ -1,0 +1,329 @@
+// The real binary with the real planner: a job's way end to end, the metrics
+// page, bad flags, and SIGTERM under load.
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "client_agents/cc/planner_client.h"
+#include "client_agents/cc/program_check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+
+namespace pipeweaver::server {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string* binary = nullptr;  // set by main
+
+// A running pipeweaver_server.
+class ServerProcess {
+ public:
+  // Runs one that ends by itself, and takes what it prints.
+  explicit ServerProcess(std::vector<std::string> flags) {
+    FILE* lines = Spawn(std::move(flags));
+    char line[1024];
+    while (fgets(line, sizeof(line), lines) != nullptr) output_ += line;
+    fclose(lines);
+  }
+
+  // Starts one that serves, and waits for the line that says where.
+  static std::unique_ptr<ServerProcess> Serving(
+      std::vector<std::string> flags) {
+    flags.push_back("--listen_address=127.0.0.1:0");
+    flags.push_back("--metrics_address=127.0.0.1:0");
+    std::unique_ptr<ServerProcess> server(new ServerProcess());
+    FILE* lines = server->Spawn(std::move(flags));
+    char line[1024] = "";
+    EXPECT_NE(fgets(line, sizeof(line), lines), nullptr);
+    fclose(lines);
+    char address[256] = "";
+    int port = 0;
+    EXPECT_EQ(
+        std::sscanf(line, "listening on %255[^,], metrics on 127.0.0.1:%d",
+                    address, &port),
+        2)
+        << line;
+    server->address_ = address;
+    server->metrics_port_ = static_cast<uint16_t>(port);
+    return server;
+  }
+
+  ~ServerProcess() {
+    if (pid_ < 0) return;
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+
+  void Terminate() { kill(pid_, SIGTERM); }
+  // Exit code; -1 when a signal ended it.
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  const std::string& output() const { return output_; }
+  const std::string& address() const { return address_; }
+
+  std::string MetricsPage() const {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in to = {};
+    to.sin_family = AF_INET;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    to.sin_port = htons(metrics_port_);
+    std::string page;
+    if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0) {
+      const std::string request =
+          "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n";
+      Must(write(fd, request.data(), request.size()) ==
+           static_cast<ssize_t>(request.size()));
+      char buffer[4096];
+      ssize_t n;
+      while ((n = read(fd, buffer, sizeof(buffer))) > 0) {
+        page.append(buffer, n);
+      }
+    }
+    close(fd);
+    return page;
+  }
+
+  // Value of the sample whose line starts with `sample`; -1: not there.
+  double Metric(const std::string& sample) const {
+    const std::string page = MetricsPage();
+    const size_t at = page.find("\n" + sample + " ");
+    double value = -1;
+    if (at == std::string::npos) return value;
+    const size_t begin = at + sample.size() + 2;
+    if (!absl::SimpleAtod(page.substr(begin, page.find('\n', begin) - begin),
+                          &value)) {
+      return -1;
+    }
+    return value;
+  }
+
+ private:
+  ServerProcess() = default;
+
+  // Starts the binary; returns its standard output.
+  FILE* Spawn(std::vector<std::string> flags) {
+    int out[2];
+    Must(pipe(out) == 0);
+    flags.insert(flags.begin(), *binary);
+    std::vector<char*> argv;
+    for (std::string& flag : flags) argv.push_back(flag.data());
+    argv.push_back(nullptr);
+    pid_ = fork();
+    Must(pid_ >= 0);
+    if (pid_ == 0) {
+      dup2(out[1], STDOUT_FILENO);
+      close(out[0]);
+      close(out[1]);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    close(out[1]);
+    return fdopen(out[0], "r");
+  }
+
+  static void Must(bool ok) {
+    if (ok) return;
+    std::perror("pipeweaver_server_test");
+    std::abort();
+  }
+
+  pid_t pid_ = -1;
+  std::string output_;
+  std::string address_;
+  uint16_t metrics_port_ = 0;
+};
+
+client::PlannerClient Connect(const ServerProcess& server) {
+  client::PlannerClientOptions options;
+  options.call_timeout = std::chrono::seconds(60);
+  return *client::PlannerClient::Create(server.address(), options);
+}
+
+v1::RegisterJobResponse Register(client::PlannerClient& client,
+                                 const v1::Job& job) {
+  v1::RegisterJobRequest request;
+  request.set_request_id("start");
+  *request.mutable_job() = job;
+  const auto registered = client.RegisterJob(request);
+  EXPECT_TRUE(registered.ok()) << registered.status();
+  v1::ConfirmLayoutRequest confirm;
+  confirm.set_job(job.name());
+  confirm.set_attempt(registered->attempt());
+  confirm.set_layout_digest(registered->layout_digest());
+  EXPECT_TRUE(client.ConfirmLayout(confirm).ok());
+  return *registered;
+}
+
+v1::SubmitStepRequest Submission(const v1::Job& job,
+                                 const v1::RegisterJobResponse& registered,
+                                 uint64_t step, int microbatches) {
+  v1::SubmitStepRequest request;
+  request.mutable_key()->set_job(job.name());
+  request.mutable_key()->set_attempt(registered.attempt());
+  request.mutable_key()->set_step(step);
+  request.set_layout_digest(registered.layout_digest());
+  semu::SampleOptions options;
+  options.seed = step;
+  options.microbatches = microbatches;
+  *request.mutable_batch() = *semu::SampleBatch(job, options);
+  return request;
+}
+
+TEST(PipeweaverServerTest, BadFlagsEndItWithTwo) {
+  EXPECT_EQ(ServerProcess({"--validate", "--planner_threads=-1"}).Wait(), 2);
+  EXPECT_EQ(ServerProcess({"--config=/nonexistent"}).Wait(), 2);
+}
+
+TEST(PipeweaverServerTest, ValidatePrintsTheConfigWithFlagsOverTheFile) {
+  const std::string path = ::testing::TempDir() + "/server.textproto";
+  std::ofstream(path) << "planner_threads: 3 drain_ms: 77\n";
+  ServerProcess server(
+      {"--validate", "--config=" + path, "--planner_threads=5"});
+  EXPECT_EQ(server.Wait(), 0);
+  EXPECT_THAT(server.output(), HasSubstr("planner_threads: 5\n"));
+  EXPECT_THAT(server.output(), HasSubstr("drain_ms: 77\n"));
+}
+
+TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::RegisterJobResponse registered = Register(client, job);
+  v1::SubmitStepRequest step = Submission(job, registered, 0, 8);
+  step.set_seed(7);
+  step.set_budget_evaluations(20);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  const auto plan = client.GetPlan(step.key());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->report().certified());
+  EXPECT_GE(plan->report().gap(), 0);
+  for (int rank = 0; rank < job.parallelism().pipeline_parallel(); ++rank) {
+    const auto program = client.GetProgram(step.key(), rank);
+    ASSERT_TRUE(program.ok()) << program.status();
+    EXPECT_EQ(program->plan_digest(), plan->plan_digest());
+    const auto checked = client::CheckProgram(*program, step.key(), rank);
+    EXPECT_TRUE(checked.ok()) << checked.status();
+  }
+
+  // The emulator, asked again under the same conditions, says the same.
+  v1::SimulatePlanRequest simulate;
+  *simulate.mutable_key() = step.key();
+  const auto simulated = client.SimulatePlan(simulate);
+  ASSERT_TRUE(simulated.ok()) << simulated.status();
+  EXPECT_EQ(simulated->makespan_ns(0), plan->report().makespan_ns());
+  simulate.set_bandwidth_factor(0.01);
+  EXPECT_GT(client.SimulatePlan(simulate)->makespan_ns(0),
+            plan->report().makespan_ns());
+
+  // Another server, given the same, seals the same plan.
+  const auto other = ServerProcess::Serving({"--planner_threads=3"});
+  client::PlannerClient other_client = Connect(*other);
+  EXPECT_EQ(Register(other_client, job).layout_digest(),
+            registered.layout_digest());
+  ASSERT_TRUE(other_client.SubmitStep(step).ok());
+  EXPECT_EQ(other_client.GetPlan(step.key())->plan_digest(),
+            plan->plan_digest());
+
+  EXPECT_EQ(server->Metric("pipeweaver_jobs"), 1);
+  EXPECT_EQ(server->Metric(
+                "pipeweaver_plans_sealed_total{origin=\"search_finished\"}"),
+            1);
+}
+
+TEST(PipeweaverServerTest, SigtermUnderLoadLosesNoAcceptedCall) {
+  const auto server =
+      ServerProcess::Serving({"--search_budget_ms=1500", "--drain_ms=30000"});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::RegisterJobResponse registered = Register(client, job);
+  constexpr int kSteps = 3;
+  std::vector<v1::PlanKey> keys;
+  for (int step = 0; step < kSteps; ++step) {
+    const v1::SubmitStepRequest request = Submission(job, registered, step, 8);
+    ASSERT_TRUE(client.SubmitStep(request).ok());
+    keys.push_back(request.key());
+  }
+  // Reads that wait, and calls that come and go.
+  const int ranks = job.parallelism().pipeline_parallel();
+  std::atomic<int> read = 0;
+  std::vector<std::thread> threads;
+  for (const v1::PlanKey& key : keys) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      threads.emplace_back([&, rank] {
+        const auto program = client.GetProgram(key, rank);
+        EXPECT_TRUE(program.ok()) << program.status();
+        ++read;
+      });
+    }
+  }
+  while (server->Metric("pipeweaver_rpcs_in_flight") < kSteps * ranks) {
+    ASSERT_EQ(read, 0) << "the plans came too soon for this test";
+  }
+  std::atomic<int> answered = 0;
+  std::atomic<bool> over = false;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&] {
+      client::PlannerClientOptions options;
+      options.call_timeout = std::chrono::seconds(5);
+      auto own = *client::PlannerClient::Create(server->address(), options);
+      v1::DescribeJobRequest request;
+      request.set_job(job.name());
+      while (!over) {
+        const absl::Status status = own.DescribeJob(request).status();
+        if (status.ok()) {
+          ++answered;
+          continue;
+        }
+        // Refused, not lost.
+        EXPECT_TRUE(status.code() == absl::StatusCode::kUnavailable ||
+                    status.code() == absl::StatusCode::kDeadlineExceeded)
+            << status;
+      }
+    });
+  }
+  while (answered < 100) std::this_thread::yield();
+  server->Terminate();
+  EXPECT_EQ(server->Wait(), 0);
+  over = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(read, kSteps * ranks);
+}
+
+}  // namespace
+}  // namespace pipeweaver::server
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleMock(&argc, argv);
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: %s SERVER_BINARY\n", argv[0]);
+    return 2;
+  }
+  std::string path = argv[1];
+  pipeweaver::server::binary = &path;
+  return RUN_ALL_TESTS();
+}
