@@ -1,6 +1,10 @@
 """What the executor promises besides right gradients."""
 
+import ctypes
+import pathlib
 import random
+import subprocess
+import tempfile
 import unittest
 
 import torch
@@ -14,6 +18,7 @@ from pipeweaver.program import BadProgram, check_program
 from pipeweaver.torch import (
     ExecutorOptions, Hooks, PipelineExecutor, StageContext)
 from pipeweaver.torch.chunk import ChunkRunner
+from pipeweaver.torch.cupti import CuptiHooks
 from pipeweaver.torch.transport import Transport
 from pipeweaver.v1 import plan_pb2
 from ranks import run_ranks
@@ -67,7 +72,7 @@ def evaluate(rank, transport, job, batch, programs):
 
 class Recorder(Hooks):
     def __init__(self):
-        self.ids, self.depth = [], 0
+        self.ids, self.depth, self.names, self.layers = [], 0, [], 0
 
     def push(self, correlation_id):
         self.ids.append(correlation_id)
@@ -75,6 +80,13 @@ class Recorder(Hooks):
 
     def pop(self):
         self.depth -= 1
+
+    def layer_begin(self, annotation):
+        self.names.append(annotation)
+        self.layers += 1
+
+    def layer_end(self):
+        self.layers -= 1
 
 
 class ExecutorTest(unittest.TestCase):
@@ -102,7 +114,11 @@ class ExecutorTest(unittest.TestCase):
         made = plans.random_plan(JobView(job), batch, 1, key=KEY)
         hooks = Recorder()
         _, result = run_plan(0, NoTransport(), job, batch, made, hooks=hooks)
-        self.assertEqual(hooks.depth, 0)
+        self.assertEqual((hooks.depth, hooks.layers), (0, 0))
+        for name in ("forward", "backward", "input_grad", "weight_grad"):
+            self.assertTrue(any(
+                n.startswith(f"pw:module=vision,layer=transformer,pass={name},"
+                             "items=") for n in hooks.names), name)
         count = len(plan_pb2.ActionColumns.FromString(made[0].actions).kind)
         self.assertEqual(hooks.ids, [(3 << 32) + i for i in range(count)])
         self.assertEqual(len(result.start_offset_ns), count)
@@ -159,6 +175,35 @@ class ExecutorTest(unittest.TestCase):
             PipelineExecutor(view, 0, modules, NoTransport())
 
 
+class CuptiTest(unittest.TestCase):
+
+    def test_tells_the_library_where_the_trainer_is(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder) / "fake.c"
+            source.write_text("""
+                #include <stdio.h>
+                #include <stdint.h>
+                static char said[256];
+                void pw_cupti_start(void) {}
+                void pw_cupti_step(int64_t n) { snprintf(said, 256, "step %d", (int)n); }
+                void pw_cupti_push(const char* a) { snprintf(said, 256, "push %s", a); }
+                void pw_cupti_pop(void) { snprintf(said, 256, "pop"); }
+                const char* last(void) { return said; }
+                """)
+            library = str(pathlib.Path(folder) / "libfake.so")
+            subprocess.run(["gcc", "-shared", "-fPIC", "-o", library,
+                            str(source)], check=True)
+            hooks = CuptiHooks(library)
+            last = ctypes.CDLL(library).last
+            last.restype = ctypes.c_char_p
+            hooks.step(7)
+            self.assertEqual(last(), b"step 7")
+            hooks.layer_begin("pw:module=a")
+            self.assertEqual(last(), b"push pw:module=a")
+            hooks.layer_end()
+            self.assertEqual(last(), b"pop")
+
+
 class Dropping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -198,7 +243,7 @@ class ChunkTest(unittest.TestCase):
             runner.wait_copies(tape)
         [dx] = runner.backward(tape, [torch.ones_like(out[0])], 1.0, split)
         gradients = {}
-        for p, g in ChunkRunner.weight_gradients(tape):
+        for p, g in runner.weight_gradients(tape):
             gradients[p] = gradients.get(p, 0) + g
         runner.close()
         return [out[0], dx, gradients[layer.proj.weight],
