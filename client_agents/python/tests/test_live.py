@@ -18,7 +18,7 @@ from pipeweaver.job import BatchView
 from pipeweaver.split import split_batch
 from pipeweaver.v1 import plan_pb2
 from ranks import run_ranks
-from test_agent import free_port, train
+from test_agent import free_port, superseded, train
 
 BINARY = pathlib.Path(os.environ.get(
     "PIPEWEAVER_SERVER_BINARY", pathlib.Path(__file__).resolve().parents[3] /
@@ -130,6 +130,11 @@ class LiveTest(unittest.TestCase):
             total = sum(a[0][step][0] for a in answers)
             expected = answers[0][0][step][1]
             self.assertLessEqual(abs(total - expected), 1e-9 * abs(expected))
+
+    def test_a_newer_attempt_stops_the_older(self):
+        [(found, origin, counters)] = run_ranks(1, "none", superseded, self.port)
+        self.assertTrue(found, counters)
+        self.assertEqual(origin, SAFE)
 
     def test_example_trains(self):
         examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
