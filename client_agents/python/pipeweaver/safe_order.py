@@ -66,9 +66,9 @@ def safe_order(problem: Problem,
                most_in_flight: int = 0) -> List[List[Scheduled]]:
     """The stages of each rank in order. Raises DoesNotFit.
 
-    most_in_flight: rule 5's number of groups; 0: as many as ranks.
+    most_in_flight: rule 5's number of groups; 0: twice as many as ranks.
     """
-    return _Builder(problem, most_in_flight or problem.ranks).run()
+    return _Builder(problem, most_in_flight or 2 * problem.ranks).run()
 
 
 class _Builder:

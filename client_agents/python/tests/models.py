@@ -157,6 +157,9 @@ def make_batch(job: job_pb2.Job, rng: random.Random, microbatches: int,
         edge = next(i for i, e in enumerate(job.edges) if e.consumer == "dit")
         # Every text is consumed; the last clip takes what is left over.
         uses = [(i, min(i, len(clips) - 1)) for i in range(count)]
+        # Some are consumed by two clips.
+        uses += [(i, c) for i in range(count) for c in range(len(clips))
+                 if (i, c) not in uses and rng.random() < 0.3]
         mb.uses.add(edge=edge, producer_item=[p for p, _ in uses],
                     consumer_item=[c for _, c in uses])
     return batch

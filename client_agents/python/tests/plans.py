@@ -39,43 +39,53 @@ def choice_table(job: JobView, names: Sequence[str], rng: random.Random):
 def random_line(graph: StepGraph, rng: random.Random, split_share: float,
                 num_choices: int) -> List[Tuple[int, Scheduled]]:
     """Any order of all stages in which each stands behind what it needs."""
-    forward, backward, line = set(), set(), []
     todo = []
     for s, sweep in enumerate(graph.sweeps):
         for k, rank in enumerate(sweep.ranks):
             choice = rng.randrange(num_choices)
-            todo.append((rank, Scheduled("F", s, k, choice)))
             module = graph.split.subs[sweep.sub].module
-            if not sweep.backward:
-                continue
-            if graph.job.trainable[module] and rng.random() < split_share:
-                todo.append((rank, Scheduled("I", s, k, choice)))
-                todo.append((rank, Scheduled("W", s, k, choice)))
-            else:
-                todo.append((rank, Scheduled("B", s, k, choice)))
-    # Some lines run backwards early, some pile forwards up.
-    eager = rng.random()
-
-    def ready(stage):
+            kinds = "F"
+            if sweep.backward:
+                kinds = "FIW" if graph.job.trainable[module] and (
+                    rng.random() < split_share) else "FB"
+            todo += [(rank, Scheduled(kind, s, k, choice)) for kind in kinds]
+    made = {}  # (forward, sweep, stage) -> index of the stage that makes it
+    for i, (_, stage) in enumerate(todo):
+        if stage.kind != "W":
+            made[stage.kind == "F", stage.sweep, stage.stage] = i
+    left = [0] * len(todo)
+    dependents = [[] for _ in todo]
+    for i, (_, stage) in enumerate(todo):
         at = (stage.sweep, stage.stage)
         if stage.kind == "F":
-            return all(x in forward for x in graph.forward_inputs(*at))
-        if stage.kind == "W":
-            return at in backward
-        return at in forward and all(
-            x in backward for x in graph.forward_outputs(*at)
-            if graph.sweeps[x[0]].backward)
-
-    while todo:
-        can = [i for i, (_, stage) in enumerate(todo) if ready(stage)]
-        late = [i for i in can if todo[i][1].kind in "BI"]
-        pick = rng.choice(late if late and rng.random() < eager else can)
-        rank, stage = todo.pop(pick)
-        line.append((rank, stage))
-        if stage.kind == "F":
-            forward.add((stage.sweep, stage.stage))
-        elif stage.kind in "BI":
-            backward.add((stage.sweep, stage.stage))
+            needs = [(True, *x) for x in graph.forward_inputs(*at)]
+        elif stage.kind == "W":
+            needs = [(False, *at)]
+        else:
+            needs = [(True, *at)] + [
+                (False, *x) for x in graph.forward_outputs(*at)
+                if graph.sweeps[x[0]].backward]
+        left[i] = len(needs)
+        for need in needs:
+            dependents[made[need]].append(i)
+    # Some lines run backwards early, some pile forwards up.
+    eager = rng.random()
+    ready = {True: [], False: []}  # by: is a backward
+    for i, n in enumerate(left):
+        if n == 0:
+            ready[todo[i][1].kind in "BI"].append(i)
+    line = []
+    while ready[True] or ready[False]:
+        if ready[True] and ready[False]:
+            pool = ready[rng.random() < eager]
+        else:
+            pool = ready[True] or ready[False]
+        i = pool.pop(rng.randrange(len(pool)))
+        line.append(todo[i])
+        for j in dependents[i]:
+            left[j] -= 1
+            if left[j] == 0:
+                ready[todo[j][1].kind in "BI"].append(j)
     return line
 
 

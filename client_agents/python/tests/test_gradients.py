@@ -42,8 +42,16 @@ def distance(a, b):
     return float((a - b).abs().max() / max(float(b.abs().max()), 1e-30))
 
 
-def train(rank, transport, model, ranks, frozen, v, dtype):
-    job = JobView(models.make_job(model, ranks, frozen, v))
+def made_steps(job):
+    """Batch, key and all ranks' programs of each step."""
+    steps = []
+    for step in range(STEPS):
+        batch = models.make_batch(job.job, random.Random(step), 2 + step % 2)
+        steps.append((batch, *programs_of_step(job, batch, step)))
+    return steps
+
+
+def train(rank, transport, model, job, steps, dtype):
     plain = models.build_model(job, model, 1, dtype)
     mine = copy.deepcopy(plain)
     announced = []
@@ -61,11 +69,8 @@ def train(rank, transport, model, ranks, frozen, v, dtype):
     trained = {(m, s, k) for m, s, k in job.local_chunks(rank)
                if job.trainable[m] and job.chunks[m][s][k].num_layers}
     losses = []
-    for step in range(STEPS):
-        rng = random.Random(step)
-        batch = models.make_batch(job.job, rng, 2 + step % 2)
+    for step, (batch, made, key) in enumerate(steps):
         data = models.Data(job, batch, step, dtype)
-        made, key = programs_of_step(job, batch, step)
         checked = check_program(made[rank], key, rank)
         announced.clear()
         result = executor.run(executor.prepare(checked, batch), data)
@@ -102,8 +107,9 @@ def train(rank, transport, model, ranks, frozen, v, dtype):
 class GradientTest(unittest.TestCase):
 
     def check(self, transport, model, ranks, frozen, v, dtype):
-        answers = run_ranks(ranks, transport, train, model, ranks, frozen, v,
-                            dtype)
+        job = JobView(models.make_job(model, ranks, frozen, v))
+        answers = run_ranks(ranks, transport, train, model, job,
+                            made_steps(job), dtype)
         for step in range(STEPS):
             total = sum(a[step][0] or 0.0 for a in answers)
             expected = answers[0][step][1]

@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import time
 import unittest
 
@@ -17,7 +18,7 @@ from pipeweaver.job import BatchView
 from pipeweaver.split import split_batch
 from pipeweaver.v1 import plan_pb2
 from ranks import run_ranks
-from test_agent import free_port, train
+from test_agent import free_port, superseded, train
 
 BINARY = pathlib.Path(os.environ.get(
     "PIPEWEAVER_SERVER_BINARY", pathlib.Path(__file__).resolve().parents[3] /
@@ -129,6 +130,23 @@ class LiveTest(unittest.TestCase):
             total = sum(a[0][step][0] for a in answers)
             expected = answers[0][0][step][1]
             self.assertLessEqual(abs(total - expected), 1e-9 * abs(expected))
+
+    def test_a_newer_attempt_stops_the_older(self):
+        [(found, origin, counters)] = run_ranks(1, "none", superseded, self.port)
+        self.assertTrue(found, counters)
+        self.assertEqual(origin, SAFE)
+
+    def test_example_trains(self):
+        examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
+        for model in ("vlm", "t2v"):
+            out = subprocess.run(
+                [sys.executable, str(examples / "train_vlm.py"), "--steps=2",
+                 "--microbatches=2", f"--model={model}",
+                 f"--server=127.0.0.1:{self.port}"], check=True, timeout=180,
+                stdout=subprocess.PIPE, text=True).stdout
+            self.assertRegex(out, r"step 1: loss [0-9.]+, plan program, measured "
+                             r"[0-9.]+ ms, predicted [0-9.]+ ms, planned in")
+            self.assertIn("counters: {'steps_plan': 2}", out)
 
     def test_vlm(self):
         self.check("vlm", 2)

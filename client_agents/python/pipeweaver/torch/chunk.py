@@ -129,10 +129,11 @@ _recorder = _LinearRecorder()
 
 
 class _LayerRecord:
-    __slots__ = ("layer", "mode", "inputs", "outputs", "losses", "calls",
+    __slots__ = ("index", "layer", "mode", "inputs", "outputs", "losses", "calls",
                  "slots", "rng", "needs_grad")
 
-    def __init__(self, layer: nn.Module, mode: str, inputs: State):
+    def __init__(self, index: int, layer: nn.Module, mode: str, inputs: State):
+        self.index = index  # in the chunk
         self.layer = layer
         self.mode = mode
         self.inputs = inputs
@@ -153,7 +154,7 @@ class StageTape:
         self.context = context
         self.num_inputs = num_inputs
         # Set by the backward of a split pair, used by its weight gradient.
-        self.calls: List[Tuple[nn.Linear, Tensor, Tensor]] = []
+        self.calls: List[Tuple[int, nn.Linear, Tensor, Tensor]] = []
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
 
@@ -175,12 +176,24 @@ def _storage(tensor: Tensor) -> int:
     return tensor.storage().data_ptr()
 
 
+class LayerTracer:
+    """Told which layer's pass runs; see Hooks in executor.py."""
+
+    def begin(self, layer: int, what: str, context: StageContext) -> None:
+        """what: forward, backward, input_grad or weight_grad."""
+
+    def end(self) -> None:
+        """The pass is over."""
+
+
 class ChunkRunner:
     """The layers of one chunk. Not thread-safe, like autograd's users."""
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device,
-                 copy_stream: Any = None):
+                 copy_stream: Any = None,
+                 tracer: Optional["LayerTracer"] = None):
         self.layers = list(layers)
+        self.tracer = tracer
         self.device = device
         self.copy_stream = copy_stream
         owners: dict = {}
@@ -194,9 +207,10 @@ class ChunkRunner:
             for layer in self.layers]
         self._weight_storages = {_storage(p) for p in owners}
         # A weight that other modules use, too, gets its gradient in one piece.
+        modules = dict.fromkeys(module for layer in self.layers
+                                for module in layer.modules())
         self._handles = [
-            module.register_forward_hook(_recorder.hook)
-            for layer in self.layers for module in layer.modules()
+            module.register_forward_hook(_recorder.hook) for module in modules
             if isinstance(module, nn.Linear) and
             all(owners[p] == {module} for p in module.parameters())]
 
@@ -217,8 +231,10 @@ class ChunkRunner:
         losses: List[Tensor] = []
         if not backward:
             with torch.no_grad():
-                for layer in self.layers:
+                for i, layer in enumerate(self.layers):
+                    self._begin(i, "forward", context)
                     state, found = self._call(layer, state, context, KEEP)
+                    self._end()
                     losses += found
             return state, None, losses
         records: List[_LayerRecord] = []
@@ -227,7 +243,8 @@ class ChunkRunner:
         for i, (layer, mode) in enumerate(zip(self.layers, modes)):
             inputs = tuple(t.detach().requires_grad_(n)
                            for t, n in zip(state, needs))
-            record = _LayerRecord(layer, mode, inputs)
+            record = _LayerRecord(i, layer, mode, inputs)
+            self._begin(i, "forward", context)
             record.needs_grad = any(needs) or bool(self._layer_parameters[i])
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
@@ -240,10 +257,19 @@ class ChunkRunner:
                 self._run_recorded(record, context, split)
                 state, found = record.outputs, record.losses
                 needs = [t.requires_grad for t in state]
+            self._end()
             losses += [x.detach() for x in found]
             state = tuple(t.detach() for t in state)
             records.append(record)
         return state, StageTape(records, context, num_inputs), losses
+
+    def _begin(self, layer: int, what: str, context: StageContext) -> None:
+        if self.tracer is not None:
+            self.tracer.begin(layer, what, context)
+
+    def _end(self) -> None:
+        if self.tracer is not None:
+            self.tracer.end()
 
     @staticmethod
     def _passed_on(output: Tensor, inputs: State, needs_grad: bool) -> bool:
@@ -364,8 +390,12 @@ class ChunkRunner:
         """
         gradients: List[Optional[Tensor]] = list(output_gradients)
         while tape.records:
-            gradients = self._layer_backward(tape.records.pop(), tape,
-                                             gradients, loss_scale, split)
+            record = tape.records.pop()
+            self._begin(record.index, "input_grad" if split else "backward",
+                        tape.context)
+            gradients = self._layer_backward(record, tape, gradients,
+                                             loss_scale, split)
+            self._end()
         if not gradients:
             gradients = [None] * tape.num_inputs
         return gradients
@@ -408,7 +438,8 @@ class ChunkRunner:
         at = len(wanted)
         for call, dy in zip(record.calls, found[at:]):
             if dy is not None:
-                tape.calls.append((call.module, call.x.tensor, dy))
+                tape.calls.append(
+                    (record.index, call.module, call.x.tensor, dy))
         at += len(record.calls)
         tape.gradients += [(p, g) for p, g in zip(whole, found[at:])
                            if g is not None]
@@ -416,18 +447,19 @@ class ChunkRunner:
         return [next(by_input) if t.requires_grad else None
                 for t in record.inputs]
 
-    @staticmethod
-    def weight_gradients(tape: StageTape
+    def weight_gradients(self, tape: StageTape
                          ) -> List[Tuple[nn.Parameter, Tensor]]:
         """What the tape's stage adds to the weights' gradients."""
         gradients = tape.gradients
         with torch.no_grad():
-            for module, x, dy in tape.calls:
+            for index, module, x, dy in tape.calls:
+                self._begin(index, "weight_grad", tape.context)
                 dy = dy.reshape(-1, dy.shape[-1])
                 x = x.reshape(-1, x.shape[-1]).to(dy.dtype)
                 gradients.append((module.weight, dy.t() @ x))
                 if module.bias is not None and module.bias.requires_grad:
                     gradients.append((module.bias, dy.sum(0)))
+                self._end()
         tape.calls, tape.gradients = [], []
         return gradients
 

@@ -21,9 +21,10 @@ from pipeweaver.job import (
     BatchView, EdgeCrossing, JobView, SplitView, Stage, SubMicrobatch)
 from pipeweaver.program import BadProgram, CheckedProgram
 from pipeweaver.torch.chunk import (
-    ChunkRunner, StageContext, StageTape, State, layer_modes, leanest)
+    ChunkRunner, LayerTracer, StageContext, StageTape, State, layer_modes,
+    leanest)
 from pipeweaver.torch.transport import Post, Transport, flatten, unflatten
-from pipeweaver.v1 import batch_pb2
+from pipeweaver.v1 import batch_pb2, job_pb2
 
 DataFunction = Callable[[int, int, Tuple[int, ...]], Any]
 
@@ -104,6 +105,9 @@ class PipelineModule:
 class Hooks:
     """What a profiler overrides to follow the actions. Does nothing itself."""
 
+    def step(self, step: int) -> None:
+        """A step begins."""
+
     def push(self, correlation_id: int) -> None:
         """Before an action; the id is step * 2^32 + the action's index."""
 
@@ -112,6 +116,40 @@ class Hooks:
 
     def before(self, kind: int, stage: Stage) -> None:
         """Before an action, past push()."""
+
+    def layer_begin(self, annotation: str) -> None:
+        """Before a layer's pass; the annotation names module, kind of layer,
+        pass and sizes as LayerKey in profile.proto says."""
+
+    def layer_end(self) -> None:
+        """After it."""
+
+
+class _Tracer(LayerTracer):
+    """Names the passes of a chunk's layers to the hooks."""
+
+    def __init__(self, job: JobView, module: int, first_layer: int,
+                 hooks: Hooks):
+        self._hooks = hooks
+        self._module = job.module_name(module)
+        self._kinds = [
+            job_pb2.LayerKind.Name(group.kind)[len("LAYER_KIND_"):].lower()
+            for group in job.job.modules[module].layers
+            for _ in range(group.count)][first_layer:]
+        parallelism = job.job.parallelism
+        self._end_of_name = (f",tp={parallelism.tensor_parallel or 1}"
+                             f",cp={parallelism.context_parallel or 1}")
+
+    def begin(self, layer: int, what: str, context: StageContext) -> None:
+        tokens = context.sub.item_tokens
+        self._hooks.layer_begin(
+            f"pw:module={self._module},layer={self._kinds[layer]},pass={what},"
+            f"items={len(tokens)},tokens={sum(tokens)},"
+            f"sum_squares={sum(n * n for n in tokens)},"
+            f"max_tokens={max(tokens)}{self._end_of_name}")
+
+    def end(self) -> None:
+        self._hooks.layer_end()
 
 
 @dataclasses.dataclass
@@ -214,7 +252,10 @@ class PipelineExecutor:
                     f"module {job.module_name(m)!r}, segment {s}, chunk {k}: "
                     f"the layout puts {count} layers here, the trainer gave "
                     f"{'none' if layers is None else len(layers)}")
-            self._runners[m, s, k] = ChunkRunner(layers, self.device, stream)
+            self._runners[m, s, k] = ChunkRunner(
+                layers, self.device, stream,
+                _Tracer(job, m, job.chunks[m][s][k].first_layer, hooks)
+                if hooks is not None else None)
 
     def close(self) -> None:
         for runner in self._runners.values():
@@ -494,7 +535,10 @@ class _Run:
         if on_device:
             torch.cuda.reset_peak_memory_stats(executor.device)
         hooks = executor.hooks
-        base = self.prepared.checked.program.identity.key.step << 32
+        step = self.prepared.checked.program.identity.key.step
+        base = step << 32
+        if hooks is not None:
+            hooks.step(step)
         times = self.options.record_times
         starts: List[int] = []
         durations: List[int] = []
@@ -624,7 +668,8 @@ class _Run:
     def _weight_grad(self, op: _Op) -> None:
         sub = self.split.subs[op.stage[0]]
         key = (sub.module, op.stage[1], op.stage[2])
-        gradients = ChunkRunner.weight_gradients(self.tapes.pop(op.stage))
+        gradients = self.executor._runners[key].weight_gradients(
+            self.tapes.pop(op.stage))
         if not self.options.deterministic:
             self._accumulate(gradients)
             return

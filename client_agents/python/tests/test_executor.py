@@ -1,0 +1,273 @@
+"""What the executor promises besides right gradients."""
+
+import ctypes
+import pathlib
+import random
+import subprocess
+import tempfile
+import unittest
+
+import torch
+from torch import nn
+
+import models
+import plans
+from pipeweaver import digest
+from pipeweaver.job import JobView, SubMicrobatch
+from pipeweaver.program import BadProgram, check_program
+from pipeweaver.torch import (
+    ExecutorOptions, Hooks, PipelineExecutor, StageContext)
+from pipeweaver.torch.chunk import ChunkRunner
+from pipeweaver.torch.cupti import CuptiHooks
+from pipeweaver.torch.transport import Transport
+from pipeweaver.v1 import plan_pb2
+from ranks import run_ranks
+
+KEY = plan_pb2.PlanKey(job="j", step=3)
+
+
+class NoTransport(Transport):
+    def post(self, posts, batched):
+        raise AssertionError("nothing to post")
+
+    def wait(self, handle):
+        raise AssertionError("nothing to wait for")
+
+
+def run_plan(rank, transport, job, batch, programs, deterministic=True,
+             hooks=None):
+    """Gradients of the rank's weights, and its loss."""
+    view = JobView(job)
+    layers = models.build_model(view, "vlm", 1, torch.float32)
+    executor = PipelineExecutor(
+        view, rank, models.pipeline_modules(view, layers, rank), transport,
+        options=ExecutorOptions(deterministic=deterministic), hooks=hooks)
+    result = executor.run(
+        executor.prepare(check_program(programs[rank], KEY, rank), batch),
+        models.Data(view, batch, 0, torch.float32))
+    return [p.grad for p in executor.parameters()], result
+
+
+def reproduce(rank, transport, job, batch, first, second):
+    a, loss_a = run_plan(rank, transport, job, batch, first)
+    b, loss_b = run_plan(rank, transport, job, batch, second)
+    for x, y in zip(a, b):
+        if x is None or not torch.equal(x, y):
+            raise AssertionError("gradients differ")
+    if loss_a.loss is not None and not torch.equal(loss_a.loss, loss_b.loss):
+        raise AssertionError("losses differ")
+    return len(a)
+
+
+def evaluate(rank, transport, job, batch, programs):
+    gradients, result = run_plan(rank, transport, job, batch, programs)
+    if any(g is not None for g in gradients):
+        raise AssertionError("a forward-only step left gradients")
+    view = JobView(job)
+    expected = models.reference_step(
+        view, models.build_model(view, "vlm", 1, torch.float32), batch,
+        models.Data(view, batch, 0, torch.float32))
+    return float(result.loss or 0.0), float(expected)
+
+
+class Recorder(Hooks):
+    def __init__(self):
+        self.ids, self.depth, self.names, self.layers = [], 0, [], 0
+
+    def push(self, correlation_id):
+        self.ids.append(correlation_id)
+        self.depth += 1
+
+    def pop(self):
+        self.depth -= 1
+
+    def layer_begin(self, annotation):
+        self.names.append(annotation)
+        self.layers += 1
+
+    def layer_end(self):
+        self.layers -= 1
+
+
+class ExecutorTest(unittest.TestCase):
+
+    def test_losses_and_gradients_reproduce_bit_by_bit(self):
+        job = models.make_job("vlm", 2)
+        batch = models.make_batch(job, random.Random(1), 4)
+        first, second = (plans.random_plan(
+            JobView(job), batch, seed, 0.0, ("keep", "full"), KEY,
+            split_as_planned=True) for seed in (1, 2))
+        self.assertNotEqual(first[0].actions, second[0].actions)
+        for count in run_ranks(2, "gloo", reproduce, job, batch, first, second):
+            self.assertGreater(count, 10)
+
+    def test_forward_only_step(self):
+        job = models.make_job("vlm", 2)
+        batch = models.make_batch(job, random.Random(1), 3, forward_only=True)
+        made = plans.random_plan(JobView(job), batch, 1, key=KEY)
+        answers = run_ranks(2, "gloo", evaluate, job, batch, made)
+        self.assertAlmostEqual(sum(a for a, _ in answers), answers[0][1], 4)
+
+    def test_hooks_see_every_action(self):
+        job = models.make_job("vlm", 1)
+        batch = models.make_batch(job, random.Random(1), 2)
+        made = plans.random_plan(JobView(job), batch, 1, key=KEY)
+        hooks = Recorder()
+        _, result = run_plan(0, NoTransport(), job, batch, made, hooks=hooks)
+        self.assertEqual((hooks.depth, hooks.layers), (0, 0))
+        for name in ("forward", "backward", "input_grad", "weight_grad"):
+            self.assertTrue(any(
+                n.startswith(f"pw:module=vision,layer=transformer,pass={name},"
+                             "items=") for n in hooks.names), name)
+        count = len(plan_pb2.ActionColumns.FromString(made[0].actions).kind)
+        self.assertEqual(hooks.ids, [(3 << 32) + i for i in range(count)])
+        self.assertEqual(len(result.start_offset_ns), count)
+        self.assertEqual(result.start_offset_ns,
+                         sorted(result.start_offset_ns))
+
+    def refuses(self, message, change, ranks=2):
+        """A program that passes its check, but not the executor's."""
+        job = models.make_job("vlm", ranks)
+        view = JobView(job)
+        batch = models.make_batch(job, random.Random(1), 2)
+        program = plans.random_plan(view, batch, 1, key=KEY)[0]
+        actions = plan_pb2.ActionColumns.FromString(program.actions)
+        change(actions, program)
+        program.actions = actions.SerializeToString()
+        program.rank_digests[0] = digest.sha256(program.actions)
+        program.plan_digest = digest.plan_digest(
+            program.identity, program.split, program.rank_digests)
+        layers = models.build_model(view, "vlm", 1, torch.float32)
+        executor = PipelineExecutor(view, 0, models.pipeline_modules(
+            view, layers, 0), NoTransport())
+        with self.assertRaisesRegex(BadProgram, message):
+            executor.prepare(check_program(program, KEY, 0), batch)
+
+    def test_refuses_programs_that_cannot_run(self):
+        def drop(actions, kinds):
+            for i in reversed([i for i, k in enumerate(actions.kind)
+                               if k in kinds]):
+                for name in actions.DESCRIPTOR.fields_by_name:
+                    del getattr(actions, name)[i]
+
+        self.refuses("which is not received before it",
+                     lambda a, p: drop(a, (6, 8)))
+        self.refuses("names .* layers, the chunk has", lambda a, p: [
+            c.choices[i].__setattr__("keep_layers", 99)
+            for c in p.choices for i in range(len(c.choices))])
+        def elsewhere(a, p):
+            first = next(i for i, k in enumerate(a.kind) if k == 1)
+            stage = (a.sub_microbatch[first], a.segment[first])
+            for i, k in enumerate(a.kind):
+                if (a.sub_microbatch[i], a.segment[i]) == stage and (
+                        k not in (5, 6, 7, 8)):
+                    a.chunk[i] = 1
+
+        self.refuses("is not on rank 0", elsewhere)
+        self.refuses("is on rank 1", lambda a, p: a.peer.__setitem__(
+            next(i for i, k in enumerate(a.kind) if k == 5), 2), ranks=3)
+
+    def test_refuses_chunks_that_are_not_the_layouts(self):
+        view = JobView(models.make_job("vlm", 2))
+        layers = models.build_model(view, "vlm", 1, torch.float32)
+        modules = models.pipeline_modules(view, layers, 1)
+        with self.assertRaisesRegex(ValueError, "the layout puts 3 layers here"):
+            PipelineExecutor(view, 0, modules, NoTransport())
+
+
+class CuptiTest(unittest.TestCase):
+
+    def test_tells_the_library_where_the_trainer_is(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = pathlib.Path(folder) / "fake.c"
+            source.write_text("""
+                #include <stdio.h>
+                #include <stdint.h>
+                static char said[256];
+                void pw_cupti_start(void) {}
+                void pw_cupti_step(int64_t n) { snprintf(said, 256, "step %d", (int)n); }
+                void pw_cupti_push(const char* a) { snprintf(said, 256, "push %s", a); }
+                void pw_cupti_pop(void) { snprintf(said, 256, "pop"); }
+                const char* last(void) { return said; }
+                """)
+            library = str(pathlib.Path(folder) / "libfake.so")
+            subprocess.run(["gcc", "-shared", "-fPIC", "-o", library,
+                            str(source)], check=True)
+            hooks = CuptiHooks(library)
+            last = ctypes.CDLL(library).last
+            last.restype = ctypes.c_char_p
+            hooks.step(7)
+            self.assertEqual(last(), b"step 7")
+            hooks.layer_begin("pw:module=a")
+            self.assertEqual(last(), b"push pw:module=a")
+            hooks.layer_end()
+            self.assertEqual(last(), b"pop")
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, state, context):
+        x = context.selective(
+            lambda t: nn.functional.dropout(t, 0.5), self.proj(state[0]))
+        return (state[0] + x,)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, state, context):
+        return (torch.relu_(self.proj(state[0])),)
+
+
+class ChunkTest(unittest.TestCase):
+
+    def run_chunk(self, mode, split, layer):
+        torch.manual_seed(5)
+        runner = ChunkRunner([layer, layer], torch.device("cpu"))
+        context = StageContext(SubMicrobatch(0, 0, 0, (0,), (4,)), 0, 0, (),
+                               lambda: None, False)
+        x = torch.linspace(-1, 1, 32).view(4, 8)
+        out, tape, _ = runner.forward((x,), [True], context, [mode] * 2, True,
+                                      split)
+        if mode == "offload":
+            runner.offload(tape)
+            held = [s for r in tape.records for s in r.slots]
+            self.assertTrue(held)
+            self.assertTrue(all(s.tensor is None for s in held))
+            runner.reload(tape)
+            runner.wait_copies(tape)
+        [dx] = runner.backward(tape, [torch.ones_like(out[0])], 1.0, split)
+        gradients = {}
+        for p, g in runner.weight_gradients(tape):
+            gradients[p] = gradients.get(p, 0) + g
+        runner.close()
+        return [out[0], dx, gradients[layer.proj.weight],
+                gradients[layer.proj.bias]]
+
+    def test_dropout_is_the_same_when_recomputed(self):
+        torch.manual_seed(1)
+        layer = Dropping()
+        expected = self.run_chunk("keep", False, layer)
+        for mode in ("keep", "selective", "full", "offload"):
+            for split in (False, True):
+                for a, b in zip(self.run_chunk(mode, split, layer), expected):
+                    torch.testing.assert_close(a, b)
+
+    def test_split_of_a_linear_changed_in_place(self):
+        layer = InPlace()
+        expected = self.run_chunk("keep", False, layer)
+        if hasattr(torch.autograd.graph, "get_gradient_edge"):
+            for a, b in zip(self.run_chunk("keep", True, layer), expected):
+                torch.testing.assert_close(a, b)
+        else:  # what cannot be followed is refused, not got wrong
+            with self.assertRaisesRegex(RuntimeError, "changed in place"):
+                self.run_chunk("keep", True, layer)
+
+
+if __name__ == "__main__":
+    unittest.main()
