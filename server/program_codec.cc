@@ -68,10 +68,15 @@ std::string ProgramCodec::LayoutDigest(const semu::Job& job,
 }
 
 absl::StatusOr<SealedPlan> ProgramCodec::Seal(
-    const search::PlannableJob&, std::shared_ptr<const search::StepPlan> plan,
-    const PlanIdentity& identity, const PlanTimings& timings) const {
+    const search::PlannableJob& job,
+    std::shared_ptr<const search::StepPlan> plan, const PlanIdentity& identity,
+    const PlanTimings& timings) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
+  if (job.costs != nullptr) {
+    proto.mutable_identity()->set_profile_digest(
+        Sha256(job.costs->Fingerprint()));
+  }
   search::PlanBytes bytes =
       search::SerializePlan(plan->step, plan->programs, proto.identity());
   proto.set_plan_digest(bytes.plan_digest);

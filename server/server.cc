@@ -116,7 +116,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     PW_ASSIGN_OR_RETURN(auth, TokenAuth::FromFile(config.token_file()));
   }
   PlannerCoreOptions options = CoreOptions(config);
-  // Costs are analytic: the profile is the empty one.
+  // Tells costs apart within this process, where one planner gives all jobs the
+  // same; the plans name their fingerprint (program_codec.cc).
   options.profile_digest = Sha256("");
   auto parts = std::make_unique<Parts>(
       config, options, planner, std::move(simulate), clock, std::move(auth));
