@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -41,6 +42,15 @@ TEST(ConfigTest, ParsesTextAndNamesTheLineOfAnError) {
       ParseConfig("planner_threads: 3\nplaner: 1\n", "f.textproto");
   EXPECT_EQ(bad.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(bad.status().message()), HasSubstr("f.textproto:2:"));
+}
+
+TEST(ConfigTest, TheExampleConfigurationIsComplete) {
+  std::ifstream in("deploy/server.textproto");
+  ASSERT_TRUE(in) << "deploy/server.textproto is missing";
+  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const auto config = ParseConfig(text, "deploy/server.textproto");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(CompleteConfig(*config).ok());
 }
 
 struct BadConfig {

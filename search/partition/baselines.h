@@ -1,4 +1,4 @@
-// Baselines that a trainer without a planner runs (METHOD.md section 8),
+// Baselines that a trainer without a planner runs,
 // planned on the same costs, dependencies, transfers and memory: a layout in
 // which the modules stand one behind the other as one chain, and a static
 // order.

@@ -1,5 +1,5 @@
 // Splits every microbatch's items of a module into sub-microbatches of
-// near-equal cost (METHOD.md section 4.1).
+// near-equal cost.
 
 #ifndef SEARCH_PARTITION_BATCH_SPLIT_H_
 #define SEARCH_PARTITION_BATCH_SPLIT_H_

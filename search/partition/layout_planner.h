@@ -1,4 +1,4 @@
-// Proposes a layout: the paper's rule (METHOD.md section 3), with layers placed
+// Proposes a layout: the paper's rule, with layers placed
 // so that ranks, not only chunks, have even work.
 
 #ifndef SEARCH_PARTITION_LAYOUT_PLANNER_H_

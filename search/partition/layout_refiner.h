@@ -1,5 +1,5 @@
-// Betters a layout by simulated makespan on sample batches (METHOD.md section
-// 3): segment counts, directions of sweeps, and sub-microbatch sizes.
+// Betters a layout by simulated makespan on sample batches: segment counts,
+// directions of sweeps, and sub-microbatch sizes.
 
 #ifndef SEARCH_PARTITION_LAYOUT_REFINER_H_
 #define SEARCH_PARTITION_LAYOUT_REFINER_H_

@@ -40,7 +40,7 @@ struct StageMode {
 // The stage's cost when its layers run as `choice` says. `costs` has the cost
 // of one layer of each of the module's groups.
 //
-// Memory (METHOD.md section 5): layers are gone through backward; one is
+// Memory: layers are gone through backward; one is
 // rebuilt at a time. In an input gradient alone, what the weight gradient reads
 // stays, so that rebuilt activations add up; in a backward in one piece they do
 // not. Copies to and from the host run beside the stage itself, which takes at
@@ -51,10 +51,9 @@ Choice StageChoice(absl::Span<const LayerRun> runs,
                    const MemoryChoice& choice, const StageMode& mode);
 
 // Up to `most` ways to run a chunk, fastest first: the fastest, the leanest,
-// and the fastest in each of most - 2 equal bands of memory between (METHOD.md
-// section 4.3c), found over all counts of layers by strategy that the executor
-// can run; in a chunk of more than 32 layers over counts by steps. REQUIRES:
-// most >= 2.
+// and the fastest in each of most - 2 equal bands of memory between, found over
+// all counts of layers by strategy that the executor can run; in a chunk of
+// more than 32 layers over counts by steps. REQUIRES: most >= 2.
 std::vector<MemoryChoice> CandidateChoices(
     absl::Span<const LayerRun> runs, absl::Span<const semu::LayerCost> costs,
     const semu::ExecutorCapabilities& executor, int most);

@@ -16,7 +16,7 @@
 namespace pipeweaver::search {
 
 struct StepProblemOptions {
-  // Most memory choices offered a stage (METHOD.md section 4.3c), >= 2.
+  // Most memory choices offered a stage, >= 2.
   int max_choices = 10;
   // Set: every layer runs under this strategy, and each stage has one choice.
   std::optional<semu::MemoryStrategy> strategy;
@@ -25,7 +25,7 @@ struct StepProblemOptions {
 };
 
 // Splits `batch` (batch_split.h), costs every stage and joins the sweeps as the
-// items' uses say (METHOD.md section 4.2): a sweep of a module's first segment
+// items' uses say: a sweep of a module's first segment
 // runs after the last segments of the producers' sub-microbatches that hold an
 // item it consumes, a later segment after the one before it.
 //

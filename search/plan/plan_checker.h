@@ -25,7 +25,7 @@ struct CheckedSchedule {
 // Checks that every required stage runs once and on its rank, that a stage pair
 // has one memory choice, that the ranks' orders and the dependencies form no
 // circle, and that memory stays within each rank's limit along its order; then
-// times the schedule from the order alone (PROBLEM_FORMAT: a stage starts as
+// times the schedule from the order alone (a stage starts as
 // soon as its rank is free and its inputs have arrived).
 //
 // REQUIRES: `problem` is well formed. Linear in stages and dependencies.

@@ -1,6 +1,5 @@
 // Analytic costs: every operation of a layer takes the largest of what its
-// arithmetic, its memory traffic and its network traffic need, plus a launch
-// (METHOD.md section 6).
+// arithmetic, its memory traffic and its network traffic need, plus a launch.
 
 #ifndef SEMU_COST_ROOFLINE_COST_H_
 #define SEMU_COST_ROOFLINE_COST_H_

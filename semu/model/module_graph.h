@@ -19,8 +19,7 @@ std::vector<int> TopologicalOrder(const Job& job);
 // module with a modality. REQUIRES: a validated job.
 int InheritedEdge(const Job& job, int module);
 
-// What the backward pass computes for each module of a validated job
-// (METHOD.md section 4.2).
+// What the backward pass computes for each module of a validated job.
 struct ModuleGradients {
   // The module is trained: its layers have weight gradients.
   std::vector<bool> weight;

@@ -23,7 +23,7 @@ struct SampleOptions {
 
 // The batch of a step, the same for the same job and options on any machine.
 //
-// Vision-language jobs (METHOD.md section 9): images scaled to 728 px on the
+// Vision-language jobs: images scaled to 728 px on the
 // longer side; captioned images, questions, interleaved documents and plain
 // conversations packed into microbatches of at most 8192 tokens of the text
 // module. Where min_images asks for it, samples without images wait. Video

@@ -206,7 +206,7 @@ v1::Job Make(const Setup& setup, bool frozen) {
   executor->set_full_recompute(true);
   executor->set_v_placement(true);
   executor->set_batched_p2p(true);
-  executor->set_max_receives_ahead(2);
+  executor->set_max_receives_ahead(4);
   executor->set_max_segments(4);
   return job;
 }

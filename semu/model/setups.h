@@ -1,5 +1,5 @@
 // The public set-ups that benchmarks, the demo and `pipeweaverctl setups` use:
-// models, parallelism and devices of METHOD.md section 9.
+// models, parallelism and devices as published (arXiv 2504.14145).
 
 #ifndef SEMU_MODEL_SETUPS_H_
 #define SEMU_MODEL_SETUPS_H_
