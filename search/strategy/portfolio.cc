@@ -172,10 +172,13 @@ class Search {
       TryAll(warm, kRuleShare);
     }
     TryAll(rules_.FirstRules(), kRuleShare);
-    // One number at a time, again from the best as long as that helps.
+    // One part after the other, each from the best so far, as long as that
+    // helps.
     while (Progress() < kRuleShare) {
       const int64_t before = elites_.front().order.makespan_ns;
-      TryAll(rules_.Variations(elites_.front().rule), kRuleShare);
+      for (const PipelineRules::Part part : PipelineRules::kParts) {
+        TryAll(rules_.Variations(elites_.front().rule, part), kRuleShare);
+      }
       if (elites_.front().order.makespan_ns >= before) break;
     }
     MutateRules();
