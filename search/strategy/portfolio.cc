@@ -34,6 +34,10 @@ using Clock = std::chrono::steady_clock;
 
 // Rules get this share of the budget, orders the rest.
 constexpr double kRuleShare = 0.5;
+// Orders of groups from which rules are varied, and the share of the rules'
+// budget that the first may take.
+constexpr int kDescents = 3;
+constexpr double kFirstDescentShare = 0.5;
 // Schedules annealed side by side.
 constexpr int kElites = 4;
 // Proposals of local search that count, and take about as long, as one list
@@ -139,8 +143,10 @@ class Search {
     schedulers_[worker]->Run(list, ways, order);
   }
 
-  // Schedules all `rules` as far as the budget goes, in batches.
-  void TryAll(const std::vector<PipelineRule>& rules, double until) {
+  // Schedules all `rules` as far as the budget goes, in batches, offers them,
+  // and keeps in `best` the best of them, if better.
+  void TryAll(const std::vector<PipelineRule>& rules, double until,
+              Candidate& best) {
     for (size_t done = 0; done < rules.size();) {
       if (!elites_.empty() && Progress() >= until) return;
       // The very first schedule alone: it must be there soon.
@@ -157,29 +163,58 @@ class Search {
       for (Candidate& candidate : batch) {
         if (candidate.order.tasks.empty()) continue;
         ++evaluations_;
+        if (best.order.tasks.empty() ||
+            candidate.order.makespan_ns < best.order.makespan_ns) {
+          best = candidate;
+        }
         Offer(std::move(candidate));
       }
       done += count;
     }
   }
 
+  // Varies one part after the other, each from the best so far, as long as that
+  // helps.
+  void Descend(Candidate start, double until) {
+    while (Progress() < until) {
+      const int64_t before = start.order.makespan_ns;
+      for (const PipelineRules::Part part : PipelineRules::kParts) {
+        TryAll(rules_.Variations(start.rule, part), until, start);
+      }
+      if (start.order.makespan_ns >= before) break;
+    }
+  }
+
   void TryRules() {
+    std::vector<PipelineRule> first = rules_.FirstRules();
     if (options_.warm_start != nullptr) {
-      std::vector<PipelineRule> warm = rules_.FirstRules();
+      std::vector<PipelineRule> warm = first;
       for (PipelineRule& rule : warm) {
         rule.groups = rules_.GroupOrderOf(*options_.warm_start);
       }
-      TryAll(warm, kRuleShare);
+      first.insert(first.begin(), warm.begin(), warm.end());
     }
-    TryAll(rules_.FirstRules(), kRuleShare);
-    // One part after the other, each from the best so far, as long as that
-    // helps.
-    while (Progress() < kRuleShare) {
-      const int64_t before = elites_.front().order.makespan_ns;
-      for (const PipelineRules::Part part : PipelineRules::kParts) {
-        TryAll(rules_.Variations(elites_.front().rule, part), kRuleShare);
+    // The best rule of every order of groups.
+    std::vector<Candidate> starts;
+    for (size_t at = 0; at < first.size();) {
+      std::vector<PipelineRule> same;
+      const std::vector<int32_t>& groups = first[at].groups;
+      for (; at < first.size() && first[at].groups == groups; ++at) {
+        same.push_back(first[at]);
       }
-      if (elites_.front().order.makespan_ns >= before) break;
+      Candidate best;
+      TryAll(same, kRuleShare, best);
+      if (!best.order.tasks.empty()) starts.push_back(std::move(best));
+    }
+    std::stable_sort(starts.begin(), starts.end(),
+                     [](const Candidate& a, const Candidate& b) {
+                       return a.order.makespan_ns < b.order.makespan_ns;
+                     });
+    for (size_t i = 0; i < std::min<size_t>(starts.size(), kDescents); ++i) {
+      Descend(std::move(starts[i]),
+              kRuleShare * (kFirstDescentShare + (1 - kFirstDescentShare) *
+                                                     static_cast<double>(i) /
+                                                     kDescents));
     }
     MutateRules();
   }
