@@ -37,7 +37,7 @@ constexpr double kRuleShare = 0.5;
 // Orders of groups from which rules are varied, and the share of the rules'
 // budget that the first may take.
 constexpr int kDescents = 3;
-constexpr double kFirstDescentShare = 0.5;
+constexpr double kFirstDescentShare = 0.7;
 // Schedules annealed side by side.
 constexpr int kElites = 4;
 // Proposals of local search that count, and take about as long, as one list
@@ -240,6 +240,10 @@ class Search {
         Candidate next;
         for (int64_t step = 0; step < steps && !Stopped(); ++step) {
           next.rule = rules_.Mutate(best.rule, random);
+          // Some jobs look further away.
+          for (int more = i % 4; more > 1; --more) {
+            next.rule = rules_.Mutate(next.rule, random);
+          }
           Schedule(worker, next.rule, next.order);
           ++evaluated[i];
           if (next.order.makespan_ns <=
