@@ -44,6 +44,8 @@ constexpr int kElites = 4;
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 32;
 constexpr int kRulesPerBatch = 8;
+// Evaluations left without a limit; may be multiplied by small numbers.
+constexpr int64_t kNoLimit = int64_t{1} << 48;
 // Pairs scheduled by one job of random rules: small problems take many rules
 // a job, so that handing out jobs costs little.
 constexpr int kPairsPerJob = 1024;
@@ -118,8 +120,7 @@ class Search {
 
   int64_t EvaluationsLeft() const {
     const int64_t budget = options_.budget.evaluations;
-    return budget > 0 ? budget - evaluations_
-                      : std::numeric_limits<int64_t>::max();
+    return budget > 0 ? std::min(budget - evaluations_, kNoLimit) : kNoLimit;
   }
 
   // Adds a candidate unless there are enough better ones, or one like it.
