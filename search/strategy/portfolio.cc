@@ -277,7 +277,8 @@ class Search {
     if (Progress() >= 1) return;
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
     std::vector<std::unique_ptr<OrderSearch>> walks(kElites);
-    std::vector<TaskOrder> bests(kElites);
+    std::vector<TaskOrder> bests;
+    for (const Candidate& elite : elites_) bests.push_back(elite.order);
     const double first_progress = Progress();
     double hottest = 0, next_exchange = 0;
     for (uint64_t round = 0;; ++round) {
@@ -290,7 +291,8 @@ class Search {
                                                    kMovesPerEvaluation));
       std::vector<int64_t> made(kElites, 0);
       pool_.Run(kElites, [&](int, int i) {
-        if (round == 0) {
+        if (Stopped()) return;
+        if (walks[i] == nullptr) {
           walks[i] = std::make_unique<OrderSearch>(graph_);
           walks[i]->Load(elites_[i].order);
           walks[i]->SpeedUpWhereMemoryAllows();
@@ -324,7 +326,7 @@ class Search {
                                                   std::min(1e9, left / used)));
       }
       // Now and then the worst goes on from where the best stood.
-      if (walked >= next_exchange && best != worst) {
+      if (walked >= next_exchange && best != worst && walks[worst] != nullptr) {
         next_exchange = walked + kExchangeEvery;
         walks[worst]->Load(bests[best]);
         bests[worst] = bests[best];
