@@ -132,7 +132,7 @@ void OrderSearch::Load(const TaskOrder& order) {
     }
   };
   link();
-  ForwardPass(0);
+  ForwardPass(0, static_cast<int>(sequence_.size()) - 1);
   // In order of start times, what a move must reorder stands close together.
   std::vector<int32_t> place = position_;
   std::stable_sort(sequence_.begin(), sequence_.end(), [&](Task a, Task b) {
@@ -143,20 +143,33 @@ void OrderSearch::Load(const TaskOrder& order) {
   Refresh(0, static_cast<int>(sequence_.size()) - 1);
 }
 
-void OrderSearch::ForwardPass(int from) {
-  for (size_t i = from; i < sequence_.size(); ++i) {
+// Recomputes end times from position `from` on, through `to` and then as far as
+// changes reach.
+void OrderSearch::ForwardPass(int from, int to) {
+  int reach = to;
+  for (int i = from; i <= reach; ++i) {
     const Task task = sequence_[i];
     const Task prev = rank_prev_[task];
-    int64_t start = prev >= 0 ? end_ns_[prev] : 0;
+    int64_t end = prev >= 0 ? end_ns_[prev] : 0;
     for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+      end = std::max(end, end_ns_[before_[e].task] + before_[e].delay_ns);
     }
-    end_ns_[task] = start + length_ns_[task];
+    end += length_ns_[task];
+    if (end == end_ns_[task] && i > to) continue;
+    end_ns_[task] = end;
+    const Task next = rank_next_[task];
+    if (next >= 0) reach = std::max(reach, position_[next]);
+    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+      reach = std::max(reach, position_[after_[e].task]);
+    }
   }
 }
 
-void OrderSearch::BackwardPass(int from) {
-  for (int i = from; i >= 0; --i) {
+// As ForwardPass, for the time left from a task's start, from position `from`
+// down.
+void OrderSearch::BackwardPass(int from, int to) {
+  int reach = to;
+  for (int i = from; i >= reach; --i) {
     const Task task = sequence_[i];
     const Task next = rank_next_[task];
     int64_t left = next >= 0 ? left_ns_[next] : 0;
@@ -164,13 +177,22 @@ void OrderSearch::BackwardPass(int from) {
       // A W that is fused away has nothing left.
       left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
     }
-    left_ns_[task] = left + length_ns_[task];
+    left += length_ns_[task];
+    if (left == left_ns_[task] && i < to) continue;
+    left_ns_[task] = left;
+    const Task prev = rank_prev_[task];
+    if (prev >= 0) reach = std::min(reach, position_[prev]);
+    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+      reach = std::min(reach, position_[before_[e].task]);
+    }
   }
 }
 
+// Brings times up to date after a change of the tasks that stand from
+// first_changed to last_changed in the sequence, and their links.
 void OrderSearch::Refresh(int first_changed, int last_changed) {
-  ForwardPass(first_changed);
-  BackwardPass(last_changed);
+  ForwardPass(first_changed, last_changed);
+  BackwardPass(last_changed, first_changed);
   makespan_ns_ = 0;
   for (int r = 0; r < graph_.ranks; ++r) {
     if (rank_last_[r] >= 0) {
@@ -515,7 +537,7 @@ bool OrderSearch::ProposeFuse(double temperature) {
     const int last_changed = position_[weight];
     Unlink(weight);
     length_ns_[gradient] = LengthOf(gradient);
-    Refresh(position_[gradient], std::max(0, last_changed - 1));
+    Refresh(position_[gradient], last_changed - 1);
     return true;
   }
   // The place for W: before the first idle time of the rank behind I.
@@ -562,7 +584,7 @@ bool OrderSearch::ProposeFuse(double temperature) {
   Unlink(weight);
   ways_.fused[pair] = 1;
   length_ns_[gradient] = LengthOf(gradient);
-  Refresh(position_[gradient], std::max(0, last_changed - 1));
+  Refresh(position_[gradient], last_changed - 1);
   return false;
 }
 

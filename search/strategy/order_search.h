@@ -81,8 +81,8 @@ class OrderSearch {
   int64_t LengthOf(Task task) const;
   Bytes BytesOf(Task task) const;
   void SetPair(int pair);
-  void ForwardPass(int from);
-  void BackwardPass(int from);
+  void ForwardPass(int from, int to);
+  void BackwardPass(int from, int to);
   void Refresh(int first_changed, int last_changed);
   void TraceCriticalPath();
   bool MemoryAllowsSwap(Task first, Task second) const;

@@ -226,54 +226,70 @@ std::vector<PipelineRule> PipelineRules::FirstRules() const {
   return rules;
 }
 
-std::vector<PipelineRule> PipelineRules::Variations(
-    const PipelineRule& rule) const {
+std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
+                                                    Part part) const {
   std::vector<PipelineRule> variations;
   PipelineRule other = rule;
   const auto take = [&] {
     variations.push_back(other);
     other = rule;
   };
-  if (prices() > 1) {
-    for (int price = 0; price < prices(); ++price) {
-      if (rule.price[0] == price) continue;
-      other.price.assign(graph_.ranks, static_cast<uint8_t>(price));
-      take();
-    }
-  }
-  for (const int lag : {graph_.ranks / 2, graph_.ranks, 2 * graph_.ranks}) {
-    if (rule.rhythm == PipelineRule::Rhythm::kLag && rule.lag == lag) continue;
-    other.rhythm = PipelineRule::Rhythm::kLag;
-    other.lag = lag;
-    take();
-  }
-  for (const auto rhythm : {PipelineRule::Rhythm::kBackwardFirst,
-                            PipelineRule::Rhythm::kForwardFirst}) {
-    if (rule.rhythm == rhythm) continue;
-    other.rhythm = rhythm;
-    take();
-  }
-  other.patience = rule.patience == 0 ? kPatient : 0;
-  take();
-  for (const auto order : {PipelineRule::SweepOrder::kAsGiven,
-                           PipelineRule::SweepOrder::kDeepFirst,
-                           PipelineRule::SweepOrder::kShallowFirst}) {
-    if (rule.sweep_order == order) continue;
-    other.sweep_order = order;
-    take();
-  }
-  if (can_fuse_) {
-    for (const int split :
-         {0, graph_.ranks / 2, graph_.ranks, 2 * graph_.ranks, groups()}) {
-      if (split == rule.split_groups || split > groups()) continue;
-      other.split_groups = split;
-      take();
-    }
-    for (const int reserve : kReserves) {
-      if (reserve == rule.reserve) continue;
-      other.reserve = reserve;
-      take();
-    }
+  switch (part) {
+    case Part::kRhythm:
+      for (const int lag : {graph_.ranks / 2, graph_.ranks,
+                            3 * graph_.ranks / 2, 2 * graph_.ranks}) {
+        if (rule.rhythm == PipelineRule::Rhythm::kLag && rule.lag == lag) {
+          continue;
+        }
+        other.rhythm = PipelineRule::Rhythm::kLag;
+        other.lag = lag;
+        take();
+      }
+      for (const auto rhythm : {PipelineRule::Rhythm::kBackwardFirst,
+                                PipelineRule::Rhythm::kForwardFirst}) {
+        if (rule.rhythm == rhythm) continue;
+        other.rhythm = rhythm;
+        take();
+      }
+      break;
+    case Part::kPrice:
+      for (int price = 0; price < prices() && prices() > 1; ++price) {
+        if (rule.price[0] == price) continue;
+        other.price.assign(graph_.ranks, static_cast<uint8_t>(price));
+        take();
+      }
+      break;
+    case Part::kReserve:
+      for (const int reserve : kReserves) {
+        if (!can_fuse_ || reserve == rule.reserve) continue;
+        other.reserve = reserve;
+        take();
+      }
+      break;
+    case Part::kSplit:
+      for (const int split :
+           {0, graph_.ranks / 2, graph_.ranks, 2 * graph_.ranks, groups()}) {
+        if (!can_fuse_ || split == rule.split_groups || split > groups()) {
+          continue;
+        }
+        other.split_groups = split;
+        take();
+      }
+      break;
+    case Part::kPatience:
+      for (const int patience : {0, kPatient / 2, kPatient}) {
+        if (rule.patience == patience) continue;
+        other.patience = patience;
+        take();
+      }
+      for (const auto order : {PipelineRule::SweepOrder::kAsGiven,
+                               PipelineRule::SweepOrder::kDeepFirst,
+                               PipelineRule::SweepOrder::kShallowFirst}) {
+        if (rule.sweep_order == order) continue;
+        other.sweep_order = order;
+        take();
+      }
+      break;
   }
   return variations;
 }
@@ -301,8 +317,11 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kLag) {
     other.lag = std::max(0, rule.lag + below(5) - 2);
   } else {
-    const std::vector<PipelineRule> variations = Variations(rule);
-    other = variations[below(static_cast<int>(variations.size()))];
+    const std::vector<PipelineRule> variations =
+        Variations(rule, kParts[below(std::size(kParts))]);
+    if (!variations.empty()) {
+      other = variations[below(static_cast<int>(variations.size()))];
+    }
   }
   return other;
 }

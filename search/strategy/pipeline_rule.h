@@ -55,8 +55,14 @@ class PipelineRules {
   // first is the plain list schedule: backwards first, sweeps as given.
   std::vector<PipelineRule> FirstRules() const;
 
-  // Variations of one number of `rule`, all of them.
-  std::vector<PipelineRule> Variations(const PipelineRule& rule) const;
+  // What a rule is made of, in the order in which to vary it.
+  enum class Part : uint8_t { kRhythm, kPrice, kReserve, kSplit, kPatience };
+  static constexpr Part kParts[] = {Part::kRhythm, Part::kPrice, Part::kReserve,
+                                    Part::kSplit, Part::kPatience};
+
+  // All variations of one part of `rule`; may be none.
+  std::vector<PipelineRule> Variations(const PipelineRule& rule,
+                                       Part part) const;
 
   // `rule` with a random change of order or numbers.
   PipelineRule Mutate(const PipelineRule& rule, std::mt19937_64& random) const;

@@ -34,12 +34,18 @@ using Clock = std::chrono::steady_clock;
 
 // Rules get this share of the budget, orders the rest.
 constexpr double kRuleShare = 0.5;
+// Orders of groups from which rules are varied, and the share of the rules'
+// budget that the first may take.
+constexpr int kDescents = 3;
+constexpr double kFirstDescentShare = 0.7;
 // Schedules annealed side by side.
 constexpr int kElites = 4;
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 32;
 constexpr int kRulesPerBatch = 8;
+// Evaluations left without a limit; may be multiplied by small numbers.
+constexpr int64_t kNoLimit = int64_t{1} << 48;
 // Pairs scheduled by one job of random rules: small problems take many rules
 // a job, so that handing out jobs costs little.
 constexpr int kPairsPerJob = 1024;
@@ -114,8 +120,7 @@ class Search {
 
   int64_t EvaluationsLeft() const {
     const int64_t budget = options_.budget.evaluations;
-    return budget > 0 ? budget - evaluations_
-                      : std::numeric_limits<int64_t>::max();
+    return budget > 0 ? std::min(budget - evaluations_, kNoLimit) : kNoLimit;
   }
 
   // Adds a candidate unless there are enough better ones, or one like it.
@@ -139,8 +144,10 @@ class Search {
     schedulers_[worker]->Run(list, ways, order);
   }
 
-  // Schedules all `rules` as far as the budget goes, in batches.
-  void TryAll(const std::vector<PipelineRule>& rules, double until) {
+  // Schedules all `rules` as far as the budget goes, in batches, offers them,
+  // and keeps in `best` the best of them, if better.
+  void TryAll(const std::vector<PipelineRule>& rules, double until,
+              Candidate& best) {
     for (size_t done = 0; done < rules.size();) {
       if (!elites_.empty() && Progress() >= until) return;
       // The very first schedule alone: it must be there soon.
@@ -157,26 +164,58 @@ class Search {
       for (Candidate& candidate : batch) {
         if (candidate.order.tasks.empty()) continue;
         ++evaluations_;
+        if (best.order.tasks.empty() ||
+            candidate.order.makespan_ns < best.order.makespan_ns) {
+          best = candidate;
+        }
         Offer(std::move(candidate));
       }
       done += count;
     }
   }
 
+  // Varies one part after the other, each from the best so far, as long as that
+  // helps.
+  void Descend(Candidate start, double until) {
+    while (Progress() < until) {
+      const int64_t before = start.order.makespan_ns;
+      for (const PipelineRules::Part part : PipelineRules::kParts) {
+        TryAll(rules_.Variations(start.rule, part), until, start);
+      }
+      if (start.order.makespan_ns >= before) break;
+    }
+  }
+
   void TryRules() {
+    std::vector<PipelineRule> first = rules_.FirstRules();
     if (options_.warm_start != nullptr) {
-      std::vector<PipelineRule> warm = rules_.FirstRules();
+      std::vector<PipelineRule> warm = first;
       for (PipelineRule& rule : warm) {
         rule.groups = rules_.GroupOrderOf(*options_.warm_start);
       }
-      TryAll(warm, kRuleShare);
+      first.insert(first.begin(), warm.begin(), warm.end());
     }
-    TryAll(rules_.FirstRules(), kRuleShare);
-    // One number at a time, again from the best as long as that helps.
-    while (Progress() < kRuleShare) {
-      const int64_t before = elites_.front().order.makespan_ns;
-      TryAll(rules_.Variations(elites_.front().rule), kRuleShare);
-      if (elites_.front().order.makespan_ns >= before) break;
+    // The best rule of every order of groups.
+    std::vector<Candidate> starts;
+    for (size_t at = 0; at < first.size();) {
+      std::vector<PipelineRule> same;
+      const std::vector<int32_t>& groups = first[at].groups;
+      for (; at < first.size() && first[at].groups == groups; ++at) {
+        same.push_back(first[at]);
+      }
+      Candidate best;
+      TryAll(same, kRuleShare, best);
+      if (!best.order.tasks.empty()) starts.push_back(std::move(best));
+    }
+    std::stable_sort(starts.begin(), starts.end(),
+                     [](const Candidate& a, const Candidate& b) {
+                       return a.order.makespan_ns < b.order.makespan_ns;
+                     });
+    for (size_t i = 0; i < std::min<size_t>(starts.size(), kDescents); ++i) {
+      Descend(std::move(starts[i]),
+              kRuleShare * (kFirstDescentShare + (1 - kFirstDescentShare) *
+                                                     static_cast<double>(i) /
+                                                     kDescents));
     }
     MutateRules();
   }
@@ -202,6 +241,10 @@ class Search {
         Candidate next;
         for (int64_t step = 0; step < steps && !Stopped(); ++step) {
           next.rule = rules_.Mutate(best.rule, random);
+          // Some jobs look further away.
+          for (int more = i % 4; more > 1; --more) {
+            next.rule = rules_.Mutate(next.rule, random);
+          }
           Schedule(worker, next.rule, next.order);
           ++evaluated[i];
           if (next.order.makespan_ns <=
@@ -234,7 +277,8 @@ class Search {
     if (Progress() >= 1) return;
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
     std::vector<std::unique_ptr<OrderSearch>> walks(kElites);
-    std::vector<TaskOrder> bests(kElites);
+    std::vector<TaskOrder> bests;
+    for (const Candidate& elite : elites_) bests.push_back(elite.order);
     const double first_progress = Progress();
     double hottest = 0, next_exchange = 0;
     for (uint64_t round = 0;; ++round) {
@@ -247,7 +291,8 @@ class Search {
                                                    kMovesPerEvaluation));
       std::vector<int64_t> made(kElites, 0);
       pool_.Run(kElites, [&](int, int i) {
-        if (round == 0) {
+        if (Stopped()) return;
+        if (walks[i] == nullptr) {
           walks[i] = std::make_unique<OrderSearch>(graph_);
           walks[i]->Load(elites_[i].order);
           walks[i]->SpeedUpWhereMemoryAllows();
@@ -281,7 +326,7 @@ class Search {
                                                   std::min(1e9, left / used)));
       }
       // Now and then the worst goes on from where the best stood.
-      if (walked >= next_exchange && best != worst) {
+      if (walked >= next_exchange && best != worst && walks[worst] != nullptr) {
         next_exchange = walked + kExchangeEvery;
         walks[worst]->Load(bests[best]);
         bests[worst] = bests[best];

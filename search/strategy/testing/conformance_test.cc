@@ -151,6 +151,21 @@ TEST_P(StrategyTest, HasAScheduleEvenWithoutTime) {
   }
 }
 
+// Once, a time budget alone left one move a round to local search.
+TEST_P(StrategyTest, ATimeBudgetSearchesAsHardAsAnEvaluationBudget) {
+  const Problem problem = MiddlingProblem();
+  SearchOptions options;
+  options.budget.evaluations = 100;
+  const auto few = strategy_->Solve(problem, options);
+  ASSERT_TRUE(few.ok());
+  options.budget = {};
+  options.budget.deadline =
+      std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  const auto many = strategy_->Solve(problem, options);
+  ASSERT_TRUE(many.ok());
+  EXPECT_LE(many->makespan_ns, few->makespan_ns);
+}
+
 TEST_P(StrategyTest, TakesAnyWarmStart) {
   const Problem problem = MiddlingProblem();
   const ProblemGraph graph = BuildProblemGraph(problem);

@@ -1,0 +1,103 @@
+// Tests of safe_plan.h: what fits, what does not, and what the error says.
+
+#include "search/strategy/safe_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+
+namespace pipeweaver::search {
+namespace {
+
+Choice Bytes(int64_t activation, int64_t backward) {
+  Choice choice;
+  choice.forward_ns = choice.input_grad_ns = 1;
+  choice.activation_bytes = activation;
+  choice.backward_bytes = backward;
+  return choice;
+}
+
+// Sweeps of one stage each on one rank.
+Problem OneRank(int64_t limit_bytes, std::vector<std::vector<Choice>> choices,
+                std::vector<std::vector<int>> after) {
+  Problem problem;
+  problem.ranks = 1;
+  problem.memory_limit_bytes = {limit_bytes};
+  for (size_t s = 0; s < choices.size(); ++s) {
+    Sweep sweep;
+    sweep.id = std::to_string(s);
+    sweep.after = after[s];
+    sweep.stages = {{.rank = 0, .choices = std::move(choices[s])}};
+    problem.sweeps.push_back(std::move(sweep));
+  }
+  return problem;
+}
+
+std::string ErrorOf(const Problem& problem) {
+  return std::string(
+      FindSafePlan(BuildProblemGraph(problem)).status().message());
+}
+
+TEST(SafePlanTest, ComponentsFitOneByOne) {
+  // Two components of 10 bytes each within 10.
+  const auto plan = FindSafePlan(BuildProblemGraph(
+      OneRank(10, {{Bytes(10, 10)}, {Bytes(10, 10)}}, {{}, {}})));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->components.size(), 2u);
+}
+
+TEST(SafePlanTest, AChainHoldsAllItsForwards) {
+  EXPECT_EQ(ErrorOf(OneRank(10, {{Bytes(6, 6)}, {Bytes(5, 5)}}, {{}, {0}})),
+            "no schedule exists: rank 0 would hold 11 bytes, its limit is 10");
+  EXPECT_EQ(ErrorOf(OneRank(11, {{Bytes(6, 6)}, {Bytes(5, 5)}}, {{}, {0}})),
+            "");
+}
+
+TEST(SafePlanTest, PicksChoicesByWhenTheirBackwardRuns) {
+  // The lean choice needs 10 bytes in its backward: the first sweep's backward
+  // runs when nothing else is held, the second's above the first's activation.
+  const std::vector<Choice> choices = {Bytes(4, 4), Bytes(1, 10)};
+  const auto plan = FindSafePlan(
+      BuildProblemGraph(OneRank(10, {choices, choices}, {{}, {0}})));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->choice, (std::vector<int32_t>{1, 0}));
+}
+
+TEST(SafePlanTest, BranchesWhereTheOrderIsFree) {
+  // Two producers of one sink; only with the second's backward first do lean
+  // choices fit.
+  const auto plan = FindSafePlan(BuildProblemGraph(
+      OneRank(10, {{Bytes(3, 3)}, {Bytes(1, 8), Bytes(8, 8)}, {Bytes(1, 1)}},
+              {{}, {}, {0, 1}})));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->components[0].forwards_first);
+}
+
+TEST(SafePlanTest, SeveralSinksMayTakeTurns) {
+  // A producer of 4 bytes with two consumers of 6 each: not both at once.
+  const auto plan = FindSafePlan(BuildProblemGraph(OneRank(
+      10, {{Bytes(4, 4)}, {Bytes(6, 6)}, {Bytes(6, 6)}}, {{}, {0}, {0}})));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_FALSE(plan->components[0].forwards_first);
+  EXPECT_EQ(plan->components[0].steps.size(), 6u);
+  EXPECT_NE(ErrorOf(OneRank(9, {{Bytes(4, 4)}, {Bytes(6, 6)}, {Bytes(6, 6)}},
+                            {{}, {0}, {0}}))
+                .find("no schedule exists: rank 0"),
+            std::string::npos);
+}
+
+TEST(SafePlanTest, SweepsWithoutBackwardNeedOnlyTheirOwn) {
+  Problem problem = OneRank(10, {{Bytes(10, 0)}, {Bytes(10, 10)}}, {{}, {0}});
+  problem.sweeps[0].backward = false;
+  EXPECT_EQ(ErrorOf(problem), "");
+  problem.memory_limit_bytes = {9};
+  EXPECT_EQ(ErrorOf(problem),
+            "no schedule exists: rank 0 would hold 10 bytes, its limit is 9");
+}
+
+}  // namespace
+}  // namespace pipeweaver::search
