@@ -18,7 +18,6 @@ import time
 import unittest
 
 import torch
-import torch.distributed as dist
 
 import models
 from pipeweaver import (
