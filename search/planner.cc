@@ -161,14 +161,22 @@ class Planner : public StepPlanner {
           absl::StrCat("strategy: ", name, ": must be one of ",
                        absl::StrJoin(StrategyNames(), ", ")));
     }
+    SearchOptions search = options.search;
+    std::optional<WallClock::time_point>& deadline = search.budget.deadline;
+    const WallClock::duration time =
+        deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
+    bool again = false;
     return PlanWithRoomForTransfers(
         job, batch,
         [&](const Problem& problem, StepPlan& plan) -> absl::Status {
           const WallClock::time_point start = WallClock::now();
+          // A search with no time left would be as good as none.
+          if (again && deadline) {
+            deadline = std::max(*deadline, start + time / 2);
+          }
+          again = true;
           PW_ASSIGN_OR_RETURN(SearchResult result,
-                              strategy->Solve(problem, options.search));
-          const std::optional<WallClock::time_point>& deadline =
-              options.search.budget.deadline;
+                              strategy->Solve(problem, search));
           plan.report.search_ns += NanosecondsSince(start);
           plan.report.strategy = name;
           plan.report.evaluations = result.evaluations;

@@ -167,10 +167,13 @@ void Metrics::CountRpc(RpcMethod method, absl::StatusCode code,
   --rpcs_in_flight_;
   const int index = static_cast<int>(method);
   rpc_seconds_[index]->Observe(Seconds(time.count()));
-  rpcs_
-      .Add({{"method", kMethodNames[index]},
-            {"code", absl::StatusCodeToString(code)}})
-      .Increment();
+  std::atomic<prometheus::Counter*>& counter =
+      rpc_counters_[index][static_cast<int>(code)];
+  if (counter.load() == nullptr) {
+    counter = &rpcs_.Add({{"method", kMethodNames[index]},
+                          {"code", absl::StatusCodeToString(code)}});
+  }
+  counter.load()->Increment();
 }
 
 void Metrics::OnJobRegistered(const std::string& job, uint64_t) {

@@ -94,6 +94,11 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   std::array<prometheus::Histogram*, kNumRpcMethods> rpc_seconds_;
   std::atomic<int> rpcs_in_flight_ = 0;
   prometheus::Gauge* rpcs_in_flight_gauge_;
+  // [method][code]; the family creates each one when it is first counted.
+  static constexpr int kNumCodes = 17;
+  std::array<std::array<std::atomic<prometheus::Counter*>, kNumCodes>,
+             kNumRpcMethods>
+      rpc_counters_ = {};
   prometheus::Family<prometheus::Counter>& rpcs_;
   prometheus::Family<prometheus::Counter>& plans_sealed_;
   prometheus::Family<prometheus::Counter>& steps_failed_;

@@ -313,6 +313,7 @@ PlannerServiceImpl::PlannerServiceImpl(PlannerCore* core, Metrics* metrics,
 
 absl::Status PlannerServiceImpl::Admit(
     const grpc::CallbackServerContext& context) const {
+  if (refuses_) return absl::UnavailableError("the server shuts down");
   if (auth_->required()) {
     const auto& metadata = context.client_metadata();
     const auto header = metadata.find("authorization");

@@ -14,6 +14,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -66,6 +67,9 @@ class PlannerServiceImpl final : public RawPlannerService {
   // What is passed by pointer must outlive the service.
   PlannerServiceImpl(PlannerCore* core, Metrics* metrics, const TokenAuth* auth,
                      SimulateFunction simulate);
+
+  // Later calls get UNAVAILABLE; those in flight go on.
+  void RefuseCalls() { refuses_ = true; }
 
   grpc::ServerUnaryReactor* RegisterJob(grpc::CallbackServerContext* context,
                                         const grpc::ByteBuffer* request,
@@ -141,6 +145,7 @@ class PlannerServiceImpl final : public RawPlannerService {
       std::function<absl::Status(const std::shared_ptr<const SealedPlan>&)>
           done);
 
+  std::atomic<bool> refuses_ = false;
   PlannerCore* const core_;
   Metrics* const metrics_;
   const TokenAuth* const auth_;

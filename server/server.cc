@@ -14,6 +14,7 @@
 
 #include <chrono>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -31,6 +32,7 @@ namespace {
 
 constexpr unsigned kCertificateRefreshSeconds = 10;
 constexpr int kKeepaliveTimeoutMs = 20'000;
+constexpr auto kDrainPoll = std::chrono::milliseconds(2);
 
 std::shared_ptr<grpc::ServerCredentials> MakeCredentials(
     const v1::ServerConfig& config) {
@@ -174,9 +176,15 @@ void Server::Drain() {
   if (auto* health = parts_->grpc_server->GetHealthCheckService()) {
     health->SetServingStatus(false);
   }
-  parts_->grpc_server->Shutdown(
-      std::chrono::system_clock::now() +
-      std::chrono::milliseconds(parts_->config.drain_ms()));
+  // gRPC's own shutdown answers what still comes with CANCELLED; so refuse with
+  // the right code for as long as calls are in flight.
+  parts_->service.RefuseCalls();
+  const auto deadline = std::chrono::system_clock::now() +
+                        std::chrono::milliseconds(parts_->config.drain_ms());
+  while (calls_in_flight() > 0 && std::chrono::system_clock::now() < deadline) {
+    std::this_thread::sleep_for(kDrainPoll);
+  }
+  parts_->grpc_server->Shutdown(deadline);
   parts_->grpc_server->Wait();
   parts_->core.Stop();
   parts_->metrics->SetSources(nullptr, nullptr);

@@ -63,6 +63,10 @@ absl::StatusOr<std::string> ReadFile(absl::string_view option,
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
+  if (status.error_code() == grpc::StatusCode::CANCELLED) {
+    // This client cancels nothing: a server that goes away does.
+    return absl::UnavailableError("the server cancelled the call");
+  }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
                       status.error_message());
 }

@@ -3,7 +3,6 @@
 #include "search/partition/layout_planner.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -24,6 +23,8 @@ constexpr int64_t kMostItemsTried = 64;
 // Bounds of the work that evening out may take.
 constexpr size_t kMostChunksEvened = 256;
 constexpr int kMostMoves = 256;
+// Share of the work below which a module's latency counts for little.
+constexpr double kLightModule = 0.02;
 constexpr double kWorthMoving = 0.99999;
 
 int64_t TotalNs(const std::vector<int64_t>& times) {
@@ -177,9 +178,12 @@ int64_t EfficientTokens(const Job& job, int module,
 
 LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
   const int ranks = job.parallelism.pipeline_parallel;
+  const LayerTimes mean = MeanLayerTimes(job, UsualBatch(job, 4), costs);
+  int64_t work_ns = 0;
+  for (const std::vector<int64_t>& times : mean) work_ns += TotalNs(times);
   LayoutShape shape;
   std::vector<int64_t> total_ns;
-  int64_t least_ns = std::numeric_limits<int64_t>::max();
+  std::vector<int64_t> to_match_ns;  // of modules that count for T_min
   for (size_t m = 0; m < job.modules.size(); ++m) {
     LayoutShape::ModuleShape& module = shape.modules.emplace_back();
     module.sub_microbatch_tokens =
@@ -188,10 +192,16 @@ LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
         job, static_cast<int>(m),
         UsualShape(job, static_cast<int>(m), module.sub_microbatch_tokens),
         costs)));
-    if (job.modules[m].NumLayers() >= ranks) {
-      least_ns = std::min(least_ns, total_ns.back());
+    if (job.modules[m].NumLayers() >= ranks &&
+        static_cast<double>(TotalNs(mean[m])) >=
+            kLightModule * static_cast<double>(work_ns)) {
+      to_match_ns.push_back(total_ns.back());
     }
   }
+  const int64_t least_ns =
+      to_match_ns.empty()
+          ? 0
+          : *std::min_element(to_match_ns.begin(), to_match_ns.end());
   for (size_t m = 0; m < job.modules.size(); ++m) {
     const int64_t most = std::min<int64_t>(job.executor.max_segments,
                                            job.modules[m].NumLayers() / ranks);

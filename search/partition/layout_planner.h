@@ -32,8 +32,9 @@ struct LayoutShape {
 
 // The paper's rule: B_m as above, and K_m = floor(T_m / T_min), T_m being the
 // module's time at B_m and T_min the least among modules that can fill all
-// ranks; at most executor.max_segments and the number of layers over ranks;
-// ascending.
+// ranks and have at least 2 % of the work of UsualBatch (the paper has two
+// modules; a third, tiny one would cut all others to pieces); at most
+// executor.max_segments and the number of layers over ranks; ascending.
 LayoutShape PaperLayoutShape(const semu::Job& job,
                              const semu::CostModel& costs);
 

@@ -57,7 +57,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
   MemoryPlan plan;
   if (ranks > 1) {
     plan.transfer_bytes =
-        (job.executor.max_receives_ahead + kSendsInFlight) * largest_transfer;
+        (job.executor.max_receives_ahead + kSendsInFlightPerRank * ranks) *
+        largest_transfer;
   }
   for (int r = 0; r < ranks; ++r) {
     const int64_t reserve = plan.transfer_bytes + largest_layer[r];

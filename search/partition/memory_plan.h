@@ -21,17 +21,18 @@ struct MemoryPlan {
   int64_t transfer_bytes = 0;
 };
 
-// Sends that a rank may have posted and not yet waited for. Lowering waits for
-// the oldest before it posts another.
-inline constexpr int kSendsInFlight = 2;
+// Values that a rank has made and its neighbours have not yet taken, as many
+// as schedules of set-ups were seen to keep; where a schedule keeps more, the
+// planner gives it less memory for activations and searches again.
+inline constexpr int kSendsInFlightPerRank = 4;
 
 // Accounts for a layout. The reserve of a rank is buffers for
-// executor.max_receives_ahead receives and kSendsInFlight sends of the largest
-// transfer, and, where the executor can rebuild or offload activations, what
-// the hungriest single layer's forward needs. Both are for a sub-microbatch of
-// twice B_m tokens (near-equal parts of whole items stay below) or of the
-// module's longest microbatch, if that is less. CUDA's context and
-// fragmentation are outside the job's budget.
+// executor.max_receives_ahead receives and kSendsInFlightPerRank * ranks sends
+// of the largest transfer, and, where the executor can rebuild or offload
+// activations, what the hungriest single layer's forward needs. Both are for a
+// sub-microbatch of twice B_m tokens (near-equal parts of whole items stay
+// below) or of the module's longest microbatch, if that is less. CUDA's context
+// and fragmentation are outside the job's budget.
 //
 // Errors: RESOURCE_EXHAUSTED, naming rank, bytes and limit, when a rank's
 // static bytes leave nothing of memory_budget_bytes.

@@ -125,6 +125,7 @@ ListScheduler::ListScheduler(const ListModel& model)
   queue_.resize(graph_.ranks);
   strict_order_.resize(graph_.ranks);
   strict_next_.resize(graph_.ranks);
+  last_was_forward_.resize(graph_.ranks);
   free_ns_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
   forward_waits_.resize(graph_.pairs);
@@ -272,6 +273,7 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
   for (int r = 0; r < graph_.ranks; ++r) {
     queue_[r].clear();
     free_ns_[r] = 0;
+    last_was_forward_[r] = 0;
     next_start_ns_[r] = kNever;
     next_root_[r] = 0;
     queued_roots_[r] = 0;
@@ -501,6 +503,7 @@ void ListScheduler::Execute(int rank, size_t at) {
   order_->tasks.push_back(entry.task);
   order_->makespan_ns = std::max(order_->makespan_ns, end);
 
+  if (kind != kWeightTask) last_was_forward_[rank] = kind == kForwardTask;
   if (kind == kForwardTask) {
     SettleForward(rank, pair);
     if (graph_.producers_of(pair).size() == 0) {
@@ -557,9 +560,26 @@ void ListScheduler::UpdateNextStart(int rank) {
   next_start_ns_[rank] = next;
 }
 
+// Starts the first stage that is ready of the kind that did not run last.
+bool ListScheduler::DispatchInTurn(int rank) {
+  const int wanted =
+      last_was_forward_[rank] != 0 ? kGradientTask : kForwardTask;
+  const std::vector<Entry>& queue = queue_[rank];
+  for (size_t at = 0; at < queue.size(); ++at) {
+    if (TaskKind(queue[at].task) == wanted &&
+        queue[at].arrival_ns <= next_start_ns_[rank] &&
+        Admit(rank, queue[at].task) == Admission::kYes) {
+      Execute(rank, at);
+      return true;
+    }
+  }
+  return false;
+}
+
 // Starts a stage on `rank` at next_start_ns_; false (and a later next start)
 // when none is to start then.
 bool ListScheduler::Dispatch(int rank) {
+  if (rule_->alternate && DispatchInTurn(rank)) return true;
   const int64_t now = next_start_ns_[rank];
   const std::vector<Entry>& queue = queue_[rank];
   int64_t awaited_ns = kNever;  // the least arrival among those of less key

@@ -66,6 +66,8 @@ struct ListRule {
   // start one that would delay it, when the wait is at most this share of the
   // other's length, in 1/256.
   int patience = 0;
+  // Where forwards and gradients are ready, a rank runs them in turn.
+  bool alternate = false;
   // Every rank runs its stages exactly by key, waiting for each, as far as
   // memory and dependencies let it; from where they do not on, by key and
   // readiness as otherwise.
@@ -163,6 +165,7 @@ class ListScheduler {
   void Execute(int rank, size_t at);
   void SortStrict();
   bool DispatchStrict(int rank);
+  bool DispatchInTurn(int rank);
   void DecideFused(int rank, int pair);
   void SettleForward(int rank, int pair);
   void SettleGradient(int rank, int pair);
@@ -188,6 +191,7 @@ class ListScheduler {
   bool strict_ = false;                                        // so far
   std::vector<std::vector<Task>> strict_order_;                // [rank]
   std::vector<size_t> strict_next_;                            // [rank]
+  std::vector<uint8_t> last_was_forward_;                      // [rank]
   std::vector<std::vector<Entry>> queue_;                      // [rank], by key
   std::vector<int64_t> free_ns_;                               // [rank]
   std::vector<int64_t> next_start_ns_;                         // [rank]

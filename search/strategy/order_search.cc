@@ -727,6 +727,56 @@ int OrderSearch::FuseWhereSlack() {
   return fused;
 }
 
+int OrderSearch::SpeedUpWhereMemoryAllows() {
+  struct Step {
+    double gain;  // ns per byte
+    int32_t pair, choice;
+  };
+  const auto length = [this](int pair, const GraphChoice& choice) {
+    return choice.forward_ns +
+           (graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] == 0
+                ? choice.input_grad_ns + choice.weight_grad_ns
+                : choice.backward_ns);
+  };
+  std::vector<Step> steps;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (!graph_.has_backward(p)) continue;
+    const auto choices = graph_.choices_of(p);
+    const GraphChoice& now = choices[ways_.choice[p]];
+    for (int c = 0; c < choices.size(); ++c) {
+      if (ways_.fused[p] != 0 && !choices[c].has_backward()) continue;
+      const int64_t gain = length(p, now) - length(p, choices[c]);
+      if (gain <= 0) continue;
+      const int64_t bytes = std::max<int64_t>(
+          1, choices[c].activation_bytes - now.activation_bytes);
+      steps.push_back(
+          {static_cast<double>(gain) / static_cast<double>(bytes), p, c});
+    }
+  }
+  std::stable_sort(
+      steps.begin(), steps.end(),
+      [](const Step& a, const Step& b) { return a.gain > b.gain; });
+  int changed = 0;
+  for (const Step& step : steps) {
+    const auto choices = graph_.choices_of(step.pair);
+    const int old_choice = ways_.choice[step.pair];
+    if (length(step.pair, choices[step.choice]) >=
+        length(step.pair, choices[old_choice])) {
+      continue;
+    }
+    ways_.choice[step.pair] = step.choice;
+    if (!MemoryAllowsPair(step.pair)) {
+      ways_.choice[step.pair] = old_choice;
+      continue;
+    }
+    RecountPair(step.pair);
+    SetPair(step.pair);
+    ++changed;
+  }
+  if (changed > 0) Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  return changed;
+}
+
 void OrderSearch::Save(TaskOrder& to) const {
   to.tasks = sequence_;
   to.ways = ways_;
@@ -735,21 +785,14 @@ void OrderSearch::Save(TaskOrder& to) const {
 
 int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
   random_.seed(options.seed);
-  Save(best);
-  const double cooling =
-      options.start_temperature > 0 && options.end_temperature > 0
-          ? std::log(options.end_temperature / options.start_temperature)
-          : 0;
-  double temperature = 0;
+  if (best.tasks.empty() || makespan_ns_ < best.makespan_ns) Save(best);
+  const double temperature =
+      options.temperature * static_cast<double>(best.makespan_ns);
   int64_t moves = 0;
   for (; moves < options.moves; ++moves) {
     if (moves % kProposalsPerStopCheck == 0) {
       if (best.makespan_ns <= options.stop_at_ns) break;
       if (options.stop != nullptr && (*options.stop)()) break;
-      temperature = options.start_temperature *
-                    std::exp(cooling * static_cast<double>(moves) /
-                             static_cast<double>(options.moves)) *
-                    static_cast<double>(best.makespan_ns);
     }
     const uint32_t pick = RandomBelow(16);
     bool moved = false;

@@ -28,9 +28,9 @@ namespace pipeweaver::search {
 
 struct AnnealOptions {
   int64_t moves = 0;  // proposals
-  // Shares of the makespan.
-  double start_temperature = 0;
-  double end_temperature = 0;
+  // How much worse a move may make the makespan, as a share of it: that much
+  // with a chance of 1/e. 0: descent.
+  double temperature = 0;
   int64_t stop_at_ns = 0;  // the lower bound
   uint64_t seed = 1;
   // Asked every few proposals; true ends the search.
@@ -45,13 +45,17 @@ class OrderSearch {
   // Takes over `order`, which must be complete and within memory.
   void Load(const TaskOrder& order);
 
-  // Improves the loaded order; the best order seen stands in `best`, which is
-  // the loaded one if no better was found. Returns the proposals made.
+  // Walks on from the order as it stands. Whenever that is better than `best`
+  // (or `best` is empty) it is written there. Returns the proposals made.
   int64_t Anneal(const AnnealOptions& options, TaskOrder& best);
 
   // Fuses every backward whose slack allows it (I and W into one B), in one
   // pass along the sequence; the makespan does not grow. Returns how many.
   int FuseWhereSlack();
+
+  // Gives pairs faster choices where memory along their rank's order allows,
+  // most time per byte first. Returns how many.
+  int SpeedUpWhereMemoryAllows();
 
   // The loaded order as it stands now.
   void Save(TaskOrder& to) const;

@@ -197,10 +197,20 @@ std::vector<PipelineRule> PipelineRules::FirstRules() const {
   rule.reserve = graph_.ranks;
   rule.lag = graph_.ranks;
   std::vector<PipelineRule> rules;
+  // Where memory is short, what it costs decides more than any order.
+  const auto add_prices = [&] {
+    for (const int third : {1, 2, 3}) {
+      const int price = (prices() - 1) * third / 3;
+      if (price == rules.back().price.front()) continue;
+      rules.push_back(rule);
+      rules.back().price.assign(graph_.ranks, static_cast<uint8_t>(price));
+    }
+  };
   const auto add_rhythms = [&](const std::vector<int32_t>& order) {
     rule.groups = order;
     rule.rhythm = PipelineRule::Rhythm::kBackwardFirst;
     rules.push_back(rule);
+    if (rules.size() == 1) add_prices();
     if (is_v_) {
       rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
       rules.push_back(rule);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -32,7 +33,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Rules get this share of the budget, orders the rest.
-constexpr double kRuleShare = 0.4;
+constexpr double kRuleShare = 0.5;
 // Schedules annealed side by side.
 constexpr int kElites = 4;
 // Proposals of local search that count, and take about as long, as one list
@@ -43,7 +44,9 @@ constexpr int kRulesPerBatch = 8;
 // a job, so that handing out jobs costs little.
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kMovesPerRound = 2048;
-constexpr double kHottest = 5e-4, kColdest = 2e-5;
+constexpr double kColdest = 2e-5;
+// Share of the walks between exchanges.
+constexpr double kExchangeEvery = 0.15;
 
 struct Candidate {
   PipelineRule rule;
@@ -215,45 +218,74 @@ class Search {
     }
   }
 
+  // How hot the walks start: hotter the more moves they have for every task.
+  // With few, descent gets furthest.
+  double HottestFor(int64_t moves_left) const {
+    const int64_t effort = moves_left / (2 * graph_.pairs);
+    if (effort < 10) return 0;
+    if (effort < 50) return 3e-4;
+    if (effort < 300) return 1e-3;
+    return 2e-3;
+  }
+
+  // Walks from the elites side by side, the first always downhill, the others
+  // annealed from hotter and hotter.
   void AnnealOrders() {
     if (Progress() >= 1) return;
-    std::vector<std::unique_ptr<OrderSearch>> searches;
-    for (int i = 0; i < kElites; ++i) {
-      searches.push_back(std::make_unique<OrderSearch>(graph_));
-    }
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
+    std::vector<std::unique_ptr<OrderSearch>> walks(kElites);
+    std::vector<TaskOrder> bests(kElites);
+    const double first_progress = Progress();
+    double hottest = 0, next_exchange = 0;
     for (uint64_t round = 0;; ++round) {
       const double progress = Progress();
       if (progress >= 1) return;
+      // 0 at the start of the walks, 1 at the end of the budget.
+      const double walked = (progress - first_progress) / (1 - first_progress);
       const int64_t moves = std::min(
           kMovesPerRound, std::max<int64_t>(1, EvaluationsLeft() / kElites *
                                                    kMovesPerEvaluation));
       std::vector<int64_t> made(kElites, 0);
       pool_.Run(kElites, [&](int, int i) {
+        if (round == 0) {
+          walks[i] = std::make_unique<OrderSearch>(graph_);
+          walks[i]->Load(elites_[i].order);
+          walks[i]->SpeedUpWhereMemoryAllows();
+          walks[i]->FuseWhereSlack();
+        }
         AnnealOptions anneal;
         anneal.moves = moves;
         anneal.seed = options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
         anneal.stop_at_ns = bound_ns_;
         anneal.stop = &stop_;
-        // Two descend, two may climb a little, less and less.
-        if (i >= kElites / 2) {
-          anneal.start_temperature =
-              kColdest + (kHottest - kColdest) * (1 - progress);
-          anneal.end_temperature = kColdest;
-        }
-        OrderSearch& search = *searches[i];
-        search.Load(elites_[i].order);
-        search.FuseWhereSlack();
-        made[i] = search.Anneal(anneal, elites_[i].order);
+        const double hot = hottest * i / (kElites - 1);
+        if (hot > 0)
+          anneal.temperature = hot * std::pow(kColdest / hot, walked);
+        made[i] = walks[i]->Anneal(anneal, bests[i]);
       });
       for (const int64_t n : made) {
         evaluations_ += std::max<int64_t>(1, n / kMovesPerEvaluation);
       }
-      std::stable_sort(elites_.begin(), elites_.end(),
-                       [](const Candidate& a, const Candidate& b) {
-                         return a.order.makespan_ns < b.order.makespan_ns;
-                       });
-      elites_[kElites - 1] = elites_[0];
+      int best = 0, worst = 0;
+      for (int i = 1; i < kElites; ++i) {
+        if (bests[i].makespan_ns < bests[best].makespan_ns) best = i;
+        if (bests[i].makespan_ns >= bests[worst].makespan_ns) worst = i;
+      }
+      if (bests[best].makespan_ns < elites_.front().order.makespan_ns) {
+        elites_.front().order = bests[best];
+      }
+      if (round == 0) {
+        const double left = 1 - Progress();
+        const double used = std::max(1e-9, Progress() - progress);
+        hottest = HottestFor(static_cast<int64_t>(static_cast<double>(moves) *
+                                                  std::min(1e9, left / used)));
+      }
+      // Now and then the worst goes on from where the best stood.
+      if (walked >= next_exchange && best != worst) {
+        next_exchange = walked + kExchangeEvery;
+        walks[worst]->Load(bests[best]);
+        bests[worst] = bests[best];
+      }
     }
   }
 

@@ -19,6 +19,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "search/problem/bound.h"
+#include "search/problem/bubbles.h"
 #include "search/problem/field_error.h"
 #include "search/problem/input_file.h"
 #include "search/problem/problem_graph.h"
@@ -132,6 +133,24 @@ std::string TimeText(int64_t ns) {
   return absl::StrCat(static_cast<uint64_t>(ns));
 }
 
+// Each rank's idle time by cause; null where times are too long to add up.
+std::string BubblesText(const search::ProblemGraph& graph,
+                        const search::Schedule& schedule,
+                        const search::StageTimes& times) {
+  constexpr uint64_t kMostNs = uint64_t{1} << 62;
+  if (static_cast<uint64_t>(times.makespan_ns) >= kMostNs) return "null";
+  std::vector<std::string> ranks;
+  for (const search::Bubbles& bubbles :
+       search::AttributeBubbles(graph, schedule, times)) {
+    ranks.push_back(absl::StrCat("{\"imbalance_ns\": ", bubbles.imbalance_ns,
+                                 ", \"dependency_ns\": ", bubbles.dependency_ns,
+                                 ", \"memory_ns\": ", bubbles.memory_ns,
+                                 ", \"transfer_ns\": ", bubbles.transfer_ns,
+                                 "}"));
+  }
+  return absl::StrCat("[", absl::StrJoin(ranks, ", "), "]");
+}
+
 }  // namespace
 
 int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
@@ -174,6 +193,8 @@ int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
       *problem, result->schedule, *times,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
+       {"flow_lower_bound_ns", TimeText(search::FlowLowerBound(graph))},
+       {"bubbles", BubblesText(graph, result->schedule, *times)},
        {"strategy", search::JsonString(strategy->name())},
        {"evaluations", absl::StrCat(result->evaluations)}});
   out.flush();
@@ -205,6 +226,8 @@ int RunSimulateCommand(const std::vector<std::string>& args, std::ostream& out,
       *problem, *schedule, *times,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
+       {"flow_lower_bound_ns", TimeText(search::FlowLowerBound(graph))},
+       {"bubbles", BubblesText(graph, *schedule, *times)},
        {"peak_bytes",
         absl::StrCat("[",
                      absl::StrJoin(search::PeakBytes(graph, *schedule), ", "),

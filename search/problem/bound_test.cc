@@ -1,0 +1,72 @@
+// Tests of bound.h: bounds worked out by hand. That they bound is tested
+// against the exhaustive oracle, with the strategies.
+
+#include "search/problem/bound.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+
+namespace pipeweaver::search {
+namespace {
+
+// `sweeps` of two or three ranks each, F of the given length, B twice that.
+Problem Pipeline(int ranks, const std::vector<std::vector<int64_t>>& forwards) {
+  Problem problem;
+  problem.ranks = ranks;
+  problem.memory_limit_bytes.assign(ranks, 1000);
+  for (const std::vector<int64_t>& lengths : forwards) {
+    Sweep sweep;
+    sweep.id = std::to_string(problem.sweeps.size());
+    for (size_t k = 0; k < lengths.size(); ++k) {
+      Choice choice;
+      choice.forward_ns = lengths[k];
+      choice.input_grad_ns = 2 * lengths[k];
+      sweep.stages.push_back(
+          {.rank = static_cast<int>(k), .transfer_ns = 0, .choices = {choice}});
+    }
+    problem.sweeps.push_back(sweep);
+  }
+  return problem;
+}
+
+TEST(LowerBoundTest, HeadWorkAndTail) {
+  const ProblemGraph graph =
+      BuildProblemGraph(Pipeline(2, {{10, 10}, {10, 10}, {10, 10}}));
+  // Rank 1: head 10, work 90, tail 20.
+  EXPECT_EQ(LowerBound(graph), 120);
+  EXPECT_EQ(FlowLowerBound(graph), 120);
+}
+
+TEST(LowerBoundTest, LongestPath) {
+  EXPECT_EQ(LowerBound(BuildProblemGraph(Pipeline(3, {{10, 10, 10}}))), 90);
+}
+
+TEST(FlowLowerBoundTest, ShortSweepsInFrontDoNotFillThePipeline) {
+  // A short encoder before each of two long sweeps.
+  Problem problem = Pipeline(3, {{1, 1, 1}, {10, 10, 10}, {10, 10, 10}});
+  problem.sweeps[1].after = {0};
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  EXPECT_EQ(LowerBound(graph), 99);  // the longest path: 3 + 30 + 60 + 6
+  EXPECT_GE(FlowLowerBound(graph), LowerBound(graph));
+
+  Problem many = Pipeline(3, {{1, 1, 1},
+                              {10, 10, 10},
+                              {1, 1, 1},
+                              {10, 10, 10},
+                              {1, 1, 1},
+                              {10, 10, 10}});
+  for (const int s : {1, 3, 5}) many.sweeps[s].after = {s - 1};
+  const ProblemGraph long_graph = BuildProblemGraph(many);
+  // Rank 2: head 2, work 99, tail 4. But the long F come there at 20 at the
+  // earliest, each short one in front makes that later by its own length; and
+  // the long B, seen from the end, 40 before it.
+  EXPECT_EQ(LowerBound(long_graph), 105);
+  EXPECT_EQ(FlowLowerBound(long_graph), 159);
+}
+
+}  // namespace
+}  // namespace pipeweaver::search

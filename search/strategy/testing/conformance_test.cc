@@ -1,0 +1,204 @@
+// One suite for all strategies: against the exhaustive oracle on small problems
+// of every shape, for any thread count, cancelled, out of time.
+//
+// PIPEWEAVER_FUZZ_PROBLEMS: how many random problems (default 400).
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "search/problem/bound.h"
+#include "search/problem/problem_graph.h"
+#include "search/problem/problem_json.h"
+#include "search/problem/problem_validation.h"
+#include "search/problem/timing.h"
+#include "search/strategy/registry.h"
+#include "search/strategy/strategy.h"
+#include "search/strategy/testing/oracle.h"
+#include "search/strategy/testing/random_problem.h"
+
+namespace pipeweaver::search {
+namespace {
+
+uint64_t FuzzProblems() {
+  const char* text = std::getenv("PIPEWEAVER_FUZZ_PROBLEMS");
+  return text == nullptr ? 400 : std::strtoull(text, nullptr, 10);
+}
+
+// The schedule is complete, runs, fits and takes as long as it says.
+void ExpectValid(const ProblemGraph& graph, const SearchResult& result) {
+  const auto times = TimeSchedule(graph, result.schedule);
+  ASSERT_TRUE(times.ok()) << times.status();
+  EXPECT_EQ(times->makespan_ns, result.makespan_ns);
+  const absl::Status fits = CheckMemory(graph, result.schedule);
+  EXPECT_TRUE(fits.ok()) << fits;
+  EXPECT_GE(result.makespan_ns, FlowLowerBound(graph));
+}
+
+class StrategyTest : public testing::TestWithParam<std::string> {
+ protected:
+  StrategyTest() : strategy_(MakeStrategy(GetParam())) {}
+  const std::unique_ptr<Strategy> strategy_;
+};
+
+TEST_P(StrategyTest, SmallProblemsAgainstTheOracle) {
+  double distance = 0, worst = 0;
+  uint64_t worst_seed = 0, solved = 0, infeasible = 0;
+  for (uint64_t seed = 1; seed <= FuzzProblems(); ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    RandomProblemOptions shape;
+    shape.most_pairs = seed % 8 == 0 ? 5 : 4;
+    const Problem problem = RandomProblem(seed, shape);
+    ASSERT_TRUE(ValidateProblem(problem).ok());
+    const ProblemGraph graph = BuildProblemGraph(problem);
+    const OracleAnswer oracle = SolveExhaustively(graph);
+    SearchOptions options;
+    options.budget.evaluations = 200;
+    const auto result = strategy_->Solve(problem, options);
+    if (!result.ok()) {
+      EXPECT_FALSE(oracle.makespan_ns.has_value()) << result.status();
+      EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_NE(result.status().message().find("no schedule exists: rank"),
+                std::string::npos);
+      ++infeasible;
+      continue;
+    }
+    ExpectValid(graph, *result);
+    if (HasFatalFailure()) return;
+    ASSERT_TRUE(oracle.makespan_ns.has_value());
+    if (!oracle.exact || *oracle.makespan_ns == 0) continue;
+    EXPECT_GE(result->makespan_ns, *oracle.makespan_ns);
+    ++solved;
+    const double over = static_cast<double>(result->makespan_ns) /
+                            static_cast<double>(*oracle.makespan_ns) -
+                        1;
+    distance += over;
+    if (over > worst) {
+      worst = over;
+      worst_seed = seed;
+    }
+  }
+  ASSERT_GT(solved, 0u);
+  EXPECT_GT(infeasible, 0u);
+  const double mean = distance / static_cast<double>(solved);
+  std::printf(
+      "%s: %zu solved, %zu infeasible, mean distance %.3f %%, worst "
+      "%.1f %% (seed %zu)\n",
+      GetParam().c_str(), static_cast<size_t>(solved),
+      static_cast<size_t>(infeasible), 100 * mean, 100 * worst,
+      static_cast<size_t>(worst_seed));
+  if (GetParam() == "portfolio") {
+    EXPECT_LT(mean, 0.01);
+  }
+}
+
+// A problem with enough to search in.
+Problem MiddlingProblem() {
+  RandomProblemOptions shape;
+  shape.most_pairs = 40;
+  uint64_t seed = 1;
+  while (true) {
+    Problem problem = RandomProblem(seed++, shape);
+    if (problem.sweeps.size() < 10 || problem.ranks < 2) continue;
+    problem.memory_limit_bytes.assign(problem.ranks, 60);
+    return problem;
+  }
+}
+
+TEST_P(StrategyTest, SameBytesForAnyThreadCount) {
+  const Problem problem = MiddlingProblem();
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  for (const int64_t evaluations : {1, 7, 100, 1000}) {
+    std::vector<std::string> texts;
+    for (const int threads : {1, 2, 5}) {
+      SearchOptions options;
+      options.threads = threads;
+      options.budget.evaluations = evaluations;
+      const auto result = strategy_->Solve(problem, options);
+      ASSERT_TRUE(result.ok()) << result.status();
+      ExpectValid(graph, *result);
+      const auto times = TimeSchedule(graph, result->schedule);
+      texts.push_back(ScheduleToJson(problem, result->schedule, *times, {}));
+    }
+    EXPECT_EQ(texts[0], texts[1]) << evaluations;
+    EXPECT_EQ(texts[0], texts[2]) << evaluations;
+  }
+}
+
+TEST_P(StrategyTest, HasAScheduleEvenWithoutTime) {
+  const Problem problem = MiddlingProblem();
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  const std::atomic<bool> cancelled = true;
+  for (const bool cancel : {false, true}) {
+    SearchOptions options;
+    options.threads = 2;
+    options.budget.deadline = std::chrono::steady_clock::now();
+    if (cancel) {
+      options.budget.deadline.reset();
+      options.budget.cancelled = &cancelled;
+    }
+    const auto result = strategy_->Solve(problem, options);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ExpectValid(graph, *result);
+  }
+}
+
+TEST_P(StrategyTest, TakesAnyWarmStart) {
+  const Problem problem = MiddlingProblem();
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  SearchOptions options;
+  options.budget.evaluations = 50;
+  const auto first = strategy_->Solve(problem, options);
+  ASSERT_TRUE(first.ok());
+  Schedule other;  // of a larger problem
+  other.ranks = {{{.kind = StageKind::kForward, .sweep = 1000}}};
+  for (const Schedule* warm :
+       std::initializer_list<const Schedule*>{&first->schedule, &other}) {
+    options.warm_start = warm;
+    const auto result = strategy_->Solve(problem, options);
+    ASSERT_TRUE(result.ok());
+    ExpectValid(graph, *result);
+  }
+}
+
+TEST_P(StrategyTest, DurationsMayBeAsLongAsTheyComeAndMemoryZero) {
+  Problem problem = MiddlingProblem();
+  for (Sweep& sweep : problem.sweeps) {
+    for (Stage& stage : sweep.stages) {
+      for (Choice& choice : stage.choices) {
+        choice.activation_bytes = choice.backward_bytes =
+            choice.weight_grad_bytes = choice.fused_backward_bytes = 0;
+      }
+    }
+  }
+  problem.memory_limit_bytes.assign(problem.ranks, 0);
+  problem.sweeps[0].stages[0].transfer_ns = kMostQuantity;
+  problem.sweeps[1].stages[0].transfer_ns = 4 * (kMostQuantity / 5);
+  problem.sweeps[2].stages[0].choices[0].forward_ns = kMostQuantity;
+  ASSERT_TRUE(ValidateProblem(problem).ok());
+  SearchOptions options;
+  options.budget.evaluations = 50;
+  const auto result = strategy_->Solve(problem, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectValid(BuildProblemGraph(problem), *result);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, StrategyTest, testing::ValuesIn(StrategyNames()),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name) {
+                             if (c == '-' || c == '*') c = '_';
+                           }
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace pipeweaver::search

@@ -1,0 +1,193 @@
+// Layer costs from measured layers.
+
+#include "semu/cost/measured/measured_cost.h"
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+// Bound of every time (cost_model.h).
+constexpr double kMaxNs = 1e15;
+
+auto LayerTuple(const LayerSpec& layer) {
+  return std::make_tuple(static_cast<int>(layer.kind), layer.hidden_size,
+                         layer.ffn_size, layer.heads, layer.kv_heads,
+                         layer.gated_ffn, layer.causal, layer.vocab_size,
+                         layer.input_size);
+}
+
+// What points must share to be compared.
+auto GroupTuple(const MeasuredLayer& point) {
+  return std::make_tuple(LayerTuple(point.layer), point.tensor_parallel,
+                         point.context_parallel, static_cast<int>(point.pass));
+}
+
+auto OrderTuple(const MeasuredLayer& point) {
+  return std::make_tuple(GroupTuple(point), point.shape.tokens, point.shape);
+}
+
+std::vector<MeasuredLayer> Ordered(std::vector<MeasuredLayer> points) {
+  std::erase_if(points, [](const MeasuredLayer& point) {
+    return point.shape.tokens <= 0 || point.ns <= 0;
+  });
+  std::stable_sort(points.begin(), points.end(),
+                   [](const MeasuredLayer& a, const MeasuredLayer& b) {
+                     return OrderTuple(a) < OrderTuple(b);
+                   });
+  std::vector<MeasuredLayer> merged;
+  for (std::size_t begin = 0; begin < points.size();) {
+    std::size_t end = begin;
+    double sum_ns = 0;
+    while (end < points.size() &&
+           OrderTuple(points[end]) == OrderTuple(points[begin])) {
+      sum_ns += static_cast<double>(points[end++].ns);
+    }
+    merged.push_back(points[begin]);
+    merged.back().ns = std::llround(sum_ns / static_cast<double>(end - begin));
+    begin = end;
+  }
+  return merged;
+}
+
+// The base's time of a pass when nothing is recomputed.
+int64_t PassNs(const LayerCost& cost, MeasuredPass pass) {
+  const StrategyCost& keep = cost[MemoryStrategy::kKeep];
+  switch (pass) {
+    case MeasuredPass::kForward:
+      return keep.forward_ns;
+    case MeasuredPass::kBackward:
+      return keep.fused_backward_ns.value_or(keep.input_grad_ns +
+                                             keep.weight_grad_ns);
+    case MeasuredPass::kInputGrad:
+      return keep.input_grad_ns;
+    case MeasuredPass::kWeightGrad:
+      return keep.weight_grad_ns;
+  }
+  return 0;
+}
+
+int64_t Scaled(int64_t ns, double factor) {
+  return std::llround(std::min(static_cast<double>(ns) * factor, kMaxNs));
+}
+
+}  // namespace
+
+MeasuredCost::MeasuredCost(const CostModel& base,
+                           std::vector<MeasuredLayer> points)
+    : base_(base), points_(Ordered(std::move(points))) {}
+
+MeasuredCost::Ratio MeasuredCost::RatioAt(const Platform& platform,
+                                          const LayerQuery& query,
+                                          MeasuredPass pass) const {
+  MeasuredLayer wanted;
+  wanted.layer = query.layer;
+  wanted.tensor_parallel = platform.parallelism.tensor_parallel;
+  wanted.context_parallel = platform.parallelism.context_parallel;
+  wanted.pass = pass;
+  const auto begin =
+      std::lower_bound(points_.begin(), points_.end(), wanted,
+                       [](const MeasuredLayer& a, const MeasuredLayer& b) {
+                         return GroupTuple(a) < GroupTuple(b);
+                       });
+  const auto end =
+      std::upper_bound(begin, points_.end(), wanted,
+                       [](const MeasuredLayer& a, const MeasuredLayer& b) {
+                         return GroupTuple(a) < GroupTuple(b);
+                       });
+  if (begin == end) return {};
+  const auto ratio_of = [&](const MeasuredLayer& point) {
+    LayerQuery at_point = query;
+    at_point.shape = point.shape;
+    const int64_t predicted_ns = PassNs(base_.Cost(platform, at_point), pass);
+    return predicted_ns <= 0 ? 1.0
+                             : static_cast<double>(point.ns) /
+                                   static_cast<double>(predicted_ns);
+  };
+  // The first of at least as many tokens; an equal shape before others.
+  const int64_t tokens = query.shape.tokens;
+  const auto exact = std::find_if(begin, end, [&](const MeasuredLayer& point) {
+    return point.shape == query.shape;
+  });
+  if (exact != end) return {ratio_of(*exact), true, true};
+  const auto above =
+      std::find_if(begin, end, [tokens](const MeasuredLayer& point) {
+        return point.shape.tokens >= tokens;
+      });
+  if (above == end) return {ratio_of(*(end - 1)), true, false};
+  if (above->shape.tokens == tokens) return {ratio_of(*above), true, true};
+  if (above == begin) return {ratio_of(*begin), true, false};
+  const MeasuredLayer& below = *(above - 1);
+  const double weight = std::log(static_cast<double>(tokens) /
+                                 static_cast<double>(below.shape.tokens)) /
+                        std::log(static_cast<double>(above->shape.tokens) /
+                                 static_cast<double>(below.shape.tokens));
+  const double low = ratio_of(below);
+  return {low + weight * (ratio_of(*above) - low), true, true};
+}
+
+LayerCost MeasuredCost::Cost(const Platform& platform,
+                             const LayerQuery& query) const {
+  LayerCost cost = base_.Cost(platform, query);
+  if (query.shape.tokens <= 0 || points_.empty()) return cost;
+  const bool backward = query.input_grad || query.weight_grad;
+  const Ratio forward = RatioAt(platform, query, MeasuredPass::kForward);
+  Ratio fused;
+  Ratio input_grad;
+  Ratio weight_grad;
+  if (backward) {
+    // A measured backward holds both gradients, so it says nothing of a layer
+    // that lacks one.
+    if (query.input_grad && query.weight_grad) {
+      fused = RatioAt(platform, query, MeasuredPass::kBackward);
+    }
+    input_grad = RatioAt(platform, query, MeasuredPass::kInputGrad);
+    weight_grad = RatioAt(platform, query, MeasuredPass::kWeightGrad);
+    if (!input_grad.known) input_grad = fused;
+    if (!weight_grad.known) weight_grad = fused;
+  }
+  for (StrategyCost& strategy : cost.strategies) {
+    const int64_t parts_ns = strategy.input_grad_ns + strategy.weight_grad_ns;
+    strategy.forward_ns = Scaled(strategy.forward_ns, forward.value);
+    strategy.input_grad_ns = Scaled(strategy.input_grad_ns, input_grad.value);
+    strategy.weight_grad_ns =
+        Scaled(strategy.weight_grad_ns, weight_grad.value);
+    if (!strategy.fused_backward_ns) continue;
+    const double parts_ratio =
+        parts_ns <= 0 ? 1
+                      : static_cast<double>(strategy.input_grad_ns +
+                                            strategy.weight_grad_ns) /
+                            static_cast<double>(parts_ns);
+    strategy.fused_backward_ns = Scaled(
+        *strategy.fused_backward_ns, fused.known ? fused.value : parts_ratio);
+  }
+  cost.measured = forward.inside &&
+                  (!query.input_grad || input_grad.inside || fused.inside) &&
+                  (!query.weight_grad || weight_grad.inside || fused.inside);
+  return cost;
+}
+
+std::string MeasuredCost::Fingerprint() const {
+  std::string fingerprint = absl::StrCat(base_.Fingerprint(), " measured");
+  for (const MeasuredLayer& p : points_) {
+    absl::StrAppend(&fingerprint, " ", static_cast<int>(p.layer.kind), ",",
+                    p.layer.hidden_size, ",", p.layer.ffn_size, ",",
+                    p.layer.heads, ",", p.layer.kv_heads, ",");
+    absl::StrAppend(&fingerprint, p.layer.gated_ffn, ",", p.layer.causal, ",",
+                    p.layer.vocab_size, ",", p.layer.input_size, ":",
+                    p.tensor_parallel, ",", p.context_parallel, ",",
+                    static_cast<int>(p.pass), ":");
+    absl::StrAppend(&fingerprint, p.shape.items, ",", p.shape.tokens, ",",
+                    p.shape.sum_squares, ",", p.shape.max_tokens, ",");
+    absl::StrAppend(&fingerprint, p.shape.condition_tokens, ",",
+                    p.shape.condition_products, ":", p.ns);
+  }
+  return fingerprint;
+}
+
+}  // namespace pipeweaver::semu

@@ -1,0 +1,168 @@
+// Tests of costs from measured layers.
+
+#include "semu/cost/measured/measured_cost.h"
+
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "semu/cost/measured/profile_layers.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+// 100 ns a token forward, 120 each gradient, 200 fused; recomputing adds a
+// forward.
+class LinearCost : public CostModel {
+ public:
+  LayerCost Cost(const Platform&, const LayerQuery& query) const override {
+    LayerCost cost;
+    const int64_t tokens = query.shape.tokens;
+    for (int s = 0; s < kNumMemoryStrategies; ++s) {
+      StrategyCost& strategy = cost.strategies[s];
+      const bool keep = static_cast<MemoryStrategy>(s) == MemoryStrategy::kKeep;
+      strategy.forward_ns = 100 * tokens;
+      if (query.input_grad) {
+        strategy.input_grad_ns = 120 * tokens + (keep ? 0 : 100 * tokens);
+      }
+      if (query.weight_grad) {
+        strategy.weight_grad_ns = 120 * tokens;
+        strategy.fused_backward_ns = 200 * tokens + (keep ? 0 : 100 * tokens);
+      }
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "linear"; }
+};
+
+LayerSpec Layer() {
+  LayerSpec layer;
+  layer.hidden_size = 64;
+  return layer;
+}
+
+MeasuredLayer Point(MeasuredPass pass, int64_t tokens, int64_t ns) {
+  MeasuredLayer point;
+  point.layer = Layer();
+  point.pass = pass;
+  point.shape.tokens = tokens;
+  point.ns = ns;
+  return point;
+}
+
+LayerQuery Query(int64_t tokens) {
+  LayerQuery query;
+  query.layer = Layer();
+  query.shape.tokens = tokens;
+  return query;
+}
+
+TEST(MeasuredCostTest, InterpolatesTheRatioAndFlagsExtrapolation) {
+  const LinearCost base;
+  const MeasuredCost model(base,
+                           {Point(MeasuredPass::kForward, 1600, 2 * 160'000),
+                            Point(MeasuredPass::kForward, 100, 10'000),
+                            Point(MeasuredPass::kBackward, 100, 30'000),
+                            Point(MeasuredPass::kBackward, 1600, 480'000)});
+  const LayerCost at = model.Cost({}, Query(400));
+  EXPECT_TRUE(at.measured);
+  // Half-way from 100 to 1600 in the logarithm: ratio 1.5.
+  EXPECT_EQ(at[MemoryStrategy::kKeep].forward_ns, 60'000);
+  EXPECT_EQ(*at[MemoryStrategy::kKeep].fused_backward_ns, 120'000);
+  EXPECT_EQ(at[MemoryStrategy::kKeep].weight_grad_ns, 72'000);
+  EXPECT_EQ(*at[MemoryStrategy::kFullRecompute].fused_backward_ns, 180'000);
+  for (const int64_t tokens : {100, 1600}) {
+    EXPECT_TRUE(model.Cost({}, Query(tokens)).measured) << tokens;
+  }
+  const LayerCost above = model.Cost({}, Query(3200));
+  EXPECT_FALSE(above.measured);
+  EXPECT_EQ(above[MemoryStrategy::kKeep].forward_ns, 640'000);
+  const LayerCost below = model.Cost({}, Query(50));
+  EXPECT_FALSE(below.measured);
+  EXPECT_EQ(below[MemoryStrategy::kKeep].forward_ns, 5'000);
+}
+
+TEST(MeasuredCostTest, OtherLayersAndParallelismKeepTheBase) {
+  const LinearCost base;
+  const MeasuredCost model(base, {Point(MeasuredPass::kForward, 100, 50'000)});
+  LayerQuery other = Query(100);
+  other.layer.hidden_size = 65;
+  EXPECT_EQ(model.Cost({}, other)[MemoryStrategy::kKeep].forward_ns, 10'000);
+  Platform two;
+  two.parallelism.tensor_parallel = 2;
+  EXPECT_EQ(model.Cost(two, Query(100))[MemoryStrategy::kKeep].forward_ns,
+            10'000);
+  const LayerCost forward_known = model.Cost({}, Query(100));
+  EXPECT_EQ(forward_known[MemoryStrategy::kKeep].forward_ns, 50'000);
+  EXPECT_EQ(forward_known[MemoryStrategy::kKeep].input_grad_ns, 12'000);
+  EXPECT_FALSE(forward_known.measured) << "its backward is not";
+  LayerQuery inference = Query(100);
+  inference.input_grad = inference.weight_grad = false;
+  EXPECT_TRUE(model.Cost({}, inference).measured);
+}
+
+TEST(MeasuredCostTest, PartsMeasuredApartComeFirst) {
+  const LinearCost base;
+  const MeasuredCost model(base,
+                           {Point(MeasuredPass::kForward, 100, 10'000),
+                            Point(MeasuredPass::kBackward, 100, 60'000),
+                            Point(MeasuredPass::kInputGrad, 100, 6'000),
+                            Point(MeasuredPass::kWeightGrad, 100, 24'000)});
+  const LayerCost cost = model.Cost({}, Query(100));
+  EXPECT_EQ(cost[MemoryStrategy::kKeep].input_grad_ns, 6'000);
+  EXPECT_EQ(cost[MemoryStrategy::kKeep].weight_grad_ns, 24'000);
+  EXPECT_EQ(*cost[MemoryStrategy::kKeep].fused_backward_ns, 60'000);
+  EXPECT_TRUE(cost.measured);
+  // A frozen layer's backward is its input gradient.
+  LayerQuery frozen = Query(100);
+  frozen.weight_grad = false;
+  EXPECT_EQ(model.Cost({}, frozen)[MemoryStrategy::kKeep].input_grad_ns, 6'000);
+}
+
+TEST(MeasuredCostTest, OrderAndRepeatsDoNotMatterUselessPointsAreLeftOut) {
+  const LinearCost base;
+  const MeasuredCost one(base, {Point(MeasuredPass::kForward, 100, 10'000),
+                                Point(MeasuredPass::kForward, 200, 30'000)});
+  const MeasuredCost two(base, {Point(MeasuredPass::kForward, 200, 20'000),
+                                Point(MeasuredPass::kForward, 0, 5),
+                                Point(MeasuredPass::kForward, 100, 10'000),
+                                Point(MeasuredPass::kForward, 300, 0),
+                                Point(MeasuredPass::kForward, 200, 40'000)});
+  EXPECT_EQ(one.Fingerprint(), two.Fingerprint());
+  EXPECT_NE(one.Fingerprint(), MeasuredCost(base, {}).Fingerprint());
+}
+
+TEST(ProfileLayersTest, TakesTheJobsLayers) {
+  Job job;
+  job.parallelism.tensor_parallel = 4;
+  Module module;
+  module.name = "vision";
+  module.layers.push_back({Layer(), 3});
+  job.modules.push_back(module);
+  v1::Profile profile;
+  const auto add = [&profile](const std::string& name, const std::string& kind,
+                              v1::LayerPass pass) {
+    v1::MeasuredPoint* point = profile.add_points();
+    point->mutable_key()->set_kind(v1::POINT_KIND_LAYER);
+    v1::LayerKey* key = point->mutable_key()->mutable_layer();
+    key->set_module(name);
+    key->set_layer(kind);
+    key->set_pass(pass);
+    key->set_tokens(64);
+    point->set_median_ns(77);
+  };
+  add("vision", "transformer", v1::LAYER_PASS_BACKWARD);
+  add("vision", "dit", v1::LAYER_PASS_FORWARD);
+  add("audio", "transformer", v1::LAYER_PASS_FORWARD);
+  add("vision", "transformer", v1::LAYER_PASS_UNSPECIFIED);
+  const std::vector<MeasuredLayer> layers = MeasuredLayersOf(profile, job);
+  ASSERT_EQ(layers.size(), 1u);
+  EXPECT_EQ(layers[0].layer, Layer());
+  EXPECT_EQ(layers[0].tensor_parallel, 4);
+  EXPECT_EQ(layers[0].pass, MeasuredPass::kBackward);
+  EXPECT_EQ(layers[0].shape.tokens, 64);
+  EXPECT_EQ(layers[0].ns, 77);
+}
+
+}  // namespace
+}  // namespace pipeweaver::semu

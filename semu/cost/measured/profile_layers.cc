@@ -1,0 +1,86 @@
+// A profile's layer points as the measured cost model takes them.
+
+#include "semu/cost/measured/profile_layers.h"
+
+#include <optional>
+#include <string>
+
+#include "absl/strings/string_view.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+absl::string_view KindName(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::kTransformer:
+      return "transformer";
+    case LayerKind::kDit:
+      return "dit";
+    case LayerKind::kEmbedding:
+      return "embedding";
+    case LayerKind::kLmHead:
+      return "lm_head";
+    case LayerKind::kPatchEmbed:
+      return "patch_embed";
+    case LayerKind::kProjector:
+      return "projector";
+  }
+  return "";
+}
+
+std::optional<LayerSpec> FindLayer(const Job& job, const v1::LayerKey& key) {
+  for (const Module& module : job.modules) {
+    if (module.name != key.module()) continue;
+    for (const LayerGroup& group : module.layers) {
+      if (KindName(group.layer.kind) == key.layer()) return group.layer;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<MeasuredPass> PassOf(v1::LayerPass pass) {
+  switch (pass) {
+    case v1::LAYER_PASS_FORWARD:
+      return MeasuredPass::kForward;
+    case v1::LAYER_PASS_BACKWARD:
+      return MeasuredPass::kBackward;
+    case v1::LAYER_PASS_INPUT_GRAD:
+      return MeasuredPass::kInputGrad;
+    case v1::LAYER_PASS_WEIGHT_GRAD:
+      return MeasuredPass::kWeightGrad;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
+std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
+                                            const Job& job) {
+  std::vector<MeasuredLayer> layers;
+  for (const v1::MeasuredPoint& point : profile.points()) {
+    if (point.key().kind() != v1::POINT_KIND_LAYER) continue;
+    const v1::LayerKey& key = point.key().layer();
+    const std::optional<LayerSpec> layer = FindLayer(job, key);
+    const std::optional<MeasuredPass> pass = PassOf(key.pass());
+    if (!layer || !pass) continue;
+    MeasuredLayer measured;
+    measured.layer = *layer;
+    measured.tensor_parallel = key.tensor_parallel() > 0
+                                   ? key.tensor_parallel()
+                                   : job.parallelism.tensor_parallel;
+    measured.context_parallel = key.context_parallel() > 0
+                                    ? key.context_parallel()
+                                    : job.parallelism.context_parallel;
+    measured.pass = *pass;
+    measured.shape.items = key.items();
+    measured.shape.tokens = key.tokens();
+    measured.shape.sum_squares = key.sum_squares();
+    measured.shape.max_tokens = key.max_tokens();
+    measured.ns = point.median_ns();
+    layers.push_back(measured);
+  }
+  return layers;
+}
+
+}  // namespace pipeweaver::semu
