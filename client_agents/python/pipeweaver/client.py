@@ -5,7 +5,7 @@ from typing import Any, Optional
 
 import grpc
 
-from pipeweaver.v1 import plan_pb2, planner_service_pb2 as service_pb2
+from pipeweaver.v1 import planner_service_pb2 as service_pb2
 
 SERVICE = "pipeweaver.v1.PlannerService"
 METHODS = ("RegisterJob", "ConfirmLayout", "DescribeJob", "ListJobs",

@@ -18,7 +18,6 @@ import time
 import unittest
 
 import torch
-import torch.distributed as dist
 
 import models
 from pipeweaver import (
@@ -32,6 +31,8 @@ from ranks import run_ranks
 HERE = pathlib.Path(__file__).resolve().parent
 RANKS = 2
 DTYPE = torch.float64
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP,
+           "continue": signal.SIGCONT}
 
 
 def free_port():
@@ -57,8 +58,8 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
           patience_s=10.0, impatient=(), job=None, model="vlm", check=None,
           restart=None):
     """Trains `steps` steps; answers losses (pipeline, plain), what each step
-    ran, and the counters. events: {step: "kill" or "start"}, done by rank 0
-    before the step is submitted. impatient: steps whose plans are not waited
+    ran, and the counters. events: {step: ["kill", "stop", "continue" or
+    "start"]}, done by rank 0 before the step is submitted. impatient: steps whose plans are not waited
     for. check: called with each step's job, batch and program. restart: starts
     a server on a port; answers its process."""
     job = JobView(job or models.make_job("vlm", RANKS))
@@ -83,8 +84,8 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
         for step in range(first_step, first_step + steps):
             if rank == 0 and step in events:
                 for event in events[step]:
-                    if event == "kill":
-                        os.kill(int(os.environ["SERVER_PID"]), signal.SIGKILL)
+                    if event in SIGNALS:
+                        os.kill(int(os.environ["SERVER_PID"]), SIGNALS[event])
                     else:
                         servers.append((restart or start_fake)(port))
             batch = None
@@ -177,6 +178,15 @@ class FaultTest(unittest.TestCase):
         self.assertEqual(origins[-2:], [PLAN, PLAN])
         for c in counters:
             self.assertGreaterEqual(c["server_unreachable"], 2)
+
+    def test_server_that_answers_nothing_for_a_while(self):
+        origins, counters = self.trained(
+            events={2: ["stop"], 4: ["continue"]}, steps=8, patience_s=1.5)
+        self.assertEqual(origins[:4], [PLAN, PLAN, SAFE, SAFE])
+        self.assertEqual(origins[-2:], [PLAN, PLAN])
+        for c in counters:
+            self.assertEqual(c["steps_safe"], c.get("plan_late", 0) +
+                             c.get("server_unreachable", 0))
 
     def test_late_answer_costs_one_step(self):
         origins, counters = self.trained(

@@ -185,8 +185,12 @@ class CuptiTest(unittest.TestCase):
                 #include <stdint.h>
                 static char said[256];
                 void pw_cupti_start(void) {}
-                void pw_cupti_step(int64_t n) { snprintf(said, 256, "step %d", (int)n); }
-                void pw_cupti_push(const char* a) { snprintf(said, 256, "push %s", a); }
+                void pw_cupti_step(int64_t n) {
+                  snprintf(said, 256, "step %d", (int)n);
+                }
+                void pw_cupti_push(const char* a) {
+                  snprintf(said, 256, "push %s", a);
+                }
                 void pw_cupti_pop(void) { snprintf(said, 256, "pop"); }
                 const char* last(void) { return said; }
                 """)

@@ -86,7 +86,7 @@ class RandomPlanTest(unittest.TestCase):
             job, made = made_plans(model, ranks, v, math.ceil(PLANS * share))
             for transport in ran:
                 answers = run_ranks(ranks, transport, run_all, model, job, made,
-                                    timeout_s=400)
+                                    timeout_s=600)
                 ran[transport] += answers[0]
         self.assertGreaterEqual(min(ran.values()), PLANS)
         print(f"random plans run without a hang: {ran}")

@@ -522,7 +522,7 @@ class _Run:
         self.output_users = dict(prepared.output_users)
         self.gradient_users = dict(prepared.gradient_users)
         self.handles: Dict[int, Any] = {}
-        self.buffers: Dict[int, Tensor] = {}
+        self.buffers: Dict[int, Tuple[Tensor, Tuple]] = {}
         self.losses: Dict[Stage, List[Tensor]] = {}
         self.accumulation = {key: list(subs) for key, subs in
                              prepared.accumulation.items()}
