@@ -70,7 +70,9 @@ TEST(OpTableTest, PredictionKeepsAllButTheTimes) {
   const absl::StatusOr<std::string> empty =
       PredictOpTable(absl::StrCat(kHeader, row, ",,,,,,,,,,\n"));
   ASSERT_TRUE(empty.ok()) << empty.status();
-  for (const OpCell& cell : ParseOpTable(*empty)->rows[0].cells) {
+  const absl::StatusOr<OpTable> filled = ParseOpTable(*empty);
+  ASSERT_TRUE(filled.ok()) << filled.status();
+  for (const OpCell& cell : filled->rows[0].cells) {
     EXPECT_GT(cell.measured_us.value_or(0), 0) << cell.name;
   }
 }
