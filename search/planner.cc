@@ -286,7 +286,7 @@ class Planner : public StepPlanner {
     report.makespan_ns = plan.programs.makespan_ns;
     report.schedule_makespan_ns = plan.times.makespan_ns;
     report.lower_bound_ns = LowerBound(graph);
-    report.memory_bound_ns = report.lower_bound_ns;
+    report.flow_lower_bound_ns = FlowLowerBound(graph);
     report.bubble_ratio = BubbleRatio(plan.times);
     report.bubbles = FindBubbleCauses(problem, plan.schedule, plan.times);
     report.measured_share = plan.step.measured_share;

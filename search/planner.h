@@ -47,7 +47,7 @@ struct StepReport {
   int64_t makespan_ns = 0;           // transfers contending
   int64_t schedule_makespan_ns = 0;  // of the scheduling problem
   int64_t lower_bound_ns = 0;
-  int64_t memory_bound_ns = 0;
+  int64_t flow_lower_bound_ns = 0;
   int64_t layout_free_bound_ns = 0;
   double bubble_ratio = 0;
   BubbleCauses bubbles;

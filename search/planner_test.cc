@@ -74,7 +74,7 @@ TEST_P(EverySetupTest, IsPlannedWithinMemoryAndNotBelowItsBound) {
   EXPECT_GT(report.lower_bound_ns, 0);
   EXPECT_GE(report.schedule_makespan_ns, report.lower_bound_ns);
   EXPECT_GE(report.makespan_ns, report.schedule_makespan_ns);
-  EXPECT_GE(report.memory_bound_ns, report.lower_bound_ns);
+  EXPECT_GE(report.flow_lower_bound_ns, report.lower_bound_ns);
   EXPECT_LE(report.layout_free_bound_ns, report.schedule_makespan_ns);
   EXPECT_GE(report.bubble_ratio, 0);
   EXPECT_LT(report.bubble_ratio, 1);

@@ -36,7 +36,7 @@ v1::PlanReport ReportToProto(const search::StepReport& report) {
   proto.set_makespan_ns(report.makespan_ns);
   proto.set_schedule_makespan_ns(report.schedule_makespan_ns);
   proto.set_lower_bound_ns(report.lower_bound_ns);
-  proto.set_memory_bound_ns(report.memory_bound_ns);
+  proto.set_flow_lower_bound_ns(report.flow_lower_bound_ns);
   proto.set_layout_free_bound_ns(report.layout_free_bound_ns);
   if (report.lower_bound_ns > 0) {
     proto.set_gap(static_cast<double>(report.schedule_makespan_ns) /

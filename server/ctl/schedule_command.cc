@@ -18,8 +18,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "search/plan/bubble_causes.h"
 #include "search/problem/bound.h"
-#include "search/problem/bubbles.h"
 #include "search/problem/field_error.h"
 #include "search/problem/input_file.h"
 #include "search/problem/problem_graph.h"
@@ -133,22 +133,22 @@ std::string TimeText(int64_t ns) {
   return absl::StrCat(static_cast<uint64_t>(ns));
 }
 
-// Each rank's idle time by cause; null where times are too long to add up.
-std::string BubblesText(const search::ProblemGraph& graph,
+// The ranks' idle time by cause; null where times are too long to add up.
+std::string BubblesText(const search::Problem& problem,
                         const search::Schedule& schedule,
                         const search::StageTimes& times) {
-  constexpr uint64_t kMostNs = uint64_t{1} << 62;
-  if (static_cast<uint64_t>(times.makespan_ns) >= kMostNs) return "null";
-  std::vector<std::string> ranks;
-  for (const search::Bubbles& bubbles :
-       search::AttributeBubbles(graph, schedule, times)) {
-    ranks.push_back(absl::StrCat("{\"imbalance_ns\": ", bubbles.imbalance_ns,
-                                 ", \"dependency_ns\": ", bubbles.dependency_ns,
-                                 ", \"memory_ns\": ", bubbles.memory_ns,
-                                 ", \"transfer_ns\": ", bubbles.transfer_ns,
-                                 "}"));
+  constexpr double kMostNs = 0x1p62;
+  if (static_cast<double>(static_cast<uint64_t>(times.makespan_ns)) *
+          problem.ranks >=
+      kMostNs) {
+    return "null";
   }
-  return absl::StrCat("[", absl::StrJoin(ranks, ", "), "]");
+  const search::BubbleCauses causes =
+      search::FindBubbleCauses(problem, schedule, times);
+  return absl::StrCat("{\"imbalance_ns\": ", causes.imbalance_ns,
+                      ", \"dependency_ns\": ", causes.dependency_ns,
+                      ", \"memory_ns\": ", causes.memory_ns,
+                      ", \"transfer_ns\": ", causes.transfer_ns, "}");
 }
 
 }  // namespace
@@ -194,7 +194,7 @@ int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
        {"flow_lower_bound_ns", TimeText(search::FlowLowerBound(graph))},
-       {"bubbles", BubblesText(graph, result->schedule, *times)},
+       {"bubbles", BubblesText(*problem, result->schedule, *times)},
        {"strategy", search::JsonString(strategy->name())},
        {"evaluations", absl::StrCat(result->evaluations)}});
   out.flush();
@@ -227,7 +227,7 @@ int RunSimulateCommand(const std::vector<std::string>& args, std::ostream& out,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
        {"flow_lower_bound_ns", TimeText(search::FlowLowerBound(graph))},
-       {"bubbles", BubblesText(graph, *schedule, *times)},
+       {"bubbles", BubblesText(*problem, *schedule, *times)},
        {"peak_bytes",
         absl::StrCat("[",
                      absl::StrJoin(search::PeakBytes(graph, *schedule), ", "),

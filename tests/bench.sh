@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs named benchmarks: tests/bench.sh NAME [ARGUMENT...]
+#
+#   search     gaps to the bound of all problem families by time, first plan by size (JSON lines)
+#   problems   every problem file at --budget-ms 50, judged by the reference checker
+#   serve      from submission to the last rank's program; sealed programs against a bare echo
+#   partition  splitting and costing a step
+#   lower      checks, lowering and serialising of a plan
+#   engine     stage events a second of the step emulator
+#   ops        cost rules against measured GPU ops, leaving one model out at a time
+#
+# These machines are shared: read ratios and spreads, not single times. Problem
+# files and measured ops are read from $PIPEWEAVER_SHARED, by default ../shared.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+# shellcheck source=deploy/packages.sh
+source deploy/packages.sh
+export PIPEWEAVER_SHARED=${PIPEWEAVER_SHARED:-$(dirname "$root")/shared}
+
+run_target() {
+  install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+  bazel build --noshow_progress --ui_event_filters=-info "$1"
+  local binary=bazel-bin/${1#//}
+  shift
+  "${binary/://}" "$@"
+}
+
+name=${1:-help}
+shift || true
+case $name in
+  search)
+    if (($#)); then
+      run_target //tests/bench:search_bench "$@"
+    else
+      run_target //tests/bench:search_bench gaps
+      run_target //tests/bench:search_bench scaling
+    fi
+    ;;
+  problems)
+    deploy/pipeweaverctl help >/dev/null
+    python3 tests/check_problems.py --ctl bazel-bin/server/ctl/pipeweaverctl --budget-ms 50 "$@"
+    ;;
+  serve) run_target //server/bench:serve_benchmark "$@" ;;
+  partition) run_target //search/partition:partition_benchmark "$@" ;;
+  lower) run_target //search/lower:lower_benchmark "$@" ;;
+  engine) run_target //semu/engine:step_emulator_benchmark "$@" ;;
+  ops) run_target //tests/ops:leave_one_out "$@" ;;
+  *)
+    sed -n '2,14s/^# \{0,1\}//p' "$0"
+    [[ $name == help ]]
+    ;;
+esac
