@@ -62,6 +62,8 @@ metrics=$(sed -n 's/^listening on .*, metrics on \(.*\)$/\1/p' "$out/server.out"
 echo "planner on $address, metrics on http://$metrics/metrics"
 echo
 
+echo "durations are slept at 1/100 scale; walked: what the ranks took, scaled back (messages"
+echo "and wake-ups of this machine do not scale); > BASELINE: gain over it on the same costs"
 header=true
 trainers=()
 for job in "${jobs[@]}"; do

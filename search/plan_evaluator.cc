@@ -164,6 +164,15 @@ absl::Status CheckFactor(const char* field, double value) {
 
 }  // namespace
 
+LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
+  LinkSpeeds speeds;
+  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
+  speeds.host_latency_ns = job.links.host.latency_ns;
+  speeds.host_bandwidth_bytes_per_second =
+      job.links.host.bandwidth_bytes_per_second;
+  return speeds;
+}
+
 PlanEvaluator::PlanEvaluator(const StepProblem& step,
                              const StepPrograms& programs,
                              const LinkSpeeds& links)

@@ -11,6 +11,7 @@
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
 #include "semu/engine/step_program.h"
+#include "semu/model/job.h"
 #include "semu/trace/timeline.h"
 
 namespace pipeweaver::search {
@@ -24,6 +25,9 @@ struct LinkSpeeds {
   // Between a GPU and its host; 0: copies take no time.
   int64_t host_bandwidth_bytes_per_second = 0;
 };
+
+// Those of a job; every transfer takes the latency between nodes.
+LinkSpeeds LinkSpeedsOf(const semu::Job& job);
 
 struct EvaluationOptions {
   // Off: the times of the scheduling problem, in which transfers do not

@@ -83,15 +83,6 @@ int64_t LayoutFreeBound(const Problem& problem) {
   return static_cast<int64_t>(work_ns / problem.ranks);
 }
 
-LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
-  LinkSpeeds speeds;
-  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
-  speeds.host_latency_ns = job.links.host.latency_ns;
-  speeds.host_bandwidth_bytes_per_second =
-      job.links.host.bandwidth_bytes_per_second;
-  return speeds;
-}
-
 // The layout of least simulated makespan on a batch such as the job's limits
 // allow; deterministic.
 absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,

@@ -6,26 +6,11 @@
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::server {
-namespace {
-
-// As the planner predicts with, so that a run without changes gives the
-// makespan of the plan's report.
-search::LinkSpeeds SpeedsOf(const semu::Job& job) {
-  search::LinkSpeeds speeds;
-  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
-  speeds.host_latency_ns = job.links.host.latency_ns;
-  speeds.host_bandwidth_bytes_per_second =
-      job.links.host.bandwidth_bytes_per_second;
-  return speeds;
-}
-
-}  // namespace
-
 absl::StatusOr<std::vector<int64_t>> SimulatePlan(
     const search::PlannableJob& job, const search::StepPlan& plan,
     const Simulation& simulation, const std::atomic<bool>& cancelled) {
   const search::PlanEvaluator evaluator(plan.step, plan.programs,
-                                        SpeedsOf(job.job));
+                                        search::LinkSpeedsOf(job.job));
   search::EvaluationOptions options;
   options.latency_factor = simulation.latency_factor;
   options.bandwidth_factor = simulation.bandwidth_factor;
