@@ -6,6 +6,7 @@
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::server {
+
 absl::StatusOr<std::vector<int64_t>> SimulatePlan(
     const search::PlannableJob& job, const search::StepPlan& plan,
     const Simulation& simulation, const std::atomic<bool>& cancelled) {
