@@ -11,12 +11,20 @@ cc_library(
 )
 """
 
+# A constraint that no platform has: what depends on the headers is skipped.
 _MISSING = """
 package(default_visibility = ["//visibility:public"])
 
+constraint_setting(name = "toolkit")
+
+constraint_value(
+    name = "toolkit_found",
+    constraint_setting = ":toolkit",
+)
+
 cc_library(
     name = "cupti_headers",
-    target_compatible_with = ["@platforms//:incompatible"],
+    target_compatible_with = [":toolkit_found"],
 )
 """
 
