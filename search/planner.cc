@@ -219,7 +219,8 @@ class Planner : public StepPlanner {
       const bool nothing_left =
           *std::max_element(limits.begin(), limits.end()) == 0;
       if (!absl::IsResourceExhausted(status) || nothing_left) return status;
-      set_aside_bytes = std::max(2 * set_aside_bytes, job.transfer_bytes);
+      set_aside_bytes =
+          std::max({2 * set_aside_bytes, job.transfer_bytes, int64_t{1}});
     }
   }
 
