@@ -6,7 +6,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 # shellcheck source=deploy/packages.sh
 source deploy/packages.sh
-install_packages clang-format clang-tidy
+install_packages git clang-format clang-tidy
 git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
 [[ ${1:-} == --tidy ]] || exit 0
 shift
