@@ -108,8 +108,8 @@ absl::Status AddHostPoints(const ImportedTrace& trace, SamplesByKey* all) {
   return absl::OkStatus();
 }
 
-void AddCollectivePoints(const std::vector<ProfileInput>& inputs,
-                         SamplesByKey* all) {
+absl::Status AddCollectivePoints(const std::vector<ProfileInput>& inputs,
+                                 SamplesByKey* all) {
   std::vector<const ImportedTrace*> traces;
   for (const ProfileInput& input : inputs) traces.push_back(&input.trace);
   for (const CollectiveTime& time : SeparateWaiting(traces)) {
@@ -133,9 +133,13 @@ void AddCollectivePoints(const std::vector<ProfileInput>& inputs,
     }
     Samples& samples = SamplesOf(key, all);
     samples.times_ns.push_back(time.transfer_ns);
-    samples.waiting_ns += time.waiting_ns;
+    if (__builtin_add_overflow(samples.waiting_ns, time.waiting_ns,
+                               &samples.waiting_ns)) {
+      return TooLong();
+    }
     samples.includes_waiting |= time.includes_waiting;
   }
+  return absl::OkStatus();
 }
 
 absl::Status FillPoint(Samples& samples, v1::MeasuredPoint* point) {
@@ -202,7 +206,7 @@ absl::StatusOr<v1::Profile> BuildProfile(
     PW_RETURN_IF_ERROR(FillSource(input, profile.add_sources()));
     PW_RETURN_IF_ERROR(AddHostPoints(input.trace, &all));
   }
-  AddCollectivePoints(inputs, &all);
+  PW_RETURN_IF_ERROR(AddCollectivePoints(inputs, &all));
   for (auto& [key, samples] : all)
     PW_RETURN_IF_ERROR(FillPoint(samples, profile.add_points()));
   return profile;

@@ -53,12 +53,12 @@ absl::StatusOr<TraceFigures> ComputeFigures(const ImportedTrace& trace) {
     ++figures.kernels;
     TraceFigures::Kernel& kernel = by_name[record.name];
     ++kernel.count;
-    kernel.total_ns +=
-        record.duration_ns;  // at most the total, which is checked
     if (__builtin_add_overflow(figures.kernel_total_ns, record.duration_ns,
                                &figures.kernel_total_ns)) {
       return overflow;
     }
+    // The other sums are at most the total.
+    kernel.total_ns += record.duration_ns;
     intervals[record.device].emplace_back(record.start_ns,
                                           record.start_ns + record.duration_ns);
     if (record.correlation == kNoId || !launched.contains(record.correlation)) {

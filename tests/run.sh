@@ -75,7 +75,8 @@ bazel_tests "all tests" --test_summary=short //...
 # threads; gRPC itself is Debian's, without sanitizers.
 bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_summary=short \
   //tests/fuzz/... //search/lower/... //search/plan/... //search/problem/... //semu/engine/... \
-  //semu/model/... //server:step_table_test //server:planning_pool_test //server:planner_core_test
+  //semu/model/... //semu/cost/ops/... //profiler:trace_import_test //profiler:profile_builder_test \
+  //server:step_table_test //server:planning_pool_test //server:planner_core_test
 bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_registry_test //server/testing:seeded_race_test //search/lower/testing/... \
