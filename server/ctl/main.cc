@@ -21,15 +21,8 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"schedule", "solve a problem file, print the schedule",
-     [](absl::Span<const std::string> args, const CommandIo& io) {
-       return server::RunScheduleCommand({args.begin(), args.end()}, io.out,
-                                         io.err);
-     }},
-    {"simulate", "time a given schedule of a problem file",
-     [](absl::Span<const std::string> args, const CommandIo& io) {
-       return server::RunSimulateCommand({args.begin(), args.end()}, io.out,
-                                         io.err);
-     }},
+     RunScheduleCommand},
+    {"simulate", "time a given schedule of a problem file", RunSimulateCommand},
     {"setups", "list the built-in jobs, write one with sample batches",
      RunSetupsCommand},
     {"plan", "plan a batch of a job here, without a server", RunPlanCommand},

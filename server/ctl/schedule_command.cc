@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "search/plan/bubble_causes.h"
 #include "search/problem/bound.h"
 #include "search/problem/field_error.h"
@@ -30,7 +31,7 @@
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 
-namespace pipeweaver::server {
+namespace pipeweaver::ctl {
 namespace {
 
 constexpr char kUsage[] =
@@ -62,7 +63,7 @@ struct ScheduleFlags {
 };
 
 absl::StatusOr<ScheduleFlags> ParseScheduleFlags(
-    const std::vector<std::string>& args) {
+    absl::Span<const std::string> args) {
   ScheduleFlags flags;
   for (size_t i = 0; i < args.size(); ++i) {
     const std::string& arg = args[i];
@@ -153,24 +154,24 @@ std::string BubblesText(const search::Problem& problem,
 
 }  // namespace
 
-int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
-                       std::ostream& err) {
+int RunScheduleCommand(absl::Span<const std::string> args,
+                       const CommandIo& io) {
   const absl::StatusOr<ScheduleFlags> flags = ParseScheduleFlags(args);
   if (!flags.ok()) {
-    err << flags.status().message() << "\n" << kUsage;
+    io.err << flags.status().message() << "\n" << kUsage;
     return kExitUsage;
   }
   const std::unique_ptr<search::Strategy> strategy =
       search::MakeStrategy(flags->strategy);
   if (strategy == nullptr) {
-    err << "--strategy is " << flags->strategy << ": must be one of "
-        << absl::StrJoin(search::StrategyNames(), ", ") << "\n"
-        << kUsage;
+    io.err << "--strategy is " << flags->strategy << ": must be one of "
+           << absl::StrJoin(search::StrategyNames(), ", ") << "\n"
+           << kUsage;
     return kExitUsage;
   }
   const absl::StatusOr<search::Problem> problem =
       ReadProblem(flags->problem_path);
-  if (!problem.ok()) return Refuse(problem.status(), err);
+  if (!problem.ok()) return Refuse(problem.status(), io.err);
 
   search::SearchOptions options;
   options.seed = flags->seed;
@@ -182,14 +183,14 @@ int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
   }
   const absl::StatusOr<search::SearchResult> result =
       strategy->Solve(*problem, options);
-  if (!result.ok()) return Refuse(result.status(), err);
+  if (!result.ok()) return Refuse(result.status(), io.err);
 
   const search::ProblemGraph graph = search::BuildProblemGraph(*problem);
   const absl::StatusOr<search::StageTimes> times =
       search::TimeSchedule(graph, result->schedule);
   PW_CHECK(times.ok());
   PW_CHECK(search::CheckMemory(graph, result->schedule).ok());
-  out << search::ScheduleToJson(
+  io.out << search::ScheduleToJson(
       *problem, result->schedule, *times,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
@@ -197,32 +198,32 @@ int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
        {"bubbles", BubblesText(*problem, result->schedule, *times)},
        {"strategy", search::JsonString(strategy->name())},
        {"evaluations", absl::StrCat(result->evaluations)}});
-  out.flush();
-  return out.good() ? kExitOk : kExitInternal;
+  io.out.flush();
+  return io.out.good() ? kExitOk : kExitFailed;
 }
 
-int RunSimulateCommand(const std::vector<std::string>& args, std::ostream& out,
-                       std::ostream& err) {
+int RunSimulateCommand(absl::Span<const std::string> args,
+                       const CommandIo& io) {
   if (args.size() != 2) {
-    err << kUsage;
+    io.err << kUsage;
     return kExitUsage;
   }
   const absl::StatusOr<search::Problem> problem = ReadProblem(args[0]);
-  if (!problem.ok()) return Refuse(problem.status(), err);
+  if (!problem.ok()) return Refuse(problem.status(), io.err);
   const absl::StatusOr<std::string> text = search::ReadInputFile(args[1]);
-  if (!text.ok()) return Refuse(text.status(), err);
+  if (!text.ok()) return Refuse(text.status(), io.err);
   const absl::StatusOr<search::Schedule> schedule =
       search::ParseScheduleJson(*problem, *text);
-  if (!schedule.ok()) return Refuse(schedule.status(), err);
+  if (!schedule.ok()) return Refuse(schedule.status(), io.err);
   const search::ProblemGraph graph = search::BuildProblemGraph(*problem);
   const absl::StatusOr<search::StageTimes> times =
       search::TimeSchedule(graph, *schedule);
-  if (!times.ok()) return Refuse(times.status(), err);
+  if (!times.ok()) return Refuse(times.status(), io.err);
   if (const absl::Status fits = search::CheckMemory(graph, *schedule);
       !fits.ok()) {
-    return Refuse(fits, err);
+    return Refuse(fits, io.err);
   }
-  out << search::ScheduleToJson(
+  io.out << search::ScheduleToJson(
       *problem, *schedule, *times,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(search::LowerBound(graph))},
@@ -232,8 +233,8 @@ int RunSimulateCommand(const std::vector<std::string>& args, std::ostream& out,
         absl::StrCat("[",
                      absl::StrJoin(search::PeakBytes(graph, *schedule), ", "),
                      "]")}});
-  out.flush();
-  return out.good() ? kExitOk : kExitInternal;
+  io.out.flush();
+  return io.out.good() ? kExitOk : kExitFailed;
 }
 
-}  // namespace pipeweaver::server
+}  // namespace pipeweaver::ctl

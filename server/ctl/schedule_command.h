@@ -4,31 +4,25 @@
 #ifndef SERVER_CTL_SCHEDULE_COMMAND_H_
 #define SERVER_CTL_SCHEDULE_COMMAND_H_
 
-#include <ostream>
 #include <string>
-#include <vector>
 
-namespace pipeweaver::server {
+#include "absl/types/span.h"
+#include "server/ctl/command.h"
 
-// Exit statuses of both commands.
-inline constexpr int kExitOk = 0;
-inline constexpr int kExitInternal = 1;
-inline constexpr int kExitUsage = 2;
-// The input is not well formed, or no schedule fits: one JSON object on `err`
-// with error, field, value and rule.
-inline constexpr int kExitBadInput = 3;
+namespace pipeweaver::ctl {
+
+// An input that is not well formed, or that no schedule fits, ends both with
+// kExitBadInput and one JSON object on `io.err`: error, field, value and rule.
 
 // schedule PROBLEM.json[.gz] [--budget-ms N | --budget-evals N] [--seed S]
 //          [--threads T] [--strategy NAME]
-// Writes the schedule to `out`. `args` start after the command's name.
-int RunScheduleCommand(const std::vector<std::string>& args, std::ostream& out,
-                       std::ostream& err);
+// Writes the schedule. `args` start after the command's name.
+int RunScheduleCommand(absl::Span<const std::string> args, const CommandIo& io);
 
 // simulate PROBLEM SCHEDULE: times the schedule's order, checks it, and writes
-// it with its times, makespan and peak memory to `out`.
-int RunSimulateCommand(const std::vector<std::string>& args, std::ostream& out,
-                       std::ostream& err);
+// it with its times, makespan and peak memory.
+int RunSimulateCommand(absl::Span<const std::string> args, const CommandIo& io);
 
-}  // namespace pipeweaver::server
+}  // namespace pipeweaver::ctl
 
 #endif  // SERVER_CTL_SCHEDULE_COMMAND_H_
