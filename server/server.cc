@@ -5,6 +5,8 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_certificate_provider.h>
@@ -12,10 +14,12 @@
 #include <prometheus/exposer.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -33,6 +37,9 @@ namespace {
 constexpr unsigned kCertificateRefreshSeconds = 10;
 constexpr int kKeepaliveTimeoutMs = 20'000;
 constexpr auto kDrainPoll = std::chrono::milliseconds(2);
+// For refusals on their way once no call is in flight. What else is open then
+// are health watches, which end with their clients only.
+constexpr auto kLastAnswers = std::chrono::milliseconds(100);
 
 std::shared_ptr<grpc::ServerCredentials> MakeCredentials(
     const v1::ServerConfig& config) {
@@ -54,6 +61,22 @@ std::shared_ptr<grpc::ServerCredentials> MakeCredentials(
   }
   return grpc::experimental::TlsServerCredentials(options);
 }
+
+// Takes server reflection out, which gRPC's library adds to every server of a
+// program that it is linked into.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>*
+                         plugins) override {
+    plugins->erase(std::remove_if(plugins->begin(), plugins->end(),
+                                  [](const auto& plugin) {
+                                    return plugin->name() ==
+                                           "proto_server_reflection";
+                                  }),
+                   plugins->end());
+  }
+};
 
 // `address` with its port replaced by the one that was bound.
 std::string BoundAddress(const std::string& address, int port) {
@@ -139,10 +162,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   }
 
   grpc::EnableDefaultHealthCheckService(true);
-  if (config.reflection()) {
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  }
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  if (!config.reflection()) {
+    builder.SetOption(std::make_unique<WithoutReflection>());
+  }
   int port = 0;
   builder.AddListeningPort(config.listen_address(), MakeCredentials(config),
                            &port);
@@ -185,7 +209,8 @@ void Server::Drain() {
   while (calls_in_flight() > 0 && std::chrono::system_clock::now() < deadline) {
     std::this_thread::sleep_for(kDrainPoll);
   }
-  parts_->grpc_server->Shutdown(deadline);
+  parts_->grpc_server->Shutdown(
+      std::min(deadline, std::chrono::system_clock::now() + kLastAnswers));
   parts_->grpc_server->Wait();
   parts_->core.Stop();
   parts_->metrics->SetSources(nullptr, nullptr);

@@ -10,8 +10,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <future>
+#include <iterator>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <string>
@@ -21,6 +24,7 @@
 #include "client_agents/cc/planner_client.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/testing/raw_stream.h"
 #include "server/testing/test_server.h"
 
 namespace pipeweaver::server {
@@ -28,6 +32,7 @@ namespace {
 
 using ::grpc::StatusCode;
 using ::testing::HasSubstr;
+using ::testing::Optional;
 
 std::string Temp(const std::string& name) {
   return ::testing::TempDir() + "/" + name;
@@ -129,6 +134,38 @@ TEST(ServerTest, TlsIsMutualWhenAskedFor) {
   EXPECT_FALSE(ListJobs(address, Patience(500)).ok());
 }
 
+TEST(ServerTest, ANewCertificateIsTakenWithoutARestart) {
+  if (!MakeCertificate("rotated") || !MakeCertificate("next")) {
+    GTEST_SKIP() << "skipped: the openssl command is missing";
+  }
+  v1::ServerConfig config;
+  config.set_cert_file(Temp("rotated.pem"));
+  config.set_key_file(Temp("rotated.key"));
+  TestServer server(config);
+  const std::string& address = server.server().address();
+  client::PlannerClientOptions options = Patience();
+  options.tls_server_name = "localhost";
+  options.ca_file = Temp("rotated.pem");
+  ASSERT_TRUE(ListJobs(address, options).ok());
+
+  // A client that trusts what the server does not have yet.
+  std::ifstream in(Temp("next.pem"));
+  grpc::SslCredentialsOptions trust;
+  trust.pem_root_certs.assign(std::istreambuf_iterator<char>(in), {});
+  grpc::ChannelArguments arguments;
+  arguments.SetSslTargetNameOverride("localhost");
+  const auto channel = grpc::CreateCustomChannel(
+      address, grpc::SslCredentials(trust), arguments);
+  const auto now = [] { return std::chrono::system_clock::now(); };
+  ASSERT_FALSE(
+      channel->WaitForConnected(now() + std::chrono::milliseconds(300)));
+
+  std::filesystem::rename(Temp("next.key"), Temp("rotated.key"));
+  std::filesystem::rename(Temp("next.pem"), Temp("rotated.pem"));
+  // The server looks at the files every ten seconds.
+  EXPECT_TRUE(channel->WaitForConnected(now() + std::chrono::seconds(60)));
+}
+
 // grpc.health.v1's Check by hand: its service has no C++ header in Debian.
 std::string HealthOf(TestServer& server) {
   grpc::GenericStub stub(server.channel());
@@ -158,6 +195,25 @@ TEST(ServerTest, HealthNeedsNoToken) {
   EXPECT_EQ(HealthOf(server), "SERVING");
 }
 
+TEST(ServerTest, ReflectionIsThereWhenAskedFor) {
+  const std::string method =
+      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  // Field 7, which asks for all services.
+  const std::string list_services = "\x3a\x01*";
+  v1::ServerConfig config;
+  config.set_reflection(true);
+  TestServer server(config);
+  RawStream call(server.channel(), method);
+  call.WriteLast(list_services);
+  EXPECT_THAT(call.Read(), Optional(HasSubstr("pipeweaver.v1.PlannerService")));
+
+  TestServer without;
+  RawStream refused(without.channel(), method);
+  refused.WriteLast(list_services);
+  EXPECT_EQ(refused.Read(), std::nullopt);
+  EXPECT_EQ(refused.Finish().error_code(), StatusCode::UNIMPLEMENTED);
+}
+
 TEST(ServerTest, DrainLetsWaitingReadsEnd) {
   TestServer server;
   server.planner().HoldPlans();
@@ -179,6 +235,38 @@ TEST(ServerTest, DrainLetsWaitingReadsEnd) {
   drained.get();
   EXPECT_EQ(ListJobs(server.server().address(), Patience(200)).code(),
             absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST(ServerTest, HealthWatchersHearOfTheDrainAndDoNotHoldItUp) {
+  const std::string serving = "\x08\x01";
+  const std::string not_serving = "\x08\x02";
+  v1::ServerConfig config;
+  config.set_drain_ms(60'000);
+  TestServer server(config);
+  server.planner().HoldPlans();
+  const v1::RegisterJobResponse job = server.Register("vlm");
+  const v1::SubmitStepRequest step = TestServer::Submission("vlm", job, 3, 77);
+  ASSERT_TRUE(server.Submit(step).ok());
+  server.planner().WaitForPlans(1);
+  auto client =
+      *client::PlannerClient::Create(server.server().address(), Patience());
+  auto read = std::async(std::launch::async,
+                         [&] { return client.GetProgram(step.key(), 0); });
+  while (server.server().calls_in_flight() == 0) std::this_thread::yield();
+
+  RawStream watch(server.channel(), "/grpc.health.v1.Health/Watch");
+  watch.WriteLast("");
+  EXPECT_EQ(watch.Read(), serving);
+  auto drained =
+      std::async(std::launch::async, [&] { server.server().Drain(); });
+  // While the read still waits for its plan.
+  EXPECT_EQ(watch.Read(), not_serving);
+  server.planner().Finish(77);
+  EXPECT_TRUE(read.get().ok());
+  // Long before the drain's own limit, which is past the stream's.
+  EXPECT_EQ(watch.Read(), std::nullopt);
+  EXPECT_NE(watch.Finish().error_code(), StatusCode::DEADLINE_EXCEEDED);
+  drained.get();
 }
 
 TEST(ServerTest, DrainIsBounded) {
