@@ -28,9 +28,6 @@ namespace {
 
 using WallClock = std::chrono::steady_clock;
 
-constexpr Baseline kBaselines[] = {Baseline::kMegatron, Baseline::k1f1b,
-                                   Baseline::kInterleaved1f1b};
-
 int64_t NanosecondsSince(WallClock::time_point start) {
   return (WallClock::now() - start) / std::chrono::nanoseconds(1);
 }
@@ -190,7 +187,7 @@ class Planner : public StepPlanner {
 
   std::vector<std::string> StrategyNames() const override {
     std::vector<std::string> names = search::StrategyNames();
-    for (const Baseline baseline : kBaselines) {
+    for (const Baseline baseline : AllBaselines()) {
       names.emplace_back(BaselineName(baseline));
     }
     return names;

@@ -111,11 +111,14 @@ TEST(PlannerTest, EveryStrategyThatAppliesPlansTheSampleBatch) {
     PlanOptions options = Evaluations(20);
     options.strategy = name;
     const auto plan = planner->Plan(*c.job, c.batch, options);
-    if (!plan.ok()) {
-      EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition)
-          << name << ": " << plan.status();
+    if (absl::IsResourceExhausted(plan.status())) {
+      // A static order that holds more than there is.
+      EXPECT_THAT(std::string(plan.status().message()), HasSubstr("over its"))
+          << name;
+      EXPECT_TRUE(name.starts_with("zb-")) << name;
       continue;
     }
+    ASSERT_TRUE(plan.ok()) << name << ": " << plan.status();
     EXPECT_EQ(plan->report.strategy, name);
   }
 }

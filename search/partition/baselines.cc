@@ -1,21 +1,24 @@
-// Chain layout, static order, and the choice of virtual stages and recompute.
+// Layouts to try, schedules on them, and the choice of the fastest that fits.
 
 #include "search/partition/baselines.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "search/partition/bubble_filler.h"
+#include "search/partition/layer_chain.h"
 #include "search/partition/layer_partition.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/step_problem_builder.h"
+#include "search/plan/safe_order.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
-#include "semu/cost/weight_memory.h"
-#include "semu/model/job_proto.h"
-#include "semu/model/layer_size.h"
 #include "semu/model/module_graph.h"
 
 namespace pipeweaver::search {
@@ -25,102 +28,292 @@ using semu::Batch;
 using semu::Job;
 using semu::MemoryStrategy;
 
+constexpr Baseline kAll[] = {
+    Baseline::kMegatron, Baseline::k1f1b,    Baseline::kInterleaved1f1b,
+    Baseline::kNnScaler, Baseline::kOptimus, Baseline::kNested,
+    Baseline::kGpipe,    Baseline::kZbH1,    Baseline::kZbV};
+
 constexpr int kMostVirtualStages = 4;
 constexpr int64_t kMostTurns = int64_t{1} << 20;
-// Of a rank's memory, for weights and what belongs to them.
-constexpr double kWeightShares[] = {0.8, 0.65, 0.5, 0.35};
 
-// Parameters, and bytes of weights with what belongs to them, of each layer in
-// chain order.
-struct LayerSizes {
-  std::vector<int64_t> parameters;
-  std::vector<int64_t> bytes;
+using ChainOrders = std::vector<std::vector<ChainTurn>>;  // [rank]
+
+// Schedules of a step, each to be tried; none may fit.
+using Scheduler = std::function<std::vector<Schedule>(const StepProblem&,
+                                                      const ProblemGraph&)>;
+
+// The fastest plan so far, and why there is none.
+struct Best {
+  std::optional<BaselinePlan> plan;
+  absl::Status failure = absl::OkStatus();
 };
-LayerSizes SizesOf(const Job& job) {
-  LayerSizes sizes;
-  for (int m : semu::TopologicalOrder(job)) {
-    for (const semu::LayerGroup& group : job.modules[m].layers) {
-      sizes.parameters.insert(sizes.parameters.end(), group.count,
-                              semu::ParameterCount(group.layer));
-      sizes.bytes.insert(
-          sizes.bytes.end(), group.count,
-          semu::WeightMemoryOf(job, group.layer, !job.modules[m].frozen)
-              .Total());
-    }
-  }
-  return sizes;
-}
 
-// Time of each layer in the mean microbatch, in chain order.
-std::vector<int64_t> TimeWeights(const Job& job, const Batch& batch,
-                                 const semu::CostModel& costs) {
-  const LayerTimes times = MeanLayerTimes(job, batch, costs);
-  std::vector<int64_t> weights;
-  for (int m : semu::TopologicalOrder(job)) {
-    weights.insert(weights.end(), times[m].begin(), times[m].end());
-  }
-  return weights;
-}
+class BaselinePlanner {
+ public:
+  BaselinePlanner(const Job& job, const Batch& reference, const Batch& batch,
+                  const semu::CostModel& costs)
+      : job_(job),
+        reference_(reference),
+        batch_(batch),
+        costs_(costs),
+        modules_(semu::TopologicalOrder(job)),
+        ranks_(job.parallelism.pipeline_parallel),
+        microbatches_(static_cast<int>(batch.microbatches.size())) {}
 
-// [rank]: the schedule of the chain's order. The problem was built for a
-// ChainLayout of whole microbatches.
-Schedule ChainSchedule(const Job& job, const Chain& chain,
-                       const StepProblem& step, int microbatches,
-                       int virtual_stages) {
-  const int ranks = job.parallelism.pipeline_parallel;
-  const Problem& problem = step.problem;
-  std::vector<int> position(job.modules.size());
-  const std::vector<int> order = semu::TopologicalOrder(job);
-  for (size_t i = 0; i < order.size(); ++i) {
-    position[order[i]] = static_cast<int>(i);
-  }
-  // [rank][virtual stage][microbatch]: forwards, in chain order.
-  using Stages = std::vector<ScheduledStage>;
-  std::vector<std::vector<std::vector<Stages>>> turns(
-      ranks, std::vector<std::vector<Stages>>(
-                 virtual_stages, std::vector<Stages>(microbatches)));
-  std::vector<int> sweeps(problem.sweeps.size());
-  for (size_t i = 0; i < sweeps.size(); ++i) sweeps[i] = static_cast<int>(i);
-  const auto module_of = [&step](int sweep) {
-    return step.sub_microbatches[step.sweeps[sweep].sub_microbatch].module;
-  };
-  std::stable_sort(sweeps.begin(), sweeps.end(), [&](int a, int b) {
-    return position[module_of(a)] < position[module_of(b)];
-  });
-  for (int i : sweeps) {
-    const SweepOrigin& origin = step.sweeps[i];
-    const int module = module_of(i);
-    const int virtual_stage = chain.virtual_stage[module][origin.segment];
-    const auto& chunks =
-        chain.layout.modules[module].segments[origin.segment].chunks;
-    for (size_t c = 0; c < chunks.size(); ++c) {
-      turns[chunks[c].rank][virtual_stage][problem.sweeps[i].microbatch]
-          .push_back({StageKind::kForward, i, static_cast<int>(c), 0});
+  // Tries all chains of 1 to `most_stages` virtual stages in 1F1B order.
+  absl::Status TryInterleaved(const ChainWeights& weights, bool by_parameters,
+                              int most_stages) {
+    for (int v = 1; v <= most_stages; ++v) {
+      std::vector<std::vector<int>> cuts;
+      if (by_parameters) {
+        cuts = {PartitionLayers(weights.parameters, ranks_ * v)};
+      } else {
+        cuts = CutsByTime(weights, ranks_, v, job_.memory_budget_bytes);
+      }
+      PW_RETURN_IF_ERROR(TryChains(cuts, ChainRule::k1f1b, /*v_shaped=*/false));
     }
+    return absl::OkStatus();
   }
-  Schedule schedule;
-  schedule.ranks.resize(ranks);
-  for (int r = 0; r < ranks; ++r) {
-    for (const ChainTurn& turn :
-         ChainOrder(ranks, r, microbatches, virtual_stages)) {
-      if (turn.microbatch >= microbatches) continue;
-      const Stages& stages = turns[r][turn.virtual_stage][turn.microbatch];
-      if (turn.forward) {
-        schedule.ranks[r].insert(schedule.ranks[r].end(), stages.begin(),
-                                 stages.end());
+
+  absl::Status TryChains(const std::vector<std::vector<int>>& cuts,
+                         ChainRule rule, bool v_shaped) {
+    for (const std::vector<int>& cut : cuts) {
+      const Chain chain = MakeChain(job_, modules_, cut, v_shaped);
+      const ChainOrders orders = OrdersOf(rule, chain.virtual_stages);
+      const bool split =
+          rule == ChainRule::kZeroBubbleH1 || rule == ChainRule::kZeroBubbleV;
+      PW_RETURN_IF_ERROR(Try(
+          chain.layout, chain.virtual_stages, split,
+          [&](const StepProblem& step, const ProblemGraph& graph) {
+            return std::vector{ChainSchedule(job_, chain, step, graph, orders)};
+          }));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TryOptimus(int most_stages) {
+    PW_ASSIGN_OR_RETURN(const int backbone, FindBackbone());
+    const ChainWeights weights =
+        WeighChain(job_, {backbone}, reference_, costs_);
+    const LayerTimes times = MeanLayerTimes(job_, reference_, costs_);
+    const int layers = job_.modules[backbone].NumLayers();
+    for (int v = 1; v <= std::min(most_stages, layers / ranks_); ++v) {
+      for (const std::vector<int>& cut :
+           CutsByTime(weights, ranks_, v, job_.memory_budget_bytes)) {
+        Chain chain = MakeChain(job_, {backbone}, cut, /*v_shaped=*/false);
+        for (const int m : modules_) {
+          if (m != backbone) SpreadOverRanks(m, times[m], &chain);
+        }
+        const ChainOrders orders = OrdersOf(ChainRule::k1f1b, v);
+        PW_RETURN_IF_ERROR(Try(
+            chain.layout, v, /*split=*/false,
+            [&](const StepProblem& step, const ProblemGraph& graph) {
+              return FillAll(step.problem, graph,
+                             ChainSchedule(job_, chain, step, graph, orders));
+            }));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TryNested() {
+    const LayerTimes times = MeanLayerTimes(job_, reference_, costs_);
+    LayoutShape shape;
+    for (size_t m = 0; m < job_.modules.size(); ++m) {
+      shape.modules.push_back({job_.max_microbatch_tokens[m], 1, {false}});
+    }
+    absl::Status unsafe;
+    PW_RETURN_IF_ERROR(Try(PlaceLayers(job_, shape, times), 1, /*split=*/false,
+                           [&](const StepProblem& step, const ProblemGraph&) {
+                             absl::StatusOr<Schedule> schedule =
+                                 SafeOrder(step.problem);
+                             unsafe = schedule.status();
+                             return schedule.ok()
+                                        ? std::vector{*std::move(schedule)}
+                                        : std::vector<Schedule>();
+                           }));
+    if (!unsafe.ok()) best_.failure = unsafe;
+    return absl::OkStatus();
+  }
+
+  absl::Status TryStaticPlan(const StaticPlan& plan) {
+    return TryWithStrategy(
+        plan.chain.layout, plan.memory, plan.chain.virtual_stages,
+        plan.strategy, /*split=*/false,
+        [&](const StepProblem& step, const ProblemGraph& graph) {
+          return std::vector{
+              ChainSchedule(job_, plan.chain, step, graph, plan.order)};
+        });
+  }
+
+  bool found() const { return best_.plan.has_value(); }
+
+  absl::StatusOr<BaselinePlan> Result() {
+    if (best_.plan.has_value()) return *std::move(best_.plan);
+    return best_.failure;
+  }
+
+ private:
+  ChainOrders OrdersOf(ChainRule rule, int virtual_stages) const {
+    ChainOrders orders;
+    for (int r = 0; r < ranks_; ++r) {
+      orders.push_back(
+          ChainOrder(rule, ranks_, r, microbatches_, virtual_stages));
+    }
+    return orders;
+  }
+
+  // Tries the strategies on a layout, fastest first, up to one that fits.
+  absl::Status Try(const semu::Layout& layout, int virtual_stages, bool split,
+                   const Scheduler& scheduler) {
+    const absl::StatusOr<MemoryPlan> memory = PlanMemory(job_, layout, costs_);
+    if (!memory.ok()) {
+      best_.failure = memory.status();
+      return absl::OkStatus();
+    }
+    for (const MemoryStrategy strategy : UniformStrategies(job_)) {
+      fits_ = false;
+      PW_RETURN_IF_ERROR(TryWithStrategy(layout, *memory, virtual_stages,
+                                         strategy, split, scheduler));
+      if (fits_) break;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TryWithStrategy(const semu::Layout& layout,
+                               const MemoryPlan& memory, int virtual_stages,
+                               MemoryStrategy strategy, bool split,
+                               const Scheduler& scheduler) {
+    PW_ASSIGN_OR_RETURN(
+        StepProblem step,
+        BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch_,
+                         costs_,
+                         {.strategy = strategy, .split_backward = split}));
+    const ProblemGraph graph = BuildProblemGraph(step.problem);
+    for (Schedule& schedule : scheduler(step, graph)) {
+      PW_ASSIGN_OR_RETURN(StageTimes times, TimeSchedule(graph, schedule));
+      const absl::Status memory_status = CheckMemory(graph, schedule);
+      if (!memory_status.ok()) {
+        best_.failure = memory_status;
         continue;
       }
-      for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage) {
-        if (!problem.sweeps[stage->sweep].backward) continue;
-        schedule.ranks[r].push_back(*stage);
-        schedule.ranks[r].back().kind = StageKind::kBackward;
+      fits_ = true;
+      if (best_.plan.has_value() &&
+          best_.plan->times.makespan_ns <= times.makespan_ns) {
+        continue;
+      }
+      best_.plan = BaselinePlan{
+          layout,           memory,         step,    std::move(schedule),
+          std::move(times), virtual_stages, strategy};
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<int> FindBackbone() const {
+    std::vector<bool> consumed(job_.modules.size(), false);
+    for (const semu::ModuleEdge& edge : job_.edges) {
+      consumed[edge.producer] = true;
+    }
+    if (std::count(consumed.begin(), consumed.end(), false) != 1) {
+      return absl::FailedPreconditionError(
+          "baseline optimus* needs one backbone: several modules are consumed "
+          "by none");
+    }
+    return static_cast<int>(std::find(consumed.begin(), consumed.end(), false) -
+                            consumed.begin());
+  }
+
+  // One segment over all ranks, or as many as the module has layers.
+  void SpreadOverRanks(int module, const std::vector<int64_t>& times,
+                       Chain* chain) const {
+    semu::PipelineSegment segment;
+    int next = 0;
+    const std::vector<int> lengths = PartitionLayers(times, ranks_);
+    for (int r = 0; r < ranks_; ++r) {
+      if (lengths[r] == 0) continue;
+      segment.chunks.push_back({r, next, lengths[r]});
+      next += lengths[r];
+    }
+    chain->layout.modules[module].segments = {std::move(segment)};
+    chain->virtual_stage[module] = {-1};
+  }
+
+  // Fewer and fewer microbatches begun at once, from all of them on.
+  std::vector<Schedule> FillAll(const Problem& problem,
+                                const ProblemGraph& graph,
+                                const Schedule& order) const {
+    std::vector<Schedule> schedules;
+    for (const int begun : {microbatches_, 8 * ranks_, 4 * ranks_, 3 * ranks_,
+                            2 * ranks_, ranks_}) {
+      if (begun > microbatches_) continue;
+      for (const bool backward_first : {false, true}) {
+        for (const bool waits : {false, true}) {
+          std::optional<Schedule> schedule = FillBubbles(
+              problem, graph, order, {begun, backward_first, waits});
+          if (schedule.has_value()) schedules.push_back(*std::move(schedule));
+        }
       }
     }
+    return schedules;
   }
-  return schedule;
+
+  const Job& job_;
+  const Batch& reference_;
+  const Batch& batch_;
+  const semu::CostModel& costs_;
+  const std::vector<int> modules_;  // in topological order
+  const int ranks_;
+  const int microbatches_;
+  Best best_;
+  bool fits_ = false;  // the strategy tried last
+};
+
+absl::Status DoesNotApply(Baseline baseline, absl::string_view why) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("baseline ", BaselineName(baseline), " ", why));
+}
+
+absl::Status CheckApplies(Baseline baseline, const Job& job, int layers,
+                          int microbatches) {
+  const int ranks = job.parallelism.pipeline_parallel;
+  if (layers < ranks) {
+    return DoesNotApply(baseline,
+                        absl::StrCat("needs a layer a rank: the job "
+                                     "has ",
+                                     layers, " layers on ", ranks, " ranks"));
+  }
+  if (int64_t{ranks} * microbatches > kMostTurns) {
+    return DoesNotApply(
+        baseline,
+        absl::StrCat("has ", microbatches, " microbatches on ", ranks,
+                     " ranks: their product must be at most ", kMostTurns));
+  }
+  if ((baseline == Baseline::kZbH1 || baseline == Baseline::kZbV) &&
+      !job.executor.split_backward) {
+    return DoesNotApply(baseline,
+                        "splits backwards: executor.split_backward is false");
+  }
+  if (baseline == Baseline::kZbV) {
+    if (!job.executor.v_placement || job.executor.max_segments < 2) {
+      return DoesNotApply(
+          baseline,
+          absl::StrCat("places chunks on a V: executor.v_placement is ",
+                       job.executor.v_placement ? "true" : "false",
+                       " and executor.max_segments ", job.executor.max_segments,
+                       ", must be true and at least 2"));
+    }
+    if (layers < 2 * ranks) {
+      return DoesNotApply(baseline,
+                          absl::StrCat("needs two layers a rank: the job has ",
+                                       layers, " layers on ", ranks, " ranks"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
+
+absl::Span<const Baseline> AllBaselines() { return kAll; }
 
 absl::string_view BaselineName(Baseline baseline) {
   switch (baseline) {
@@ -130,73 +323,39 @@ absl::string_view BaselineName(Baseline baseline) {
       return "1f1b";
     case Baseline::kInterleaved1f1b:
       return "interleaved-1f1b";
+    case Baseline::kNnScaler:
+      return "nnscaler*";
+    case Baseline::kOptimus:
+      return "optimus*";
+    case Baseline::kNested:
+      return "nested";
+    case Baseline::kGpipe:
+      return "gpipe";
+    case Baseline::kZbH1:
+      return "zb-h1";
+    case Baseline::kZbV:
+      return "zb-v";
   }
   PW_CHECK(false && "unknown baseline");
 }
 
 std::optional<Baseline> BaselineFromName(absl::string_view name) {
-  for (Baseline baseline :
-       {Baseline::kMegatron, Baseline::k1f1b, Baseline::kInterleaved1f1b}) {
+  for (const Baseline baseline : kAll) {
     if (name == BaselineName(baseline)) return baseline;
   }
   return std::nullopt;
 }
 
-Chain MakeChain(const Job& job, const std::vector<int>& chunk_lengths) {
-  const int ranks = job.parallelism.pipeline_parallel;
-  Chain chain;
-  chain.layout.modules.resize(job.modules.size());
-  chain.virtual_stage.resize(job.modules.size());
-  int chunk = 0;
-  int left = chunk_lengths[0];
-  for (int m : semu::TopologicalOrder(job)) {
-    semu::ModuleLayout& module = chain.layout.modules[m];
-    std::vector<int>& virtual_stage = chain.virtual_stage[m];
-    module.sub_microbatch_tokens = semu::kMaxMicrobatchTokens;
-    const int layers = job.modules[m].NumLayers();
-    int next = 0;
-    while (next < layers) {
-      while (left == 0) left = chunk_lengths[++chunk];
-      const int taken = std::min(left, layers - next);
-      if (virtual_stage.empty() || virtual_stage.back() != chunk / ranks) {
-        virtual_stage.push_back(chunk / ranks);
-        module.segments.emplace_back();
-      }
-      module.segments.back().chunks.push_back({chunk % ranks, next, taken});
-      next += taken;
-      left -= taken;
-    }
+absl::StatusOr<BaselinePlan> PlanStatically(absl::Span<const StaticPlan> plans,
+                                            const Job& job, const Batch& batch,
+                                            const semu::CostModel& costs) {
+  PW_CHECK(!plans.empty());
+  BaselinePlanner planner(job, batch, batch, costs);
+  for (const StaticPlan& plan : plans) {
+    PW_RETURN_IF_ERROR(planner.TryStaticPlan(plan));
+    if (planner.found()) break;
   }
-  return chain;
-}
-
-std::vector<ChainTurn> ChainOrder(int ranks, int rank, int microbatches,
-                                  int virtual_stages) {
-  const int groups = (microbatches + ranks - 1) / ranks;
-  const int filled = virtual_stages == 1 ? microbatches : groups * ranks;
-  const int total = filled * virtual_stages;
-  const auto turn = [&](bool forward, int k) {
-    if (virtual_stages == 1) return ChainTurn{forward, k, 0};
-    const int in_group = k % (ranks * virtual_stages);
-    const int stage = in_group / ranks;
-    return ChainTurn{forward, k / (ranks * virtual_stages) * ranks + k % ranks,
-                     forward ? stage : virtual_stages - 1 - stage};
-  };
-  const int ahead = ranks - 1 - rank;
-  const int warm_up = std::min(
-      total,
-      virtual_stages == 1 ? ahead : 2 * ahead + (virtual_stages - 1) * ranks);
-  std::vector<ChainTurn> order;
-  order.reserve(2 * total);
-  for (int k = 0; k < warm_up; ++k) order.push_back(turn(true, k));
-  for (int k = warm_up; k < total; ++k) {
-    order.push_back(turn(true, k));
-    order.push_back(turn(false, k - warm_up));
-  }
-  for (int k = total - warm_up; k < total; ++k) {
-    order.push_back(turn(false, k));
-  }
-  return order;
+  return planner.Result();
 }
 
 absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
@@ -205,83 +364,52 @@ absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
                                           const semu::CostModel& costs) {
   const int ranks = job.parallelism.pipeline_parallel;
   const int microbatches = static_cast<int>(batch.microbatches.size());
-  const LayerSizes sizes = SizesOf(job);
-  const int layers = static_cast<int>(sizes.bytes.size());
-  if (layers < ranks) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("baseline ", BaselineName(baseline),
-                     " needs a layer a rank: the job has ", layers,
-                     " layers on ", ranks, " ranks"));
-  }
-  if (int64_t{ranks} * microbatches > kMostTurns) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("baseline ", BaselineName(baseline), " has ", microbatches,
-                     " microbatches on ", ranks,
-                     " ranks: their product must be at most ", kMostTurns));
-  }
-  const std::vector<int64_t> weights = baseline == Baseline::kMegatron
-                                           ? sizes.parameters
-                                           : TimeWeights(job, reference, costs);
+  const std::vector<int> modules = semu::TopologicalOrder(job);
+  const ChainWeights weights = WeighChain(job, modules, reference, costs);
+  const int layers = static_cast<int>(weights.bytes.size());
+  PW_RETURN_IF_ERROR(CheckApplies(baseline, job, layers, microbatches));
   const int most_stages =
-      baseline == Baseline::k1f1b
-          ? 1
-          : std::min({kMostVirtualStages, job.executor.max_segments,
-                      layers / ranks});
-  std::vector<MemoryStrategy> strategies = {MemoryStrategy::kKeep};
-  if (job.executor.selective_recompute) {
-    strategies.push_back(MemoryStrategy::kSelectiveRecompute);
-  }
-  if (job.executor.full_recompute) {
-    strategies.push_back(MemoryStrategy::kFullRecompute);
-  }
+      std::min({kMostVirtualStages, job.executor.max_segments, layers / ranks});
+  const auto cuts = [&](int chunks_per_rank) {
+    return CutsByTime(weights, ranks, chunks_per_rank, job.memory_budget_bytes);
+  };
 
-  std::optional<BaselinePlan> best;
-  absl::Status failure;
-  for (int v = 1; v <= most_stages; ++v) {
-    std::vector<std::vector<int>> cuts = {PartitionLayers(weights, ranks * v)};
-    if (baseline != Baseline::kMegatron) {
-      for (double share : kWeightShares) {
-        const std::optional<std::vector<int>> cut = PartitionLayersWithin(
-            weights, ranks * v, sizes.bytes,
-            static_cast<int64_t>(share *
-                                 static_cast<double>(job.memory_budget_bytes)) /
-                v);
-        if (cut.has_value() && *cut != cuts.back()) cuts.push_back(*cut);
-      }
+  BaselinePlanner planner(job, reference, batch, costs);
+  switch (baseline) {
+    case Baseline::kMegatron:
+      PW_RETURN_IF_ERROR(
+          planner.TryInterleaved(weights, /*by_parameters=*/true, most_stages));
+      break;
+    case Baseline::k1f1b:
+      PW_RETURN_IF_ERROR(planner.TryInterleaved(weights, false, 1));
+      break;
+    case Baseline::kInterleaved1f1b:
+      PW_RETURN_IF_ERROR(planner.TryInterleaved(weights, false, most_stages));
+      break;
+    case Baseline::kNnScaler: {
+      PW_ASSIGN_OR_RETURN(const std::vector<StaticPlan> plans,
+                          FindStaticPlans(job, reference, microbatches, costs));
+      return PlanStatically(plans, job, batch, costs);
     }
-    for (const std::vector<int>& cut : cuts) {
-      const Chain chain = MakeChain(job, cut);
-      absl::StatusOr<MemoryPlan> memory = PlanMemory(job, chain.layout, costs);
-      if (!memory.ok()) {
-        failure = memory.status();
-        continue;
-      }
-      for (MemoryStrategy strategy : strategies) {
-        BaselinePlan plan;
-        PW_ASSIGN_OR_RETURN(
-            plan.step,
-            BuildStepProblem(job, chain.layout, memory->activation_limit_bytes,
-                             batch, costs,
-                             {.strategy = strategy, .split_backward = false}));
-        plan.schedule = ChainSchedule(job, chain, plan.step, microbatches, v);
-        const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
-        PW_ASSIGN_OR_RETURN(plan.times, TimeSchedule(graph, plan.schedule));
-        failure = CheckMemory(graph, plan.schedule);
-        if (!failure.ok()) continue;
-        if (!best.has_value() ||
-            plan.times.makespan_ns < best->times.makespan_ns) {
-          plan.layout = chain.layout;
-          plan.memory = *memory;
-          plan.virtual_stages = v;
-          plan.strategy = strategy;
-          best = std::move(plan);
-        }
-        break;
-      }
-    }
+    case Baseline::kOptimus:
+      PW_RETURN_IF_ERROR(planner.TryOptimus(most_stages));
+      break;
+    case Baseline::kNested:
+      PW_RETURN_IF_ERROR(planner.TryNested());
+      break;
+    case Baseline::kGpipe:
+      PW_RETURN_IF_ERROR(planner.TryChains(cuts(1), ChainRule::kGpipe, false));
+      break;
+    case Baseline::kZbH1:
+      PW_RETURN_IF_ERROR(
+          planner.TryChains(cuts(1), ChainRule::kZeroBubbleH1, false));
+      break;
+    case Baseline::kZbV:
+      PW_RETURN_IF_ERROR(
+          planner.TryChains(cuts(2), ChainRule::kZeroBubbleV, true));
+      break;
   }
-  if (best.has_value()) return *std::move(best);
-  return failure;
+  return planner.Result();
 }
 
 }  // namespace pipeweaver::search
