@@ -4,30 +4,12 @@
 #ifndef SEMU_COST_ROOFLINE_COST_H_
 #define SEMU_COST_ROOFLINE_COST_H_
 
-#include <array>
-#include <cstdint>
 #include <string>
 
-#include "absl/strings/string_view.h"
 #include "semu/cost/cost_model.h"
+#include "semu/cost/roofline_factors.h"
 
 namespace pipeweaver::semu {
-
-enum class OpKind { kMatmul, kAttention, kElementwise, kCollective };
-inline constexpr int kNumOpKinds = 4;
-
-// What an operation of a kind reaches of the device's figures, 0 .. 1.
-struct OpFactors {
-  double flops_efficiency = 1;
-  double memory_efficiency = 1;
-  double network_efficiency = 1;
-  double launch_ns = 0;
-};
-
-using RooflineFactors = std::array<OpFactors, kNumOpKinds>;
-
-// Factors for a device by name; those of Hopper GPUs for a name not known.
-RooflineFactors DefaultFactors(absl::string_view device_name);
 
 // What is modelled: tensor parallelism with sequence parallelism (all-gather
 // before and reduce-scatter behind each pair of matrices, not overlapped; the

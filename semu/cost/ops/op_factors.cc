@@ -22,6 +22,7 @@ DeviceFactors H100() {
           .sm_count = 132,
           .peak_flops_per_s = 989e12,
           .memory_bytes_per_s = 3.35e12,
+          .link_bytes_per_s = 450e9,
           .matmul = {.peak_fraction = 0.8006,
                      .extra_inner = 0,
                      .tile_efficiency = {1, 0.8946, 0.555, 0.6643, 0.6495},
@@ -51,6 +52,7 @@ DeviceFactors A100() {
           .sm_count = 108,
           .peak_flops_per_s = 312e12,
           .memory_bytes_per_s = 2.039e12,
+          .link_bytes_per_s = 300e9,
           .matmul = {.peak_fraction = 0.8802,
                      .extra_inner = 97.59,
                      .tile_efficiency = {1, 0.9813, 0.7607, 0.6929, 0.642},
@@ -82,6 +84,7 @@ DeviceFactors A100() {
 DeviceFactors H800() {
   DeviceFactors device = H100();
   device.name = "h800";
+  device.link_bytes_per_s = 200e9;
   for (CollectiveFactors& factors : device.collectives) {
     if (factors.devices_per_node >= factors.workers)
       factors.us_per_mb *= 450.0 / 200.0;

@@ -110,6 +110,8 @@ struct DeviceFactors {
   // Dense, 16 bit.
   double peak_flops_per_s = 0;
   double memory_bytes_per_s = 0;
+  // Between GPUs of a node, per direction.
+  double link_bytes_per_s = 0;
   MatmulFactors matmul;
   std::array<MemoryOpFactors, kNumMemoryOpKinds> memory_ops;
   // Ordered by kind, crossing nodes or not, workers.

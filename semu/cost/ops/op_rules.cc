@@ -13,6 +13,7 @@ namespace pipeweaver::semu {
 namespace {
 
 constexpr double kBytesPerElement = 2;
+constexpr double kMaxCollectiveBytes = 1e18;
 
 double FourthPower(double x) { return x * x * x * x; }
 
@@ -88,8 +89,15 @@ double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
 
 double MemoryOpUs(const DeviceFactors& device, MemoryOpKind kind,
                   int64_t bytes) {
+  return MemoryOpUs(device,
+                    {device.peak_flops_per_s, device.memory_bytes_per_s}, kind,
+                    bytes);
+}
+
+double MemoryOpUs(const DeviceFactors& device, const DeviceFigures& figures,
+                  MemoryOpKind kind, int64_t bytes) {
   const MemoryOpFactors& factors = device.memory_ops[static_cast<int>(kind)];
-  const double bytes_per_us = device.memory_bytes_per_s * 1e-6;
+  const double bytes_per_us = figures.memory_bytes_per_s * 1e-6;
   const double hit_share =
       1 / (1 + FourthPower(static_cast<double>(bytes) / factors.cache_bytes));
   const double us_at_full_bandwidth = static_cast<double>(bytes) / bytes_per_us;
@@ -172,6 +180,17 @@ absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
   const double growth = static_cast<double>(workers) / nearest.workers;
   return time(nearest.latency_us * growth, nearest.root_us * std::sqrt(growth),
               nearest.us_per_mb * ring_share / entry_share(nearest));
+}
+
+absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
+                                    double link_bytes_per_s,
+                                    CollectiveOpKind kind, int workers,
+                                    int64_t bytes) {
+  const double at_nominal =
+      static_cast<double>(bytes) * device.link_bytes_per_s / link_bytes_per_s;
+  return CollectiveUs(
+      device, kind, workers, /*devices_per_node=*/workers,
+      static_cast<int64_t>(std::min(at_nominal, kMaxCollectiveBytes)));
 }
 
 }  // namespace pipeweaver::semu

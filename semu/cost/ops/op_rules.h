@@ -42,6 +42,10 @@ double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
 double MemoryOpUs(const DeviceFactors& device, MemoryOpKind kind,
                   int64_t bytes);
 
+// The same with a job's own figures.
+double MemoryOpUs(const DeviceFactors& device, const DeviceFigures& figures,
+                  MemoryOpKind kind, int64_t bytes);
+
 // Microseconds of a collective of `bytes` (>= 0; the whole tensor, before a
 // scatter or after a gather) among `workers` (>= 1) GPUs, `devices_per_node` of
 // them in each node. One worker: 0. A pipelined ring transfer in chunks of the
@@ -55,6 +59,14 @@ double MemoryOpUs(const DeviceFactors& device, MemoryOpKind kind,
 absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
                                     CollectiveOpKind kind, int workers,
                                     int devices_per_node, int64_t bytes);
+
+// The same inside one node whose links carry `link_bytes_per_s` (> 0) per
+// direction: what the nominal link would take for as many more bytes as it
+// carries more, latency apart.
+absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
+                                    double link_bytes_per_s,
+                                    CollectiveOpKind kind, int workers,
+                                    int64_t bytes);
 
 }  // namespace pipeweaver::semu
 

@@ -1,0 +1,82 @@
+// Costs of layers from their operations: each layer is expanded into op graphs
+// and simulated, unless a subgraph like it has been.
+
+#ifndef SEMU_COST_OP_GRAPH_COST_H_
+#define SEMU_COST_OP_GRAPH_COST_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/string_view.h"
+#include "semu/base/mutex.h"
+#include "semu/cost/cost_model.h"
+#include "semu/cost/op_time.h"
+#include "semu/graph/layer_expander.h"
+#include "semu/graph/pass_simulator.h"
+#include "semu/store/subgraph_cache.h"
+
+namespace pipeweaver::semu {
+
+// A layer simulated pass by pass.
+struct SimulatedLayer {
+  LayerGraph graph;
+  // [pass][strategy]; kForward and kOffload stand under kKeep only. A pass that
+  // the query does not ask for is left empty.
+  PassFigures passes[kNumPassKinds][kNumMemoryStrategies];
+  // Operations simulated, over all passes.
+  int64_t ops = 0;
+
+  const PassFigures& operator()(PassKind pass, MemoryStrategy strategy) const {
+    return passes[static_cast<int>(pass)][static_cast<int>(strategy)];
+  }
+};
+
+SimulatedLayer SimulateLayer(const OpTimeRules& rules, const Platform& platform,
+                             const LayerQuery& query);
+
+// Thread-safe.
+class OpGraphCost : public CostModel {
+ public:
+  // The default rules, every query simulated.
+  OpGraphCost() : OpGraphCost(std::make_shared<DeviceOpTimes>(), nullptr) {}
+  // `cache` may be null: every query is simulated. Costs are the same with any
+  // cache, which several models may share.
+  OpGraphCost(std::shared_ptr<const OpTimeRules> rules,
+              std::shared_ptr<SubgraphCache> cache);
+
+  LayerCost Cost(const Platform& platform,
+                 const LayerQuery& query) const override;
+  std::string Fingerprint() const override;
+
+  // Operations simulated so far, over all passes.
+  int64_t ops_simulated() const { return ops_simulated_; }
+
+ private:
+  LayerCost Simulate(const Platform& platform, const LayerQuery& query) const;
+  std::string EntriesDigest(const Platform& platform,
+                            const LayerSpec& layer) const;
+
+  const std::shared_ptr<const OpTimeRules> rules_;
+  const std::shared_ptr<SubgraphCache> cache_;
+  mutable std::atomic<int64_t> ops_simulated_ = 0;
+
+  // What EntriesDigest has found, by what it was asked.
+  mutable Mutex mutex_;
+  mutable absl::flat_hash_map<std::string, std::string> digests_
+      ABSL_GUARDED_BY(mutex_);
+};
+
+// Little-endian integers of 8 bytes, the fields of LayerCost in their order; a
+// fused backward that is absent is -1. `measured` is left out.
+std::string EncodeLayerCost(const LayerCost& cost);
+
+// Absent where `bytes` is not EncodeLayerCost of anything.
+std::optional<LayerCost> DecodeLayerCost(absl::string_view bytes);
+
+}  // namespace pipeweaver::semu
+
+#endif  // SEMU_COST_OP_GRAPH_COST_H_

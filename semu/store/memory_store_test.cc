@@ -1,0 +1,63 @@
+#include "semu/store/memory_store.h"
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+TEST(MemoryStoreTest, GivesBackWhatWasPut) {
+  MemoryStore store(1 << 20);
+  EXPECT_EQ(store.Get("key"), std::nullopt);
+  store.Put({{"key", "value"}, {"other", ""}});
+  EXPECT_EQ(store.Get("key"), "value");
+  EXPECT_EQ(store.Get("other"), "");
+  store.Put({{"key", "new"}});
+  EXPECT_EQ(store.Get("key"), "new");
+}
+
+TEST(MemoryStoreTest, StaysWithinItsBudgetAndKeepsWhatIsUsed) {
+  constexpr int64_t kBudget = 64 << 10;
+  MemoryStore store(kBudget);
+  store.Put({{"used", "always"}});
+  for (int i = 0; i < 10'000; ++i) {
+    store.Put({{absl::StrCat("key", i), std::string(100, 'v')}});
+    ASSERT_LE(store.bytes(), kBudget);
+    ASSERT_EQ(store.Get("used"), "always") << i;
+  }
+  EXPECT_EQ(store.Get("key0"), std::nullopt);
+  EXPECT_NE(store.Get("key9999"), std::nullopt);
+  EXPECT_GT(store.bytes(), kBudget / 2);
+}
+
+TEST(MemoryStoreTest, TakesNothingThatIsLargerThanAShard) {
+  MemoryStore store(16 << 10);
+  store.Put({{"key", std::string(4096, 'v')}});
+  EXPECT_EQ(store.Get("key"), std::nullopt);
+  EXPECT_EQ(store.bytes(), 0);
+}
+
+TEST(MemoryStoreTest, ManyThreadsNeverSeeAWrongValue) {
+  MemoryStore store(32 << 10);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&store, &wrong, t] {
+      for (int i = 0; i < 5000; ++i) {
+        const std::string key = absl::StrCat("key", (i * 7 + t) % 300);
+        const auto value = store.Get(key);
+        if (value && *value != key + key) ++wrong;
+        if (!value) store.Put({{key, key + key}});
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+}  // namespace
+}  // namespace pipeweaver::semu

@@ -1,0 +1,74 @@
+// Results by key, computed at most once at a time.
+
+#ifndef SEMU_STORE_SUBGRAPH_CACHE_H_
+#define SEMU_STORE_SUBGRAPH_CACHE_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
+#include "absl/strings/string_view.h"
+#include "semu/base/mutex.h"
+#include "semu/store/subgraph_store.h"
+
+namespace pipeweaver::semu {
+
+// Looks through its levels in order, computes what none has, and gives a result
+// to every level in front of where it was found. Callers that ask for a key
+// while it is being looked up wait for that one answer. Thread-safe.
+class SubgraphCache {
+ public:
+  // Fastest level first.
+  explicit SubgraphCache(std::vector<std::unique_ptr<SubgraphStore>> levels);
+
+  // The value of `key`; `compute` makes it where no level has it, and must be a
+  // pure function of the key.
+  std::string GetOrCompute(absl::string_view key,
+                           absl::FunctionRef<std::string()> compute);
+
+  struct Counters {
+    struct Level {
+      std::string name;
+      int64_t hits = 0;
+    };
+    std::vector<Level> levels;
+    // Answered by another caller's lookup.
+    int64_t joined = 0;
+    // Found nowhere.
+    int64_t computed = 0;
+  };
+  Counters counters() const;
+
+ private:
+  static constexpr int kShards = 16;
+
+  // A lookup under way.
+  struct Flight {
+    std::optional<std::string> value;
+  };
+  struct Shard {
+    Mutex mutex;
+    CondVar landed;
+    absl::flat_hash_map<std::string, std::shared_ptr<Flight>> flights
+        ABSL_GUARDED_BY(mutex);
+  };
+
+  std::string LookUp(absl::string_view key,
+                     absl::FunctionRef<std::string()> compute);
+
+  const std::vector<std::unique_ptr<SubgraphStore>> levels_;
+  std::vector<std::atomic<int64_t>> hits_;  // [level]
+  std::atomic<int64_t> joined_ = 0;
+  std::atomic<int64_t> computed_ = 0;
+  std::array<Shard, kShards> shards_;
+};
+
+}  // namespace pipeweaver::semu
+
+#endif  // SEMU_STORE_SUBGRAPH_CACHE_H_
