@@ -21,6 +21,11 @@ class ClientOptions:
     root_certificates: Optional[bytes] = None
     private_key: Optional[bytes] = None
     certificate_chain: Optional[bytes] = None
+    # A connection on which nothing has come for so long is probed, and given up
+    # when the probe is not answered: one that died without a word would else be
+    # waited on for many minutes. The server wants 20 s at least between probes.
+    probe_after_s: float = 30.0
+    probe_timeout_s: float = 5.0
 
 
 class ClosedError(grpc.RpcError):
@@ -42,6 +47,11 @@ class PlannerClient:
         arguments = [("grpc.initial_reconnect_backoff_ms", 100),
                      ("grpc.min_reconnect_backoff_ms", 100),
                      ("grpc.max_reconnect_backoff_ms", 1000),
+                     ("grpc.keepalive_time_ms",
+                      int(options.probe_after_s * 1e3)),
+                     ("grpc.keepalive_timeout_ms",
+                      int(options.probe_timeout_s * 1e3)),
+                     ("grpc.http2.max_pings_without_data", 0),
                      ("grpc.use_local_subchannel_pool", 1)]
         if options.root_certificates is not None:
             self._channel = grpc.secure_channel(

@@ -5,6 +5,7 @@ diverge: losses equal the plain model's, and the counters tell what happened.
 """
 
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -22,6 +24,7 @@ import torch
 import models
 from pipeweaver import (
     PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
+from pipeweaver.client import ClientOptions
 from pipeweaver.job import JobView
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
@@ -31,8 +34,6 @@ from ranks import run_ranks
 HERE = pathlib.Path(__file__).resolve().parent
 RANKS = 2
 DTYPE = torch.float64
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP,
-           "continue": signal.SIGCONT}
 
 
 def free_port():
@@ -50,22 +51,28 @@ def start_server(port, faults):
     return process
 
 
-def start_fake(port):
-    return start_server(port, {})
-
-
 def train(rank, transport, port, events, steps, run_id="run", first_step=0,
           patience_s=10.0, impatient=(), job=None, model="vlm", check=None,
-          restart=None):
+          client=None, load=None, save=None):
     """Trains `steps` steps; answers losses (pipeline, plain), what each step
-    ran, and the counters. events: {step: ["kill", "stop", "continue" or
-    "start"]}, done by rank 0 before the step is submitted. impatient: steps whose plans are not waited
-    for. check: called with each step's job, batch and program. restart: starts
-    a server on a port; answers its process."""
+    ran, the counters, and the agent's threads that are left.
+
+    events: {step: [function]}, called by rank 0 before the step is submitted; one
+    that starts a server answers its process. impatient: steps whose plans are
+    not waited for. check: called with each step's job, batch and program.
+    client: ClientOptions. load: folder of a checkpoint to start from. save:
+    (folder, step), a checkpoint made before that step.
+    """
     job = JobView(job or models.make_job("vlm", RANKS))
     server = f"127.0.0.1:{port}"
     plain = models.build_model(job, model, 1, DTYPE)
     mine = copy.deepcopy(plain)
+    weights = [p for layers in (*mine, *plain) for x in layers
+               for p in x.parameters()]
+    if load is not None:
+        with torch.no_grad():
+            for p, saved in zip(weights, torch.load(f"{load}/{rank}")):
+                p.copy_(saved)
     registration = None
     if rank == 0:
         try:
@@ -77,17 +84,19 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
         job, rank, models.pipeline_modules(job, mine, rank), transport,
         dtype=DTYPE, options=ExecutorOptions(deterministic=True))
     options = AgentOptions(prepare=executor.prepare, call_timeout_s=1.0,
-                           needed_in_s=0.5)
+                           needed_in_s=0.5,
+                           client=client or ClientOptions())
     servers, losses, origins = [], [], []
     with StepAgent(server, job.job, rank, registration, submits=rank == 0,
                    options=options) as agent:
         for step in range(first_step, first_step + steps):
-            if rank == 0 and step in events:
-                for event in events[step]:
-                    if event in SIGNALS:
-                        os.kill(int(os.environ["SERVER_PID"]), SIGNALS[event])
-                    else:
-                        servers.append((restart or start_fake)(port))
+            if save is not None and step == save[1]:
+                torch.save(weights, f"{save[0]}/{rank}")
+            if rank == 0:
+                for event in events.get(step, ()):
+                    process = event()
+                    if process is not None:
+                        servers.append(process)
             batch = None
             if rank == 0:
                 batch = models.make_batch(job.job, random.Random(step), 2)
@@ -111,12 +120,11 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
                 expected.backward()
             losses.append((0.0 if result.loss is None else float(result.loss),
                            float(expected)))
-            for layers in (mine, plain):
-                for p in (p for m in layers for x in m for p in x.parameters()):
-                    if p.grad is not None:
-                        with torch.no_grad():
-                            p -= 0.05 * p.grad
-                        p.grad = None
+            for p in weights:
+                if p.grad is not None:
+                    with torch.no_grad():
+                        p -= 0.05 * p.grad
+                    p.grad = None
         if rank == 0:
             time.sleep(0.2)  # the last report is on its way
         counters = dict(agent.counters)
@@ -130,16 +138,24 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
     return losses, origins, counters, threads
 
 
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP,
+           "continue": signal.SIGCONT}
+
+
 class FaultTest(unittest.TestCase):
 
     def trained(self, faults=None, events=None, steps=6, with_server=True, **kw):
         port = free_port()
         server = start_server(port, faults or {}) if with_server else None
+        known = {"start": lambda: start_server(port, {})}
         if server is not None:
-            os.environ["SERVER_PID"] = str(server.pid)
+            for name, number in SIGNALS.items():
+                known[name] = functools.partial(os.kill, server.pid, number)
+        events = {step: [known[name] for name in names]
+                  for step, names in (events or {}).items()}
         try:
-            answers = run_ranks(RANKS, "gloo", _train_kw, port, events or {},
-                                steps, kw, timeout_s=90)
+            answers = run_ranks(RANKS, "gloo", train_kw, port, events, steps, kw,
+                                timeout_s=90)
         finally:
             if server is not None:
                 server.kill()
@@ -148,10 +164,7 @@ class FaultTest(unittest.TestCase):
         origins = [[o for o, _ in a[1]] for a in answers]
         for a in answers[1:]:
             self.assertEqual([o for o, _ in a[1]], origins[0])
-        for step in range(steps):
-            total = sum(a[0][step][0] for a in answers)
-            expected = answers[0][0][step][1]
-            self.assertLessEqual(abs(total - expected), 1e-9 * abs(expected))
+        self.assertEqual(len(losses_of(answers)), steps)
         for a in answers:
             self.assertEqual(a[3], [], "threads are left")
             self.assertLess(max(t for _, t in a[1]), 1e-3, "slow switch")
@@ -220,18 +233,42 @@ class FaultTest(unittest.TestCase):
         port = free_port()
         server = start_server(port, {})
         try:
-            for run_id, first in (("a", 0), ("b", 2)):
-                answers = run_ranks(RANKS, "gloo", _train_kw, port, {}, 4,
-                                    {"run_id": run_id, "first_step": first})
-                for a in answers:
-                    self.assertEqual([o for o, _ in a[1]], [PLAN] * 4)
+            check_restart(self, port)
         finally:
             server.kill()
             server.wait()
             server.stdout.close()
 
 
-def _train_kw(rank, transport, port, events, steps, kw):
+def check_restart(test, port):
+    """A run ends, and goes on from a checkpoint made two steps before: as a new
+    attempt, with the losses that the first one had."""
+    with tempfile.TemporaryDirectory() as folder:
+        first = run_ranks(RANKS, "gloo", train_kw, port, {}, 5,
+                          {"run_id": "a", "save": (folder, 3)})
+        second = run_ranks(RANKS, "gloo", train_kw, port, {}, 4,
+                           {"run_id": "b", "first_step": 3, "load": folder})
+    for a, b in zip(first, second):
+        test.assertEqual([o for o, _ in a[1]], [PLAN] * 5)
+        test.assertEqual([o for o, _ in b[1]], [PLAN] * 4)
+        test.assertEqual(a[2], {"steps_plan": 5})
+        test.assertEqual(b[2], {"steps_plan": 4})
+    test.assertEqual(losses_of(second)[:2], losses_of(first)[3:])
+
+
+def losses_of(answers):
+    """The pipeline's loss of each step, compared with the plain model's."""
+    losses = []
+    for step in zip(*(a[0] for a in answers)):
+        total = sum(loss for loss, _ in step)
+        if abs(total - step[0][1]) > 1e-9 * abs(step[0][1]):
+            raise AssertionError(f"step {len(losses)}: loss {total}, the plain "
+                                 f"model's {step[0][1]}")
+        losses.append(total)
+    return losses
+
+
+def train_kw(rank, transport, port, events, steps, kw):
     return train(rank, transport, port, events, steps, **kw)
 
 
