@@ -55,7 +55,7 @@ run test_megatron
 run test_gradients.GradientTest.test_vlm_2ranks_v_float64_gloo \
   test_gradients.GradientTest.test_t2v_frozen_text_2ranks_straight_float32_rendezvous \
   test_gradients.GradientTest.test_omni_4ranks_straight_float64_gloo
-run test_program test_executor test_agent
+run test_program test_executor test_chunk test_agent
 
 echo "$passed passed, $failed failed"
 ((failed == 0))

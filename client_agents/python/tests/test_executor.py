@@ -8,16 +8,13 @@ import tempfile
 import unittest
 
 import torch
-from torch import nn
 
 import models
 import plans
 from pipeweaver import digest
-from pipeweaver.job import JobView, SubMicrobatch
+from pipeweaver.job import JobView
 from pipeweaver.program import BadProgram, check_program
-from pipeweaver.torch import (
-    ExecutorOptions, Hooks, PipelineExecutor, StageContext)
-from pipeweaver.torch.chunk import ChunkRunner
+from pipeweaver.torch import ExecutorOptions, Hooks, PipelineExecutor
 from pipeweaver.torch.cupti import CuptiHooks
 from pipeweaver.torch.transport import Transport
 from pipeweaver.v1 import plan_pb2
@@ -206,71 +203,6 @@ class CuptiTest(unittest.TestCase):
             self.assertEqual(last(), b"push pw:module=a")
             hooks.layer_end()
             self.assertEqual(last(), b"pop")
-
-
-class Dropping(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(8, 8)
-
-    def forward(self, state, context):
-        x = context.selective(
-            lambda t: nn.functional.dropout(t, 0.5), self.proj(state[0]))
-        return (state[0] + x,)
-
-
-class InPlace(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Linear(8, 8)
-
-    def forward(self, state, context):
-        return (torch.relu_(self.proj(state[0])),)
-
-
-class ChunkTest(unittest.TestCase):
-
-    def run_chunk(self, mode, split, layer):
-        torch.manual_seed(5)
-        runner = ChunkRunner([layer, layer], torch.device("cpu"))
-        context = StageContext(SubMicrobatch(0, 0, 0, (0,), (4,)), 0, 0, (),
-                               lambda: None, False)
-        x = torch.linspace(-1, 1, 32).view(4, 8)
-        out, tape, _ = runner.forward((x,), [True], context, [mode] * 2, True,
-                                      split)
-        if mode == "offload":
-            runner.offload(tape)
-            held = [s for r in tape.records for s in r.slots]
-            self.assertTrue(held)
-            self.assertTrue(all(s.tensor is None for s in held))
-            runner.reload(tape)
-            runner.wait_copies(tape)
-        [dx] = runner.backward(tape, [torch.ones_like(out[0])], 1.0, split)
-        gradients = {}
-        for p, g in runner.weight_gradients(tape):
-            gradients[p] = gradients.get(p, 0) + g
-        runner.close()
-        return [out[0], dx, gradients[layer.proj.weight],
-                gradients[layer.proj.bias]]
-
-    def test_dropout_is_the_same_when_recomputed(self):
-        torch.manual_seed(1)
-        layer = Dropping()
-        expected = self.run_chunk("keep", False, layer)
-        for mode in ("keep", "selective", "full", "offload"):
-            for split in (False, True):
-                for a, b in zip(self.run_chunk(mode, split, layer), expected):
-                    torch.testing.assert_close(a, b)
-
-    def test_split_of_a_linear_changed_in_place(self):
-        layer = InPlace()
-        expected = self.run_chunk("keep", False, layer)
-        if hasattr(torch.autograd.graph, "get_gradient_edge"):
-            for a, b in zip(self.run_chunk("keep", True, layer), expected):
-                torch.testing.assert_close(a, b)
-        else:  # what cannot be followed is refused, not got wrong
-            with self.assertRaisesRegex(RuntimeError, "changed in place"):
-                self.run_chunk("keep", True, layer)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,6 @@ def train(rank, transport, model, job, steps, dtype):
                     with torch.no_grad():
                         p -= 0.05 * p.grad
                     p.grad = None
-    executor.close()
     return losses
 
 

@@ -8,10 +8,13 @@ is a tuple of floating-point tensors. It reports losses by context.add_loss and
 wraps what selective recompute should not keep in context.selective(fn, *args).
 """
 
+import contextlib
+import functools
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from pipeweaver.job import EdgeCrossing, SubMicrobatch
@@ -54,6 +57,7 @@ class StageContext:
         self._data = data
         self._losses: List[Tensor] = []
         self._selective = False
+        self._cuts: Optional[_Cuts] = None
 
     @property
     def data(self) -> Any:
@@ -66,10 +70,14 @@ class StageContext:
 
     def selective(self, fn: Callable[..., Any], *args: Any) -> Any:
         """fn(*args), recomputed in the backward under selective recompute."""
-        if self._selective and torch.is_grad_enabled():
-            with _recorder.paused():
-                return checkpoint(fn, *args, use_reentrant=False)
-        return fn(*args)
+        if not (self._selective and torch.is_grad_enabled()):
+            return fn(*args)
+        # What is run again must be as it was: nothing in it is cut out.
+        cuts, self._cuts = self._cuts, None
+        try:
+            return checkpoint(fn, *args, use_reentrant=False)
+        finally:
+            self._cuts = cuts
 
 
 class _Slot:
@@ -82,54 +90,167 @@ class _Slot:
         self.event: Any = None
 
 
-class _LinearCall:
-    """A linear layer's call: its weight gradient follows from x and dy."""
-    __slots__ = ("module", "x", "output", "version")
+class _Call:
+    """A module's call under a split backward: a graph of its own, cut out of the
+    layer's at the module's inputs.
 
-    def __init__(self, module: nn.Linear, x: Tensor, output: Tensor):
+    The layer's backward, which runs through _Splice, takes the input gradients
+    out of it and leaves the seeds of the weights' gradients. So of all that the
+    layer saved, only what its modules' weight gradients read is held until then.
+    """
+    __slots__ = ("module", "inputs", "outputs", "results", "seeds")
+
+    def __init__(self, module: nn.Module, inputs: List[Tensor],
+                 outputs: List[Tensor]):
         self.module = module
-        self.x = _Slot(x.detach())
-        # What autograd is asked the gradient of. An edge of the graph does not
-        # keep the output's memory; torch before 2.1 has only the output itself,
-        # which must not change then.
-        edge = getattr(torch.autograd.graph, "get_gradient_edge", None)
-        self.output: Any = edge(output) if edge else output
-        self.version = None if edge else output._version
+        self.inputs = inputs  # leaves of the graph
+        self.outputs = outputs  # its roots; their memory is given back
+        self.results: Tuple[Tensor, ...] = ()  # the outputs, to the layer
+        self.seeds: List[Tuple[Tensor, Tensor]] = []  # root, gradient
 
 
-class _LinearRecorder:
-    """Collects the calls of linear layers that run meanwhile."""
+class _Splice(torch.autograd.Function):
+    """Stands for a call in the layer's graph."""
 
-    def __init__(self) -> None:
-        self.calls: Optional[List[_LinearCall]] = None
+    @staticmethod
+    def forward(ctx: Any, call: _Call, anchor: Tensor, *inputs: Tensor
+                ) -> Tuple[Tensor, ...]:
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return tuple(t.data for t in call.outputs)
 
-    def hook(self, module: nn.Linear, inputs: Tuple[Tensor, ...],
-             output: Tensor) -> None:
-        if (self.calls is not None and torch.is_grad_enabled() and
-                output.requires_grad and module.weight.requires_grad):
-            self.calls.append(_LinearCall(module, inputs[0], output))
-
-    def paused(self) -> "_Pause":
-        return _Pause(self)
-
-
-class _Pause:
-
-    def __init__(self, recorder: _LinearRecorder):
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        self._calls, self._recorder.calls = self._recorder.calls, None
-
-    def __exit__(self, *_: Any) -> None:
-        self._recorder.calls = self._calls
+    @staticmethod
+    def backward(ctx: Any, *gradients: Optional[Tensor]
+                 ) -> Tuple[Optional[Tensor], ...]:
+        call = ctx.call
+        call.seeds = [(t, g) for t, g in zip(call.outputs, gradients)
+                      if g is not None]
+        found: Sequence[Optional[Tensor]] = [None] * len(call.inputs)
+        if call.inputs and call.seeds:
+            found = torch.autograd.grad(
+                [t for t, _ in call.seeds], call.inputs,
+                [g for _, g in call.seeds], retain_graph=True,
+                allow_unused=True)
+        return (None, None, *found)
 
 
-_recorder = _LinearRecorder()
+# Their backward does not read their output: it may be changed in place.
+_OUTPUT_UNREAD = (
+    nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.LayerNorm,
+    nn.GroupNorm)
+
+
+class _Cuts:
+    """Cuts out the calls of a layer's modules that hold weights while it runs.
+
+    Those are the modules without modules with weights below them. A call that
+    cannot be followed raises RuntimeError: gradients are right or not there.
+    """
+
+    def __init__(self, context: StageContext, modules: Sequence[nn.Module],
+                 weights: Sequence[nn.Parameter], device: torch.device,
+                 checked: set):
+        self.calls: List[_Call] = []
+        # Leads the layer's backward through every call, even one whose inputs
+        # want no gradient.
+        self.anchor = torch.empty(0, device=device, requires_grad=True)
+        self._context = context
+        self._modules = modules
+        self._weights = set(weights)
+        self._checked = checked
+
+    def __enter__(self) -> "_Cuts":
+        self._context._cuts = self
+        self._before = [m.__dict__.get("forward") for m in self._modules]
+        for module in self._modules:
+            module.__dict__["forward"] = functools.partial(
+                self._run, module, module.forward)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._context._cuts = None
+        for module, before in zip(self._modules, self._before):
+            del module.__dict__["forward"]
+            if before is not None:
+                module.__dict__["forward"] = before
+        if kind is None:
+            for call in self.calls:
+                if not isinstance(call.module, _OUTPUT_UNREAD) and any(
+                        t._version for t in call.results):
+                    raise _not_followed(call.module,
+                                        "its output is changed in place")
+                call.results = ()
+
+    def _run(self, module: nn.Module, forward: Callable[..., Any], *args: Any,
+             **kwargs: Any) -> Any:
+        values, form = tree_flatten((args, kwargs))
+        if (self._context._cuts is not self or not torch.is_grad_enabled() or
+                any(isinstance(x, StageContext) for x in values)):
+            return forward(*args, **kwargs)
+        inside = list(values)
+        wanted = [i for i, x in enumerate(values)
+                  if isinstance(x, Tensor) and x.requires_grad]
+        for i in wanted:
+            inside[i] = values[i].detach().requires_grad_()
+        args, kwargs = tree_unflatten(inside, form)
+        results, form = tree_flatten(forward(*args, **kwargs))
+        made = [i for i, x in enumerate(results)
+                if isinstance(x, Tensor) and x.grad_fn is not None]
+        for i, x in enumerate(results):
+            for j in wanted:  # handed through
+                if x is inside[j]:
+                    results[i] = values[j]
+        call = _Call(module, [inside[i] for i in wanted],
+                     [results[i] for i in made])
+        self.calls.append(call)
+        if made:
+            self._check(call)
+            call.results = _Splice.apply(call, self.anchor,
+                                         *(values[i] for i in wanted))
+            for i, root, t in zip(made, call.outputs, call.results):
+                results[i] = t
+                # A root has no memory of its own: one value stands for all.
+                root.data = root.new_empty(1).expand(root.shape)
+        return tree_unflatten(results, form)
+
+    def _check(self, call: _Call) -> None:
+        """The call's graph ends at its inputs and at the layer's weights."""
+        if call.module in self._checked:
+            return
+        self._checked.add(call.module)
+        known = {id(t) for t in (*call.inputs, *self._weights)}
+        todo = [t.grad_fn for t in call.outputs]
+        seen = set(todo)
+        while todo:
+            node = todo.pop()
+            leaf = getattr(node, "variable", None)
+            if hasattr(node, "call") or (
+                    leaf is not None and id(leaf) not in known):
+                raise _not_followed(call.module,
+                                    "it reads tensors besides its arguments")
+            for following, _ in node.next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+
+
+def _not_followed(module: nn.Module, why: str) -> RuntimeError:
+    return RuntimeError(f"{module}: {why}, which a split backward cannot follow; "
+                        "leave executor.split_backward out of the job")
+
+
+def _modules_with_weights(layer: nn.Module) -> List[nn.Module]:
+    """Those below the layer that have weights, and no such modules below."""
+    def trained(module: nn.Module) -> bool:
+        return any(p.requires_grad for p in module.parameters())
+
+    return [m for m in layer.modules() if m is not layer and trained(m) and
+            not any(trained(child) for child in m.children())]
 
 
 class _LayerRecord:
-    __slots__ = ("index", "layer", "mode", "inputs", "outputs", "losses", "calls",
+    __slots__ = ("index", "layer", "mode", "inputs", "outputs", "losses", "cuts",
                  "slots", "rng", "needs_grad")
 
     def __init__(self, index: int, layer: nn.Module, mode: str, inputs: State):
@@ -139,7 +260,7 @@ class _LayerRecord:
         self.inputs = inputs
         self.outputs: State = ()
         self.losses: List[Tensor] = []
-        self.calls: List[_LinearCall] = []
+        self.cuts: Optional[_Cuts] = None
         self.slots: List[_Slot] = []
         self.rng: Any = None
         self.needs_grad = True
@@ -153,8 +274,9 @@ class StageTape:
         self.records = records
         self.context = context
         self.num_inputs = num_inputs
-        # Set by the backward of a split pair, used by its weight gradient.
-        self.calls: List[Tuple[int, nn.Linear, Tensor, Tensor]] = []
+        # Set by the backward of a split pair, used by its weight gradient:
+        # layer, calls.
+        self.calls: List[Tuple[int, List[_Call]]] = []
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
 
@@ -196,27 +318,16 @@ class ChunkRunner:
         self.tracer = tracer
         self.device = device
         self.copy_stream = copy_stream
-        owners: dict = {}
-        for layer in self.layers:
-            for module in layer.modules():
-                for p in module.parameters(recurse=False):
-                    owners.setdefault(p, set()).add(module)
-        self.parameters = [p for p in owners if p.requires_grad]
+        weights = dict.fromkeys(p for layer in self.layers
+                                for p in layer.parameters())
+        self.parameters = [p for p in weights if p.requires_grad]
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
-        self._weight_storages = {_storage(p) for p in owners}
-        # A weight that other modules use, too, gets its gradient in one piece.
-        modules = dict.fromkeys(module for layer in self.layers
-                                for module in layer.modules())
-        self._handles = [
-            module.register_forward_hook(_recorder.hook) for module in modules
-            if isinstance(module, nn.Linear) and
-            all(owners[p] == {module} for p in module.parameters())]
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._weight_storages = {_storage(p) for p in weights}
+        self._cut_modules = [_modules_with_weights(layer)
+                             for layer in self.layers]
+        self._checked: set = set()  # modules whose calls can be followed
 
     # ---- forward ---------------------------------------------------------
 
@@ -290,23 +401,17 @@ class ChunkRunner:
 
     def _run_recorded(self, record: _LayerRecord, context: StageContext,
                       split: bool) -> None:
-        _recorder.calls = [] if split else None
-        try:
+        with contextlib.ExitStack() as stack:
+            if split:
+                record.cuts = stack.enter_context(_Cuts(
+                    context, self._cut_modules[record.index],
+                    self._layer_parameters[record.index], self.device,
+                    self._checked))
             if record.mode == OFFLOAD:
-                with torch.autograd.graph.saved_tensors_hooks(
-                        self._packer(record), _unpack):
-                    record.outputs, record.losses = self._call(
-                        record.layer, record.inputs, context, record.mode)
-            else:
-                record.outputs, record.losses = self._call(
-                    record.layer, record.inputs, context, record.mode)
-            record.calls = _recorder.calls or []
-            if record.mode == OFFLOAD:
-                staying = self._staying(record)
-                record.slots += [call.x for call in record.calls
-                                 if _storage(call.x.tensor) not in staying]
-        finally:
-            _recorder.calls = None
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(
+                    self._packer(record), _unpack))
+            record.outputs, record.losses = self._call(
+                record.layer, record.inputs, context, record.mode)
 
     def _staying(self, record: _LayerRecord) -> set:
         """Weights and the layer's own input are not copied."""
@@ -422,27 +527,27 @@ class ChunkRunner:
         wanted = [t for t in record.inputs if t.requires_grad]
         if not outputs:
             return [None] * len(record.inputs)
-        for call in record.calls:
-            if call.version is not None and call.output._version != call.version:
-                raise RuntimeError(
-                    f"{call.module} in {type(record.layer).__name__}: its "
-                    "output is changed in place, which a split backward cannot "
-                    "follow with this version of torch")
-        deferred = {p for call in record.calls
-                    for p in call.module.parameters()}
-        whole = [p for p in record.layer.parameters()
-                 if p.requires_grad and p not in deferred]
-        targets = wanted + [call.output for call in record.calls] + whole
+        # Weights that no module's call has cut out: used by the layer itself,
+        # by name, or in selective().
+        weights = self._layer_parameters[record.index]
+        calls = record.cuts.calls if record.cuts is not None else []
+        inside = [t for call in calls for t in call.inputs]
+        anchors = [record.cuts.anchor] if calls else []
+        targets = wanted + weights + inside + anchors
         found = torch.autograd.grad(outputs, targets, seeds,
                                     allow_unused=True) if targets else ()
         at = len(wanted)
-        for call, dy in zip(record.calls, found[at:]):
-            if dy is not None:
-                tape.calls.append(
-                    (record.index, call.module, call.x.tensor, dy))
-        at += len(record.calls)
-        tape.gradients += [(p, g) for p, g in zip(whole, found[at:])
+        tape.gradients += [(p, g) for p, g in zip(weights, found[at:])
                            if g is not None]
+        at += len(weights)
+        if any(g is not None for g in found[at:at + len(inside)]):
+            raise _not_followed(record.layer, "a module in it hands tensors on "
+                                "besides its outputs")
+        calls = [call for call in calls if call.seeds]
+        for call in calls:
+            call.inputs = []
+        if calls:
+            tape.calls.append((record.index, calls))
         by_input = iter(found)
         return [next(by_input) if t.requires_grad else None
                 for t in record.inputs]
@@ -451,15 +556,16 @@ class ChunkRunner:
                          ) -> List[Tuple[nn.Parameter, Tensor]]:
         """What the tape's stage adds to the weights' gradients."""
         gradients = tape.gradients
-        with torch.no_grad():
-            for index, module, x, dy in tape.calls:
-                self._begin(index, "weight_grad", tape.context)
-                dy = dy.reshape(-1, dy.shape[-1])
-                x = x.reshape(-1, x.shape[-1]).to(dy.dtype)
-                gradients.append((module.weight, dy.t() @ x))
-                if module.bias is not None and module.bias.requires_grad:
-                    gradients.append((module.bias, dy.sum(0)))
-                self._end()
+        for index, calls in tape.calls:
+            self._begin(index, "weight_grad", tape.context)
+            weights = self._layer_parameters[index]
+            seeds = [seed for call in calls for seed in call.seeds]
+            found = torch.autograd.grad([t for t, _ in seeds], weights,
+                                        [g for _, g in seeds],
+                                        allow_unused=True)
+            gradients += [(p, g) for p, g in zip(weights, found)
+                          if g is not None]
+            self._end()
         tape.calls, tape.gradients = [], []
         return gradients
 

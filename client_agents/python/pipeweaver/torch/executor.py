@@ -257,10 +257,6 @@ class PipelineExecutor:
                 _Tracer(job, m, job.chunks[m][s][k].first_layer, hooks)
                 if hooks is not None else None)
 
-    def close(self) -> None:
-        for runner in self._runners.values():
-            runner.close()
-
     def parameters(self) -> List[nn.Parameter]:
         """The trained weights of this rank's chunks."""
         return [p for r in self._runners.values() for p in r.parameters]

@@ -10,8 +10,8 @@ sub-microbatch holds (sub_microbatch_tokens at least their product).
 
 A model chunk runs as one piece: where a memory choice treats its layers
 differently, all are treated as the leanest asks. Megatron's parallel linear
-layers bring their weight gradients with the input gradients, so a job should
-not offer split_backward. Gradients go to `main_grad` where parameters have one,
+layers compute their weight gradients with the input gradients, hence
+split_backward is refused. Gradients go to `main_grad` where parameters have one,
 else to `grad`; Megatron's own hooks do not see them, hence DDP's
 overlap_grad_reduce is refused.
 """
@@ -65,6 +65,9 @@ class MegatronAdapter:
         if view.num_modules != 1:
             raise ValueError(f"modules: {view.num_modules}, a Megatron job has "
                              "one, the language model")
+        if view.job.executor.split_backward:
+            raise ValueError("executor.split_backward: must be False: Megatron's "
+                             "linear layers compute both gradients at once")
         self.tensor_shape = tuple(tensor_shape)
         self._view = view
         self._program_of = program_of

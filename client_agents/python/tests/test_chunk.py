@@ -1,0 +1,343 @@
+"""A chunk's backward, whole and split, under every memory choice.
+
+Gradients are compared with plain autograd over the same layers, and which of
+them come with the weight gradient is checked.
+"""
+
+import unittest
+import weakref
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeweaver.job import SubMicrobatch
+from pipeweaver.torch import StageContext
+from pipeweaver.torch.chunk import ChunkRunner
+
+MODES = ("keep", "selective", "full", "offload")
+WIDTH = 6
+
+
+class Scale(nn.Module):
+    """An elementwise weight and bias, as of hand-written norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(WIDTH))
+        self.shift = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x, *, power=1):
+        y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+        return {"y": y * self.scale ** power + self.shift, "x": x}
+
+
+class Convolutions(nn.Module):
+    """Over tokens, over tokens x width, and over a volume of one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv1d(WIDTH, WIDTH, 3, padding=1)
+        self.two = nn.Conv2d(1, 2, 3, padding=1)
+        self.three = nn.Conv3d(2, 1, 3, padding=1)
+        self.norm = nn.GroupNorm(2, WIDTH)
+
+    def forward(self, state, context):
+        x = state[0]
+        y = self.norm(self.one(x.t()[None]))[0].t()
+        z = self.two(y[None, None])
+        return (x + self.three(z[:, :, None])[0, 0, 0],)
+
+
+class Norms(nn.Module):
+    """Norms, elementwise weights, an attention with its projections."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.scale = Scale()
+        self.attention = nn.MultiheadAttention(WIDTH, 2)
+
+    def forward(self, state, context):
+        x = self.scale(self.norm(state[0]), power=2)["y"]
+        x = context.selective(lambda t: F.gelu(t) * t.tanh(), x)
+        y, _ = self.attention(x[:, None], x[:, None], x[:, None])
+        return (state[0] + y[:, 0],)
+
+
+class Tied(nn.Module):
+    """An embedding, its weight used once more by name, a frozen part, a weight
+    of the layer's own, a loss, an activation changed in place, dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, WIDTH)
+        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.up = nn.Sequential(nn.Linear(WIDTH, 9), nn.ReLU(inplace=True))
+        self.down = nn.Linear(9, WIDTH)
+        self.gain = nn.Parameter(torch.rand(WIDTH))
+        self.never = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state, context):
+        x = state[0] + self.table(torch.arange(len(state[0])) % 5)
+        x = self.frozen(x) + self.down(self.up(x)) * self.gain
+        x = F.dropout(x, 0.3)
+        logits = context.selective(F.linear, x, self.table.weight)
+        context.add_loss(logits.logsumexp(-1).sum())
+        return (x, *state[1:])
+
+
+class FirstLayer(nn.Module):
+    """Its modules' inputs want no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, WIDTH)
+
+    def forward(self, state, context):
+        return (self.table(context.data),)
+
+
+def context_of(data=None):
+    return StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
+                        lambda: data, False)
+
+
+def run_chunk(layers, mode, split, x=None, data=None):
+    """Output, losses, gradients of x and of the weights by name, and the names
+    of those that came with the weight gradient."""
+    names = {}  # a shared weight goes by its first name
+    for i, layer in enumerate(layers):
+        for name, p in layer.named_parameters(prefix=str(i)):
+            names.setdefault(p, name)
+    runner = ChunkRunner(layers, torch.device("cpu"))
+    torch.manual_seed(5)
+    state = () if x is None else (x,)
+    out, tape, losses = runner.forward(state, [True] * len(state),
+                                       context_of(data), [mode] * len(layers),
+                                       True, split)
+    if mode == "offload":
+        runner.offload(tape)
+        held = [s for r in tape.records for s in r.slots]
+        assert held and all(s.tensor is None for s in held)
+        runner.reload(tape)
+        runner.wait_copies(tape)
+    found = runner.backward(tape, [torch.cos(out[0])], 1.0, split)
+    early = {names[p] for p, _ in tape.gradients}
+    gradients = {}
+    for p, g in runner.weight_gradients(tape):
+        gradients[names[p]] = gradients.get(names[p], 0) + g
+    return [out[0], *losses, *found], gradients, set(gradients) - early
+
+
+def run_plain(layers, x=None, data=None):
+    torch.manual_seed(5)
+    leaf = None if x is None else x.clone().requires_grad_()
+    state, losses = () if x is None else (leaf,), []
+    for layer in layers:
+        context = context_of(data)
+        state = layer(state, context)
+        losses += context._losses
+    torch.autograd.backward([state[0], *losses],
+                            [torch.cos(state[0].detach()),
+                             *(torch.ones_like(a) for a in losses)])
+    gradients = {}
+    for i, layer in enumerate(layers):
+        for name, p in layer.named_parameters(prefix=str(i)):
+            if p.grad is not None:
+                gradients[name] = p.grad
+                p.grad = None
+    return [state[0].detach(), *(a.detach() for a in losses),
+            *([] if leaf is None else [leaf.grad])], gradients
+
+
+class SplitTest(unittest.TestCase):
+
+    def check(self, layers, x=None, data=None):
+        """Equal under all choices; the weights left to the weight gradient."""
+        layers = [layer.double() for layer in layers]
+        expected, gradients = run_plain(layers, x, data)
+        deferred = {}
+        for mode in MODES:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    values, mine, late = run_chunk(layers, mode, split, x, data)
+                    self.assertEqual(set(mine), set(gradients))
+                    for a, b in [*zip(values, expected),
+                                 *((mine[n], gradients[n]) for n in mine)]:
+                        self.assertLessEqual(float((a - b).abs().max()),
+                                             1e-9 * float(b.abs().max()) + 1e-30)
+                    if not split:
+                        self.assertEqual(late, set())
+                    deferred[mode] = late
+        return deferred["keep"], set(gradients)
+
+    def x(self):
+        return torch.linspace(-1, 1, 8 * WIDTH, dtype=torch.float64).view(
+            8, WIDTH)
+
+    def test_convolutions_come_with_the_weight_gradient(self):
+        torch.manual_seed(1)
+        late, all_weights = self.check([Convolutions(), Convolutions()], self.x())
+        self.assertEqual(len(all_weights), 16)
+        self.assertEqual(late, all_weights)
+
+    def test_norms_and_elementwise_weights_come_with_it(self):
+        torch.manual_seed(1)
+        late, all_weights = self.check([Norms(), Norms()], self.x())
+        # An attention that uses its parts' weights by name is not cut out.
+        self.assertEqual(late, {n for n in all_weights if "attention" not in n})
+
+    def test_weights_used_by_name_come_whole(self):
+        torch.manual_seed(1)
+        late, all_weights = self.check([Tied(), Tied()], self.x())
+        self.assertEqual({n for n in all_weights if n.startswith("0.")} - late,
+                         {"0.gain", "0.table.weight"})
+
+    def test_a_module_shared_by_layers(self):
+        torch.manual_seed(1)
+        layer = Norms()
+        self.check([layer, Convolutions(), layer], self.x())
+
+    def test_a_first_layer(self):
+        torch.manual_seed(1)
+        late, _ = self.check([FirstLayer()], data=torch.arange(8) % 7)
+        self.assertEqual(late, {"0.table.weight"})
+
+    @unittest.skipUnless(hasattr(nn, "RMSNorm"), "this torch has no RMSNorm")
+    def test_rms_norm(self):
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.RMSNorm(WIDTH)
+
+            def forward(self, state, context):
+                return (self.norm(state[0]),)
+
+        late, all_weights = self.check([Layer()], self.x())
+        self.assertEqual(late, all_weights)
+
+    def test_modules_are_left_as_they_were(self):
+        layer = Norms().double()
+        run_chunk([layer], "keep", True, self.x())
+        for module in layer.modules():
+            self.assertNotIn("forward", vars(module))
+
+    def test_what_the_weight_gradient_does_not_read_is_freed(self):
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(WIDTH, 9), nn.Linear(9, WIDTH)
+
+            def forward(self, state, context):
+                return (self.b(self.a(state[0]).sin().exp()),)
+
+        class Saved:
+            def __init__(self, tensor):
+                self.tensor = tensor
+
+        saved = weakref.WeakSet()
+
+        def pack(tensor):
+            saved.add(found := Saved(tensor))
+            return found
+
+        layer = Layer().double()
+        weights = {p.data_ptr() for p in layer.parameters()}
+
+        def sizes():
+            return sorted(x.tensor.shape[-1] for x in saved
+                          if x.tensor.data_ptr() not in weights)
+
+        runner = ChunkRunner([layer], torch.device("cpu"))
+        with torch.autograd.graph.saved_tensors_hooks(
+                pack, lambda x: x.tensor):
+            out, tape, _ = runner.forward((self.x(),), [True], context_of(),
+                                          ["keep"], True, True)
+        # Inputs of the layers; what sine and exponential read.
+        self.assertEqual(sizes(), [WIDTH, 9, 9, 9])
+        runner.backward(tape, [torch.ones_like(out[0])], 1.0, True)
+        self.assertEqual(sizes(), [WIDTH, 9])
+        for _, calls in tape.calls:
+            for call in calls:
+                self.assertTrue(all(t.stride() == (0, 0) for t in call.outputs))
+        self.assertEqual(len(runner.weight_gradients(tape)), 4)
+        self.assertEqual(sizes(), [])
+
+
+class RefusedTest(unittest.TestCase):
+    """What a split backward cannot follow is refused, not got wrong."""
+
+    def refuses(self, message, layer):
+        x = torch.ones(8, WIDTH, requires_grad=True)
+        with self.assertRaisesRegex(RuntimeError, message):
+            run_chunk([layer], "keep", True, x.detach())
+        run_chunk([layer], "keep", False, x.detach())
+
+    def test_an_output_that_the_backward_reads_changed_in_place(self):
+        class Gate(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(WIDTH))
+
+            def forward(self, x):
+                return torch.exp(x * self.w)
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.gate = Gate()
+
+            def forward(self, state, context):
+                y = self.gate(state[0])
+                if context._cuts is not None:
+                    y = y.mul_(2)
+                return (y,)
+
+        self.refuses("its output is changed in place.*split_backward", Layer())
+
+    def test_a_module_that_hands_tensors_on_by_the_side(self):
+        class Router(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(WIDTH))
+
+            def forward(self, x):
+                self.balance = (x * self.w).sum()
+                return x * self.w
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.router = Router()
+
+            def forward(self, state, context):
+                y = self.router(state[0])
+                context.add_loss(self.router.balance)
+                return (y,)
+
+        self.refuses("besides its outputs", Layer())
+
+    def test_a_module_that_reads_tensors_by_the_side(self):
+        class Mixer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(WIDTH))
+
+            def forward(self, x):
+                return x * self.w * self.other
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.mixer = Mixer()
+
+            def forward(self, state, context):
+                self.mixer.other = state[0].sin()
+                return (self.mixer(state[0]),)
+
+        self.refuses("besides its arguments", Layer())
+
+
+if __name__ == "__main__":
+    unittest.main()
