@@ -155,7 +155,7 @@ class Planner : public StepPlanner {
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
     return PlanWithRoomForTransfers(
-        job, batch,
+        job, batch, StepProblemOptions{},
         [&](const Problem& problem, StepPlan& plan) -> absl::Status {
           const WallClock::time_point start = WallClock::now();
           // A search with no time left would be as good as none.
@@ -176,8 +176,13 @@ class Planner : public StepPlanner {
 
   absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
                                     const semu::Batch& batch) const override {
+    // A trainer makes the same program for itself (client_agents/python's
+    // memory.py), so no time may have a say in it.
+    StepProblemOptions options;
+    options.uniform_choices = true;
     return PlanWithRoomForTransfers(
-        job, batch, [](const Problem& problem, StepPlan& plan) -> absl::Status {
+        job, batch, options,
+        [](const Problem& problem, StepPlan& plan) -> absl::Status {
           PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(problem));
           plan.report.strategy = "safe";
           plan.report.finished = true;
@@ -199,7 +204,8 @@ class Planner : public StepPlanner {
   // memory and is solved again.
   template <typename Solve>
   static absl::StatusOr<StepPlan> PlanWithRoomForTransfers(
-      const PlannableJob& job, const semu::Batch& batch, const Solve& solve) {
+      const PlannableJob& job, const semu::Batch& batch,
+      const StepProblemOptions& options, const Solve& solve) {
     StepPlan plan;
     int64_t set_aside_bytes = 0;
     while (true) {
@@ -207,9 +213,9 @@ class Planner : public StepPlanner {
       for (int64_t& limit : limits) {
         limit = std::max<int64_t>(0, limit - set_aside_bytes);
       }
-      PW_ASSIGN_OR_RETURN(
-          plan.step,
-          BuildStepProblem(job.job, job.layout, limits, batch, *job.costs));
+      PW_ASSIGN_OR_RETURN(plan.step,
+                          BuildStepProblem(job.job, job.layout, limits, batch,
+                                           *job.costs, options));
       PW_RETURN_IF_ERROR(solve(plan.step.problem, plan));
       absl::Status status = Finish(job.job, MemoryOf(job), &plan);
       if (status.ok()) return plan;

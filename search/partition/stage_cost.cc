@@ -79,6 +79,16 @@ std::string NameOf(const MemoryChoice& choice) {
   return used > 1 ? counts : std::string(only);
 }
 
+int64_t OffloadBytes(absl::Span<const LayerRun> runs,
+                     absl::Span<const LayerCost> costs,
+                     const MemoryChoice& choice) {
+  int64_t bytes = 0;
+  for (const Piece& piece : PiecesOf(runs, costs, choice)) {
+    bytes += piece.count * piece.cost->copy_bytes;
+  }
+  return bytes;
+}
+
 }  // namespace
 
 std::vector<LayerRun> RunsOf(const semu::Module& module,
@@ -186,6 +196,23 @@ MemoryChoice UniformChoice(absl::Span<const LayerRun> runs,
   return choice;
 }
 
+std::vector<MemoryChoice> UniformChoices(
+    absl::Span<const LayerRun> runs, absl::Span<const LayerCost> costs,
+    const semu::ExecutorCapabilities& executor) {
+  const std::pair<bool, MemoryStrategy> strategies[] = {
+      {true, MemoryStrategy::kKeep},
+      {executor.selective_recompute, MemoryStrategy::kSelectiveRecompute},
+      {executor.full_recompute, MemoryStrategy::kFullRecompute},
+      {executor.offload, MemoryStrategy::kOffload}};
+  std::vector<MemoryChoice> choices;
+  for (const auto& [has, strategy] : strategies) {
+    if (!has) continue;
+    choices.push_back(UniformChoice(runs, strategy));
+    choices.back().offload_bytes = OffloadBytes(runs, costs, choices.back());
+  }
+  return choices;
+}
+
 std::vector<MemoryChoice> CandidateChoices(
     absl::Span<const LayerRun> runs, absl::Span<const LayerCost> costs,
     const semu::ExecutorCapabilities& executor, int most) {
@@ -248,9 +275,7 @@ std::vector<MemoryChoice> CandidateChoices(
   if (front.size() > 1) result.push_back(front.front().choice);
   for (MemoryChoice& choice : result) {
     choice.name = NameOf(choice);
-    for (const Piece& piece : PiecesOf(runs, costs, choice)) {
-      choice.offload_bytes += piece.count * piece.cost->copy_bytes;
-    }
+    choice.offload_bytes = OffloadBytes(runs, costs, choice);
   }
   return result;
 }

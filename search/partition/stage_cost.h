@@ -62,6 +62,12 @@ std::vector<MemoryChoice> CandidateChoices(
 MemoryChoice UniformChoice(absl::Span<const LayerRun> runs,
                            semu::MemoryStrategy strategy);
 
+// One such choice for each strategy that the executor has: keep, selective
+// recompute, full recompute, offload.
+std::vector<MemoryChoice> UniformChoices(
+    absl::Span<const LayerRun> runs, absl::Span<const semu::LayerCost> costs,
+    const semu::ExecutorCapabilities& executor);
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_PARTITION_STAGE_COST_H_

@@ -203,8 +203,11 @@ class Builder {
           choices = {UniformChoice(info.runs[r], *options_.strategy)};
         } else if (info.needs_choices[r] && info.mode.backward &&
                    !info.runs[r].empty() && largest_[m] != nullptr) {
-          choices = CandidateChoices(info.runs[r], largest_[m]->layers,
-                                     job_.executor, options_.max_choices);
+          choices = options_.uniform_choices
+                        ? UniformChoices(info.runs[r], largest_[m]->layers,
+                                         job_.executor)
+                        : CandidateChoices(info.runs[r], largest_[m]->layers,
+                                           job_.executor, options_.max_choices);
         } else {
           choices = {UniformChoice(info.runs[r], MemoryStrategy::kKeep)};
         }

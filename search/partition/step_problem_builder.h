@@ -20,6 +20,9 @@ struct StepProblemOptions {
   int max_choices = 10;
   // Set: every layer runs under this strategy, and each stage has one choice.
   std::optional<semu::MemoryStrategy> strategy;
+  // A choice puts all layers of a chunk under one strategy: few choices, which
+  // no time has a say in. max_choices is not looked at.
+  bool uniform_choices = false;
   // Input and weight gradients may be apart, where the executor can do it.
   bool split_backward = true;
 };

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from pipeweaver import digest
-from pipeweaver.job import JobView, SplitView
+from pipeweaver.job import SplitView
+from pipeweaver.memory import ChoiceTable, StageMemory, dtype_bytes
 from pipeweaver.program import (
     BACKWARD, FORWARD, GRADS_READY, INPUT_GRAD, OFFLOAD, POST_RECV, POST_SEND,
     RELOAD, WAIT_COPY, WAIT_RECV, WAIT_SEND, WEIGHT_GRAD)
 from pipeweaver.safe_order import (
-    Choice, DoesNotFit, Problem, Scheduled, Stage, Sweep, safe_order)
-from pipeweaver.v1 import job_pb2, plan_pb2
+    DoesNotFit, Problem, Scheduled, Stage, Sweep, safe_order)
+from pipeweaver.v1 import plan_pb2
 
 _KINDS = {"F": FORWARD, "B": BACKWARD, "I": INPUT_GRAD, "W": WEIGHT_GRAD}
 _TICKS = {"F": 1, "B": 2, "I": 1, "W": 1}
-_DTYPE_BYTES = {job_pb2.DATA_TYPE_FP32: 4}
 # A sent tensor is held until its send is waited for: so many at once.
 _SENDS_AHEAD = 4
 
@@ -44,7 +44,8 @@ class StepSweep(NamedTuple):
 class StepGraph:
     """The sweeps of a step and what they wait for.
 
-    Sweeps are numbered by sub-microbatch, then segment.
+    Sweeps stand as the planner numbers them: by microbatch, module (producers
+    first), sub-microbatch, segment.
     """
 
     def __init__(self, split: SplitView):
@@ -54,7 +55,9 @@ class StepGraph:
         self.sweeps: List[StepSweep] = []
         first: Dict[int, int] = {}
         last: Dict[int, int] = {}
-        for sub in split.subs:
+        place = {m: i for i, m in enumerate(job.order)}
+        for sub in sorted(split.subs, key=lambda sub: (
+                sub.microbatch, place[sub.module], sub.index)):
             first[sub.index] = len(self.sweeps)
             last[sub.index] = len(self.sweeps) + len(job.chunks[sub.module]) - 1
             for segment in job.chunks[sub.module]:
@@ -246,11 +249,11 @@ def transfer_bytes(graph: StepGraph, t: _Transfer) -> int:
     width = job.job.modules[sub.module].layers[-1].hidden_size
     split = max(1, job.job.parallelism.tensor_parallel) * max(
         1, job.job.parallelism.context_parallel)
-    return -(-rows * width * _DTYPE_BYTES.get(job.job.data_type, 2) // split)
+    return -(-rows * width * dtype_bytes(job.job) // split)
 
 
 def lower(graph: StepGraph, ranks: Sequence[Sequence[Scheduled]],
-          choices: "ChoiceTable", line: List[Tuple[int, Scheduled]] = None,
+          choices: ChoiceTable, line: List[Tuple[int, Scheduled]] = None,
           options: LoweringOptions = None) -> List[plan_pb2.ActionColumns]:
     """One program a rank. `line` may be any line of events of the orders."""
     job = graph.job
@@ -312,7 +315,7 @@ def _last_gradients(graph: StepGraph, order: Sequence[Scheduled]) -> List[int]:
 
 
 def _copies(graph: StepGraph, order: Sequence[Scheduled],
-            choices: "ChoiceTable") -> Dict:
+            choices: ChoiceTable) -> Dict:
     """Where copies to the host and back stand: (position, side) -> actions."""
     found: Dict[Tuple[int, str], List] = {}
     begun: Dict[Tuple[int, int], int] = {}
@@ -337,80 +340,18 @@ def _copies(graph: StepGraph, order: Sequence[Scheduled],
     return found
 
 
-ChoiceTable = Dict[Tuple[int, int, int], List[plan_pb2.MemoryChoice]]
-
-
-def lean_choices(job: JobView) -> ChoiceTable:
-    """Memory choices of each chunk that the job's executor can run."""
-    executor = job.job.executor
-    table: ChoiceTable = {}
-    for m, segments in enumerate(job.chunks):
-        for s, segment in enumerate(segments):
-            for k, chunk in enumerate(segment):
-                n = chunk.num_layers
-                choices = [plan_pb2.MemoryChoice(name="keep", keep_layers=n)]
-                if executor.selective_recompute:
-                    choices.append(plan_pb2.MemoryChoice(
-                        name="selective", selective_recompute_layers=n))
-                if executor.full_recompute:
-                    choices.append(plan_pb2.MemoryChoice(
-                        name="full", full_recompute_layers=n))
-                table[m, s, k] = choices
-    return table
-
-
-def _layer_bytes_per_token(group: job_pb2.LayerGroup, dtype: int
-                           ) -> Tuple[int, int, int]:
-    """Held by a layer for each token: keep, selective, full recompute.
-
-    Counts the tensors a transformer layer saves with a fused attention: inputs
-    of two norms, of query/key/value and of the output projection, those three,
-    and the feed-forward part's inner ones.
-    """
-    h = group.hidden_size
-    inner = group.ffn_size * (3 if group.gated_ffn else 2)
-    attention = 4 * h if group.heads else 0
-    return ((4 * h + attention + inner) * dtype, (4 * h + inner) * dtype,
-            h * dtype)
-
-
-def safe_problem(graph: StepGraph, table: ChoiceTable,
+def safe_problem(graph: StepGraph, memory: StageMemory,
                  memory_limit_bytes: Sequence[int]) -> Problem:
-    """What the safe order is computed on: bytes by layer widths."""
-    job = graph.job
-    split_by = max(1, job.job.parallelism.tensor_parallel) * max(
-        1, job.job.parallelism.context_parallel)
-    dtype = _DTYPE_BYTES.get(job.job.data_type, 2)
-    layers = [[group for group in module.layers for _ in range(group.count)]
-              for module in job.job.modules]
-    sweeps = []
-    for s, sweep in enumerate(graph.sweeps):
-        sub = graph.split.subs[sweep.sub]
-        stages = []
-        for k, rank in enumerate(sweep.ranks):
-            chunk = job.chunks[sub.module][sweep.segment][k]
-            sizes = [_layer_bytes_per_token(g, dtype) for g in layers[
-                sub.module][chunk.first_layer:
-                            chunk.first_layer + chunk.num_layers]]
-            keep, selective, full = (
-                sub.tokens * sum(x[i] for x in sizes) // split_by
-                for i in range(3))
-            largest = sub.tokens * max((x[0] for x in sizes),
-                                       default=0) // split_by
-            choices = []
-            for choice in table[sub.module, sweep.segment, k]:
-                held = keep
-                if choice.full_recompute_layers:
-                    held = full
-                elif choice.selective_recompute_layers:
-                    held = selective
-                choices.append(Choice(held, held + largest, keep,
-                                      job.trainable[sub.module], held + largest))
-            stages.append(Stage(rank, choices))
-        sweeps.append(Sweep(f"{sub.index}/{sweep.segment}", sweep.backward,
-                            sweep.after, stages))
-    return Problem(job.ranks, job.job.executor.split_backward,
-                   list(memory_limit_bytes), sweeps)
+    """What the safe order is computed on."""
+    split = graph.split
+    return Problem(
+        graph.job.ranks, graph.job.job.executor.split_backward,
+        list(memory_limit_bytes), [
+            Sweep(f"{sweep.sub}/{sweep.segment}", sweep.backward, sweep.after, [
+                Stage(rank, memory.choices(split.subs[sweep.sub], sweep.segment,
+                                           k))
+                for k, rank in enumerate(sweep.ranks)])
+            for sweep in graph.sweeps])
 
 
 def make_programs(identity: plan_pb2.PlanIdentity, graph: StepGraph,
@@ -436,21 +377,25 @@ def make_programs(identity: plan_pb2.PlanIdentity, graph: StepGraph,
 def safe_programs(identity: plan_pb2.PlanIdentity, split: SplitView,
                   memory_limit_bytes: Sequence[int] = ()
                   ) -> List[plan_pb2.Program]:
-    """Every rank's safe program of a step.
+    """Every rank's safe program of a step: the planner's own order and choices
+    (search/planner.h, PlanSafe).
 
-    Bytes here are estimates from layer widths, while registration has proven
-    with the real ones that one microbatch in flight fits. Where the estimates
-    say otherwise, microbatches run one at a time at their leanest.
+    memory_limit_bytes: what registration answered. Empty, not known: at the
+    leanest choices, with as many microbatches in flight as there are ranks.
+    A microbatch that does not fit, larger than registration was told of, runs
+    alone, at the leanest choices.
     """
     graph = StepGraph(split)
-    table = lean_choices(graph.job)
-    ample = [2 ** 62] * graph.job.ranks
-    problem = safe_problem(graph, table, memory_limit_bytes or ample)
+    ranks = graph.job.ranks
+    memory = StageMemory(split, memory_limit_bytes or [0] * ranks)
+    ample = [2 ** 62] * ranks
+    problem = safe_problem(graph, memory, memory_limit_bytes or ample)
     try:
-        order = safe_order(problem)
+        order = safe_order(problem, 0 if memory_limit_bytes else ranks)
     except DoesNotFit:
         problem.memory_limit_bytes = ample
         order = safe_order(problem, most_in_flight=1)
+    table = memory.table()
     columns = lower(graph, order, table)
     safe = plan_pb2.PlanIdentity()
     safe.CopyFrom(identity)

@@ -45,7 +45,7 @@ def split_batch(batch: BatchView,
 def _split_module(job: JobView, mb: MicrobatchView, b: int, m: int, target: int,
                   largest_bucket: int) -> List[List[int]]:
     tokens = mb.item_tokens[m]
-    condition = _condition_tokens(job, m, mb)
+    condition = condition_tokens(job, m, mb)
     weights = [_item_weight(job.job.modules[m], n, c)
                for n, c in zip(tokens, condition)]
     if largest_bucket and max(tokens) > largest_bucket:
@@ -159,7 +159,7 @@ def _item_weight(module: job_pb2.Module, tokens: int, condition: int) -> float:
     return weight
 
 
-def _condition_tokens(job: JobView, module: int,
+def condition_tokens(job: JobView, module: int,
                       mb: MicrobatchView) -> List[int]:
     """Tokens that each item takes as its condition."""
     tokens = [0] * len(mb.item_tokens[module])

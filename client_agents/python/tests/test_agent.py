@@ -105,10 +105,8 @@ def train(rank, transport, port, events, steps, run_id="run", first_step=0,
             if step not in impatient:
                 agent.wait(step, patience_s)
             agree(agent, step)
-            begin = time.perf_counter()
             program = agent.program(step)
-            switching = time.perf_counter() - begin
-            origins.append((program.origin, switching))
+            origins.append(program.origin)
             if check is not None:
                 check(job, batch, program)
             data = models.Data(job, batch, step, DTYPE)
@@ -161,13 +159,12 @@ class FaultTest(unittest.TestCase):
                 server.kill()
                 server.wait()
                 server.stdout.close()
-        origins = [[o for o, _ in a[1]] for a in answers]
+        origins = [a[1] for a in answers]
         for a in answers[1:]:
-            self.assertEqual([o for o, _ in a[1]], origins[0])
+            self.assertEqual(a[1], origins[0])
         self.assertEqual(len(losses_of(answers)), steps)
         for a in answers:
             self.assertEqual(a[3], [], "threads are left")
-            self.assertLess(max(t for _, t in a[1]), 1e-3, "slow switch")
         return origins[0], [a[2] for a in answers]
 
     def test_undisturbed_run_runs_plans(self):
@@ -249,8 +246,8 @@ def check_restart(test, port):
         second = run_ranks(RANKS, "gloo", train_kw, port, {}, 4,
                            {"run_id": "b", "first_step": 3, "load": folder})
     for a, b in zip(first, second):
-        test.assertEqual([o for o, _ in a[1]], [PLAN] * 5)
-        test.assertEqual([o for o, _ in b[1]], [PLAN] * 4)
+        test.assertEqual(a[1], [PLAN] * 5)
+        test.assertEqual(b[1], [PLAN] * 4)
         test.assertEqual(a[2], {"steps_plan": 5})
         test.assertEqual(b[2], {"steps_plan": 4})
     test.assertEqual(losses_of(second)[:2], losses_of(first)[3:])

@@ -129,7 +129,7 @@ class LiveTest(unittest.TestCase):
         answers = run_ranks(ranks, "gloo", train_job, self.port, job, model,
                             timeout_s=180)
         for a in answers:
-            self.assertEqual([o for o, _ in a[1]], [PLAN] * STEPS, a[2])
+            self.assertEqual(a[1], [PLAN] * STEPS, a[2])
         self.assertEqual(len(losses_of(answers)), STEPS)
         return set().union(*(a[3] for a in answers))
 
@@ -146,7 +146,7 @@ class LiveTest(unittest.TestCase):
         for a in undisturbed:
             self.assertEqual(a[2], {"steps_plan": steps})
         self.assertEqual(losses_of(answers), losses_of(undisturbed))
-        origins = [[o for o, _ in a[1]] for a in answers]
+        origins = [a[1] for a in answers]
         self.assertEqual(origins[0], origins[1])
         for ran, a in zip(origins, answers):
             self.assertEqual(a[2]["steps_plan"], ran.count(PLAN))

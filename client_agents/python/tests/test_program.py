@@ -5,19 +5,23 @@ import pathlib
 import random
 import unittest
 
+from google.protobuf import json_format
+
 import models
 import plans
 from pipeweaver import digest
 from pipeweaver.job import BatchView, JobView
-from pipeweaver.lowering import safe_programs
+from pipeweaver.lowering import StepGraph, safe_problem, safe_programs
+from pipeweaver.memory import StageMemory
 from pipeweaver.program import BadProgram, check_program, verify_digests
 from pipeweaver.safe_order import (
     Choice, DoesNotFit, Problem, Stage, Sweep, safe_order)
 from pipeweaver.split import split_batch, split_items
-from pipeweaver.v1 import batch_pb2, plan_pb2
+from pipeweaver.v1 import batch_pb2, job_pb2, plan_pb2
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 VECTORS = REPOSITORY / "search" / "plan" / "testdata" / "safe_order.json"
+PROGRAM_VECTORS = REPOSITORY / "search" / "testdata" / "safe_program.json"
 
 
 class DigestTest(unittest.TestCase):
@@ -187,7 +191,48 @@ class ProgramCheckTest(unittest.TestCase):
             verify_digests(program)
 
 
+def bytes_of(choice):
+    fused = choice.fused_backward_bytes
+    return (f"{choice.activation_bytes} {choice.backward_bytes} "
+            f"{choice.weight_grad_bytes} {-1 if fused is None else fused}")
+
+
+def order_of(graph, table, order):
+    """As in search/safe_program_test.cc."""
+    found = []
+    for s in order:
+        sweep = graph.sweeps[s.sweep]
+        module = graph.split.subs[sweep.sub].module
+        name = table[module, sweep.segment, s.stage][s.choice].name
+        found.append(f"{s.kind} {sweep.sub}/{sweep.segment}/{s.stage} {name}")
+    return ", ".join(found)
+
+
 class SafeProgramTest(unittest.TestCase):
+
+    def test_equals_the_planners_for_whole_jobs(self):
+        vectors = json.loads(PROGRAM_VECTORS.read_text())
+        self.assertGreaterEqual(len(vectors), 9)
+        names = set()
+        for vector in vectors:
+            job = JobView(json_format.ParseDict(vector["job"], job_pb2.Job()))
+            batch = BatchView(job, json_format.ParseDict(
+                vector["batch"], batch_pb2.BatchMetadata()))
+            graph = StepGraph(split_batch(batch))
+            limits = vector["memory_limit_bytes"]
+            memory = StageMemory(graph.split, limits)
+            problem = safe_problem(graph, memory, limits)
+            self.assertEqual(
+                [[", ".join(map(bytes_of, stage.choices))
+                  for stage in sweep.stages] for sweep in problem.sweeps],
+                vector["bytes"])
+            table = memory.table()
+            order = safe_order(problem)
+            self.assertEqual([order_of(graph, table, x) for x in order],
+                             vector["ranks"])
+            names |= {stage.split()[-1] for rank in vector["ranks"]
+                      for stage in rank.split(", ") if stage}
+        self.assertEqual(names, {"keep", "selective", "full", "offload"})
 
     def test_every_rank_makes_the_same_and_it_passes_the_check(self):
         job = JobView(models.make_job("omni", 4, v_placement=True))
