@@ -25,6 +25,12 @@ fi
   'import torch; print("torch", torch.__version__)' || exit 1
 
 package=$root/client_agents/python
+# A bare environment, with what pip finds for the package.
+bare=$(mktemp -d)
+/usr/bin/python3 -m venv "$bare" && "$bare/bin/pip" install -q "$package" &&
+  (cd / && "$bare/bin/python" -c 'import pipeweaver; print(pipeweaver.__file__)') ||
+  exit 1
+rm -rf "$bare"
 (cd "$package" && /usr/bin/python3 -W ignore setup.py -q protos) || exit 1
 export PYTHONPATH=$package:$package/tests:$package/interop OMP_NUM_THREADS=1
 

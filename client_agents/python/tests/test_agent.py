@@ -351,6 +351,16 @@ class AgentTest(unittest.TestCase):
         for text in said:
             self.assertIn("forked process", text)
 
+    def test_process_ends_though_the_agent_was_not_closed(self):
+        subprocess.run([sys.executable, "-c", f"""
+import models, random
+from pipeweaver import StepAgent, register
+job = models.make_job("vlm", 2)
+address = "127.0.0.1:{self.port}"
+agent = StepAgent(address, job, 0, register(address, job, "run"), submits=True)
+agent.submit(0, models.make_batch(job, random.Random(0), 1))
+"""], check=True, timeout=60, cwd=HERE)
+
     def test_peers_get_the_same_program(self):
         answers = run_ranks(2, "gloo", peers)
         self.assertEqual(answers[0], answers[1])
