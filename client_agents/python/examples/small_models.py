@@ -32,6 +32,11 @@ def attention(q, k, v, lengths, key_lengths, causal, heads):
     return torch.cat(out)
 
 
+def padded(x, context):
+    """With rows of zeros up to the shape bucket, an item that nobody reads."""
+    return F.pad(x, (0, 0, 0, context.sub.padding))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block on packed tokens."""
 
@@ -46,7 +51,7 @@ class Block(nn.Module):
 
     def forward(self, state, context):
         x = state[0]
-        lengths = context.sub.item_tokens
+        lengths = context.sub.lengths
         q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
         x = x + self.out(context.selective(
             attention, q, k, v, lengths, lengths, self.causal,
@@ -63,7 +68,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Linear(patch, width)
 
     def forward(self, state, context):
-        return (self.proj(torch.cat(context.data)), *state)
+        return (padded(self.proj(torch.cat(context.data)), context), *state)
 
 
 class Merger(nn.Module):
@@ -76,7 +81,8 @@ class Merger(nn.Module):
 
     def forward(self, state, context):
         rows = []
-        for x in state[0].split(list(context.sub.item_tokens)):
+        items = state[0][:context.sub.tokens]
+        for x in items.split(list(context.sub.item_tokens)):
             x = F.pad(x, (0, 0, 0, -len(x) % self.merge))
             rows.append(x.reshape(-1, self.merge * x.shape[1]))
         return (self.proj(torch.cat(rows)),)
@@ -90,7 +96,7 @@ class Projector(nn.Module):
         self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, state, context):
-        x = torch.cat(state) if len(state) > 1 else state[0]
+        x = padded(torch.cat(state), context)
         return (self.down(F.relu(self.up(x))),)
 
 
@@ -120,7 +126,7 @@ class Embedding(nn.Module):
             mine = [rows[item][key] for key in sorted(rows.get(item, {}))]
             have = sum(len(x) for x in mine)
             out += [*mine, self.table(ids[have:])]
-        return (torch.cat(out),)
+        return (padded(torch.cat(out), context),)
 
 
 class LmHead(nn.Module):
@@ -134,7 +140,7 @@ class LmHead(nn.Module):
 
     def forward(self, state, context):
         labels = torch.cat([labels for _, labels in context.data])
-        logits = self.proj(self.norm(state[0]))
+        logits = self.proj(self.norm(state[0][:context.sub.tokens]))
         context.add_loss(F.cross_entropy(logits, labels, reduction="sum") *
                          self.loss_scale)
         return state
@@ -149,7 +155,8 @@ class DitEmbed(nn.Module):
         self.condition = condition
 
     def forward(self, state, context):
-        x = self.proj(torch.cat([clip for clip, _ in context.data]))
+        x = padded(self.proj(torch.cat([clip for clip, _ in context.data])),
+                   context)
         if state:
             return (x, torch.cat(state))
         return (x, x.new_zeros((0, self.condition)))
@@ -175,10 +182,12 @@ class DitBlock(nn.Module):
             mine = per_item.get(item, {})
             used += [mine[key] for key in sorted(mine)]
             lengths.append(sum(len(v) for v in mine.values()))
+        if context.sub.padding:
+            lengths.append(0)
         if used:
             k, v = self.kv(torch.cat(used)).chunk(2, -1)
             x = x + self.out(attention(self.q(self.norm(x)), k, v,
-                                       context.sub.item_tokens, lengths, False,
+                                       context.sub.lengths, lengths, False,
                                        self.heads))
         return (x, condition)
 
@@ -193,7 +202,8 @@ class DitHead(nn.Module):
 
     def forward(self, state, context):
         target = torch.cat([noise for _, noise in context.data])
-        context.add_loss(((self.proj(state[0]) - target) ** 2).sum() *
+        made = self.proj(state[0][:context.sub.tokens])
+        context.add_loss(((made - target) ** 2).sum() *
                          self.loss_scale)
         return ()
 
@@ -206,6 +216,6 @@ class DitModule(PipelineModule):
         self.condition, self.gradient = condition, gradient
 
     def boundary(self, sub, inputs):
-        return [Boundary((sub.tokens, self.width)),
+        return [Boundary((sum(sub.lengths), self.width)),
                 Boundary((sum(sum(x.rows) for x in inputs), self.condition),
                          self.gradient)]

@@ -84,6 +84,11 @@ class JobView:
     def module_name(self, module: int) -> str:
         return self.job.modules[module].name
 
+    def padding(self, tokens: int) -> int:
+        """What `tokens` lack to the next of executor.shape_buckets."""
+        return next((bucket - tokens for bucket in
+                     self.job.executor.shape_buckets if bucket >= tokens), 0)
+
     def has_loss(self, module: int) -> bool:
         """It has an output head, or nobody consumes what it makes."""
         return not self.outputs[module] or any(
@@ -190,10 +195,18 @@ class SubMicrobatch:
     items: Tuple[int, ...]
     # One an item.
     item_tokens: Tuple[int, ...]
+    # Tokens of nothing behind the items, up to a shape bucket of the executor.
+    padding: int = 0
 
     @property
     def tokens(self) -> int:
         return sum(self.item_tokens)
+
+    @property
+    def lengths(self) -> Tuple[int, ...]:
+        """item_tokens, with the padding as an item of its own."""
+        return (self.item_tokens + (self.padding,) if self.padding else
+                self.item_tokens)
 
 
 @dataclass(frozen=True)
@@ -295,8 +308,9 @@ class SplitView:
                 raise ValueError(f"split.items: sub-microbatch {i} has items "
                                  f"{items}, its module has {len(tokens)} in "
                                  "this microbatch")
-            subs.append(SubMicrobatch(i, module, microbatch, items,
-                                      tuple(tokens[j] for j in items)))
+            mine = tuple(tokens[j] for j in items)
+            subs.append(SubMicrobatch(i, module, microbatch, items, mine,
+                                      batch.job.padding(sum(mine))))
         return SplitView(batch, subs)
 
     def to_proto(self) -> plan_pb2.BatchSplit:

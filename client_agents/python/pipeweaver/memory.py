@@ -202,18 +202,13 @@ class StageMemory:
         return self._choices[key]
 
     def _shape(self, sub: SubMicrobatch) -> Tuple[int, int]:
-        """Tokens, padded up to a shape bucket, and those attended to."""
-        tokens = sub.tokens
-        for bucket in self._job.job.executor.shape_buckets:
-            if bucket >= tokens:
-                tokens = bucket
-                break
+        """Tokens, padding included, and those attended to."""
         key = (sub.microbatch, sub.module)
         if key not in self._conditions:
             self._conditions[key] = condition_tokens(
                 self._job, sub.module,
                 self._split.batch.microbatches[sub.microbatch])
-        return tokens, sum(self._conditions[key][i] for i in sub.items)
+        return sub.tokens + sub.padding, sum(self._conditions[key][i] for i in sub.items)
 
     def _decide(self, limits: Sequence[int]) -> Dict[Tuple[int, int, int],
                                                      List[int]]:

@@ -36,9 +36,9 @@ def split_batch(batch: BatchView,
             split[m] = _split_module(job, mb, b, m, targets[m], largest_bucket)
         for m, groups in enumerate(split):
             for items in groups:
-                subs.append(SubMicrobatch(
-                    len(subs), m, b, tuple(items),
-                    tuple(mb.item_tokens[m][i] for i in items)))
+                mine = tuple(mb.item_tokens[m][i] for i in items)
+                subs.append(SubMicrobatch(len(subs), m, b, tuple(items), mine,
+                                          job.padding(sum(mine))))
     return SplitView(batch, subs)
 
 

@@ -60,7 +60,8 @@ def build_layers(name: str, model: str) -> List[nn.Module]:
 
 
 def make_job(model: str, ranks: int, frozen: Sequence[str] = (),
-             v_placement: bool = False, name: str = "") -> job_pb2.Job:
+             v_placement: bool = False, name: str = "",
+             buckets: Sequence[int] = ()) -> job_pb2.Job:
     names, edges = MODELS[model]
     job = K.Job(name=name or f"{model}-{ranks}")
     for module_name in names:
@@ -103,6 +104,7 @@ def make_job(model: str, ranks: int, frozen: Sequence[str] = (),
     executor.split_backward = executor.selective_recompute = True
     executor.full_recompute = executor.offload = True
     executor.v_placement = executor.batched_p2p = True
+    executor.shape_buckets.extend(buckets)
     for module_name, module in zip(names, job.modules):
         layers = sum(g.count for g in module.layers)
         entry = job.layout.modules.add(module=module_name,

@@ -105,8 +105,8 @@ def train(rank, transport, model, job, steps, dtype):
 
 class GradientTest(unittest.TestCase):
 
-    def check(self, transport, model, ranks, frozen, v, dtype):
-        job = JobView(models.make_job(model, ranks, frozen, v))
+    def check(self, transport, model, ranks, frozen, v, dtype, buckets=()):
+        job = JobView(models.make_job(model, ranks, frozen, v, buckets=buckets))
         answers = run_ranks(ranks, transport, train, model, job,
                             made_steps(job), dtype)
         for step in range(STEPS):
@@ -114,6 +114,13 @@ class GradientTest(unittest.TestCase):
             expected = answers[0][step][1]
             self.assertLessEqual(abs(total - expected),
                                  TOLERANCE[dtype] * abs(expected), step)
+
+
+    def test_padded_to_shape_buckets(self):
+        for model, ranks in (("vlm", 2), ("t2v", 2), ("omni", 4)):
+            with self.subTest(model=model):
+                self.check("gloo", model, ranks, (), True, torch.float64,
+                           (5, 9, 16, 40))
 
 
 CASES = [("vlm", ()), ("t2v", ()), ("omni", ()), ("vlm", ("vision",)),

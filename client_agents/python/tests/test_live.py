@@ -266,6 +266,12 @@ class LiveTest(unittest.TestCase):
     def test_omni_on_four_ranks(self):
         self.check("omni", 4)
 
+    def test_padded_to_shape_buckets(self):
+        def change(job):
+            job.executor.shape_buckets.extend([5, 9, 16, 40])
+            job.max_microbatch_tokens.extend([40, 40])
+        self.check("vlm", 2, change=change)
+
     def test_frozen_encoder(self):
         self.check("vlm", 2, ("vision",))
 

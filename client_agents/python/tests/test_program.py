@@ -10,7 +10,7 @@ from google.protobuf import json_format
 import models
 import plans
 from pipeweaver import digest
-from pipeweaver.job import BatchView, JobView
+from pipeweaver.job import BatchView, JobView, SplitView
 from pipeweaver.lowering import StepGraph, safe_problem, safe_programs
 from pipeweaver.memory import StageMemory
 from pipeweaver.program import BadProgram, check_program, verify_digests
@@ -96,6 +96,20 @@ class SplitTest(unittest.TestCase):
             self.assertEqual(found, [
                 (b, m, i) for b, mb in enumerate(batch.microbatches)
                 for m, t in enumerate(mb.item_tokens) for i in range(len(t))])
+
+
+    def test_padding_fills_up_to_the_next_bucket(self):
+        buckets = (5, 9, 16, 40)
+        job = JobView(models.make_job("vlm", 2, buckets=buckets))
+        batch = BatchView(job, models.make_batch(
+            job.job, random.Random(1), 4))
+        split = split_batch(batch)
+        self.assertTrue(any(s.padding for s in split.subs))
+        for sub in split.subs:
+            self.assertEqual(sum(sub.lengths), next(
+                b for b in buckets if b >= sum(sub.item_tokens)))
+        self.assertEqual(SplitView.from_proto(batch, split.to_proto()).subs,
+                         split.subs)
 
 
 class ProgramCheckTest(unittest.TestCase):

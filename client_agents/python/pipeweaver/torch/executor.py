@@ -44,6 +44,9 @@ class PipelineModule:
     that exchange with it. The defaults fit packed tokens: one tensor of
     [tokens, width] between chunks, and over an edge the rows of the items
     consumed, so many as edge.rows(item's tokens).
+
+    Where the job has shape buckets, the first layer adds sub.padding rows behind
+    the items' and a loss leaves them out; what crosses an edge has none.
     """
 
     # A chunk is one piece, whatever its number of layers: `layers` has one.
@@ -57,7 +60,7 @@ class PipelineModule:
 
     def boundary(self, sub: SubMicrobatch, inputs: Sequence[EdgeCrossing]
                  ) -> List[Boundary]:
-        return [Boundary((sub.tokens, self.width))]
+        return [Boundary((sum(sub.lengths), self.width))]
 
     def output_boundary(self, sub: SubMicrobatch, outputs: Sequence[EdgeCrossing]
                         ) -> List[Boundary]:
@@ -141,7 +144,7 @@ class _Tracer(LayerTracer):
                              f",cp={parallelism.context_parallel or 1}")
 
     def begin(self, layer: int, what: str, context: StageContext) -> None:
-        tokens = context.sub.item_tokens
+        tokens = context.sub.lengths
         self._hooks.layer_begin(
             f"pw:module={self._module},layer={self._kinds[layer]},pass={what},"
             f"items={len(tokens)},tokens={sum(tokens)},"
@@ -513,6 +516,8 @@ class _Run:
         self.split = prepared.split
         self.data = data
         self.tapes: Dict[Stage, StageTape] = {}
+        # Of stages that end a module, before the padding went.
+        self.output_shapes: Dict[Stage, Optional[torch.Size]] = {}
         self.outputs: Dict[Stage, State] = {}
         self.input_gradients: Dict[Stage, List[Optional[Tensor]]] = {}
         self.output_users = dict(prepared.output_users)
@@ -619,11 +624,23 @@ class _Run:
         if tape is not None:
             self.tapes[op.stage] = tape
         if self._ends_module(op.stage):
-            output = output[:1] if self.split.outputs[sub.index] else ()
+            self.output_shapes[op.stage] = output[0].shape if output else None
+            output = self._module_output(sub, output)
         if losses:
             self.losses[op.stage] = [x.detach() for x in losses]
         if self.output_users.get(op.stage):
             self.outputs[op.stage] = output
+
+    def _module_output(self, sub: SubMicrobatch, output: State) -> State:
+        """What the module hands on: no conditions, no rows of padding."""
+        crossings = self.split.outputs[sub.index]
+        if not crossings:
+            return ()
+        return (output[0][:self._output_rows(sub)],)
+
+    def _output_rows(self, sub: SubMicrobatch) -> int:
+        edge = self.split.outputs[sub.index][0].edge
+        return sum(edge.rows(n) for n in sub.item_tokens)
 
     def _ends_module(self, stage: Stage) -> bool:
         """No layers of the module come behind the stage."""
@@ -647,10 +664,15 @@ class _Run:
             if gradient is None:
                 continue
             if not gradients:
-                rows = sum(crossing.edge.rows(n) for n in sub.item_tokens)
                 gradients = [gradient.new_zeros(
-                    (rows, *gradient.shape[1:]))]
+                    (self._output_rows(sub), *gradient.shape[1:]))]
             module.add_gradient(crossing, sub, gradient, gradients[0])
+        shape = self.output_shapes.pop(stage, None)
+        if shape is not None and gradients and gradients[0] is not None and (
+                gradients[0].shape != shape):
+            padded = gradients[0].new_zeros(shape)
+            padded[:len(gradients[0])] = gradients[0]
+            gradients = [padded]
         key = (sub.module, stage[1], stage[2])
         runner = self.executor._runners[key]
         tape = self.tapes[stage]

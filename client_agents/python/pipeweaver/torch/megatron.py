@@ -127,10 +127,10 @@ class MegatronAdapter:
             raise ValueError(f"forward_only: {forward_only}, the plan is for "
                              f"{batch.forward_only}")
         for sub in prepared.split.subs:
-            if sub.item_tokens != (seq_length,) * micro_batch_size:
+            if sub.lengths != (seq_length,) * micro_batch_size:
                 raise ValueError(
                     f"microbatch {sub.microbatch} has items of "
-                    f"{sub.item_tokens} tokens: must be micro_batch_size = "
+                    f"{sub.lengths} tokens: must be micro_batch_size = "
                     f"{micro_batch_size} of seq_length = {seq_length}, in one "
                     "sub-microbatch")
         chunks = model if isinstance(model, list) else [model]
