@@ -6,8 +6,8 @@
 `--model=vlm`: a ViT feeds a language model; `--model=t2v`: a text encoder
 conditions a diffusion transformer. Data is synthetic, its sizes follow deciles
 of real data sets, scaled down to what a few CPU cores train in a second. Each
-rank is a process; they speak gloo. Without a server the run goes on with safe
-programs, and says so.
+rank is a process; they speak gloo. The server proposes the layout, so it must be
+there at the start; when it goes, the run goes on with safe programs, and says so.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 
+import grpc
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -235,8 +236,11 @@ def run_rank(rank, options, store):
     registration = None
     if rank == 0:
         job = make_job(options.model, options.ranks)
-        registration = pipeweaver.register(options.server, job,
-                                           str(uuid.uuid4()))
+        try:
+            registration = pipeweaver.register(options.server, job,
+                                               str(uuid.uuid4()))
+        except grpc.RpcError as error:
+            raise SystemExit(f"planner at {options.server}: {error.details()}")
     else:
         job = None
     registration = broadcast_registration(registration, 0)
@@ -317,8 +321,11 @@ def main():
     parser.add_argument("--microbatches", type=int, default=4)
     options = parser.parse_args()
     store = tempfile.mktemp(prefix="pipeweaver-example-")
-    multiprocessing.start_processes(run_rank, (options, store), options.ranks,
-                                    start_method="fork")
+    try:
+        multiprocessing.start_processes(run_rank, (options, store),
+                                        options.ranks, start_method="fork")
+    except multiprocessing.ProcessExitedException as error:
+        raise SystemExit(error.exit_code)
 
 
 if __name__ == "__main__":

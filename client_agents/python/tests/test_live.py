@@ -7,6 +7,7 @@ bazel-bin/server/pipeweaver_server.
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -244,6 +245,19 @@ class LiveTest(unittest.TestCase):
         [(found, origin, counters)] = run_ranks(1, "none", superseded, self.port)
         self.assertTrue(found, counters)
         self.assertEqual(origin, SAFE)
+
+    def test_first_plan(self):
+        examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
+        out = subprocess.run(
+            [sys.executable, str(examples / "first_plan.py")], check=True,
+            timeout=180, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PLANNER": f"127.0.0.1:{self.port}",
+                 "MASTER_PORT": str(free_port())}).stdout
+        losses = [float(x) for x in
+                  re.findall(r"step \d: plan program, loss ([0-9.]+)", out)]
+        self.assertEqual(len(losses), 5, out)
+        self.assertLess(losses[-1], losses[0])
+        self.assertIn("{'steps_plan': 5}", out)
 
     def test_example_trains(self):
         examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
