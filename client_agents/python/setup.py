@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 from setuptools import Command, setup
-from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROTOS = ["job", "batch", "plan", "planner_service"]
@@ -43,10 +43,12 @@ class GenerateProtos(Command):
             '"""The wire protocol, generated from proto/pipeweaver/v1."""\n')
 
 
-class BuildPy(build_py):
+class EggInfo(egg_info):
+    """The first command of an installation; it looks for the packages."""
+
     def run(self):
         self.run_command("protos")
         super().run()
 
 
-setup(cmdclass={"build_py": BuildPy, "protos": GenerateProtos})
+setup(cmdclass={"egg_info": EggInfo, "protos": GenerateProtos})
