@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
-#include "semu/engine/step_emulator.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -180,11 +179,19 @@ PlanEvaluator::PlanEvaluator(const StepProblem& step,
 
 absl::StatusOr<StepEvaluation> PlanEvaluator::Evaluate(
     const EvaluationOptions& options) const {
-  return Predict(options, nullptr);
+  PW_ASSIGN_OR_RETURN(const semu::EmulatedStep emulated, Emulate(options));
+  StepEvaluation evaluation;
+  evaluation.makespan_ns = emulated.makespan_ns;
+  for (const semu::EmulatedStep::Rank& rank : emulated.ranks) {
+    evaluation.ranks.push_back({rank.busy_ns, rank.transfer_wait_ns,
+                                rank.copy_wait_ns, rank.end_ns,
+                                rank.peak_bytes});
+  }
+  return evaluation;
 }
 
-absl::StatusOr<StepEvaluation> PlanEvaluator::Predict(
-    const EvaluationOptions& options, StepPrograms* programs) const {
+absl::StatusOr<semu::EmulatedStep> PlanEvaluator::Emulate(
+    const EvaluationOptions& options) const {
   PW_RETURN_IF_ERROR(CheckFactor("latency_factor", options.latency_factor));
   PW_RETURN_IF_ERROR(CheckFactor("bandwidth_factor", options.bandwidth_factor));
   if (!(options.duration_noise >= 0 && options.duration_noise <= 1)) {
@@ -199,14 +206,11 @@ absl::StatusOr<StepEvaluation> PlanEvaluator::Predict(
   emulation.seed = options.seed;
   semu::EmulatedStep emulated;
   PW_RETURN_IF_ERROR(semu::EmulateStep(program_, emulation, &emulated));
-  StepEvaluation evaluation;
-  evaluation.makespan_ns = emulated.makespan_ns;
-  for (const semu::EmulatedStep::Rank& rank : emulated.ranks) {
-    evaluation.ranks.push_back({rank.busy_ns, rank.transfer_wait_ns,
-                                rank.copy_wait_ns, rank.end_ns,
-                                rank.peak_bytes});
-  }
-  if (programs == nullptr) return evaluation;
+  return emulated;
+}
+
+void PlanEvaluator::WriteTimes(const semu::EmulatedStep& emulated,
+                               StepPrograms* programs) {
   programs->makespan_ns = emulated.makespan_ns;
   PW_CHECK(programs->ranks.size() == emulated.ops.size());
   for (size_t r = 0; r < programs->ranks.size(); ++r) {
@@ -217,7 +221,6 @@ absl::StatusOr<StepEvaluation> PlanEvaluator::Predict(
       actions[i].end_ns = emulated.ops[r][i].end_ns;
     }
   }
-  return evaluation;
 }
 
 std::vector<std::vector<semu::MemorySample>> PlanEvaluator::Memory(

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
+#include "semu/engine/step_emulator.h"
 #include "semu/engine/step_program.h"
 #include "semu/model/job.h"
 #include "semu/trace/timeline.h"
@@ -67,10 +68,14 @@ class PlanEvaluator {
   absl::StatusOr<StepEvaluation> Evaluate(
       const EvaluationOptions& options) const;
 
-  // As Evaluate; also writes the predicted start and end of each action and the
-  // makespan into `programs`, those of construction.
-  absl::StatusOr<StepEvaluation> Predict(const EvaluationOptions& options,
-                                         StepPrograms* programs) const;
+  // The times of every action besides. Errors as Evaluate.
+  absl::StatusOr<semu::EmulatedStep> Emulate(
+      const EvaluationOptions& options) const;
+
+  // Writes the times of each action and the makespan into `programs`, those of
+  // construction.
+  static void WriteTimes(const semu::EmulatedStep& emulated,
+                         StepPrograms* programs);
 
   // Bytes live on each rank over time, by the times of the actions in
   // `programs`, those of construction.

@@ -45,8 +45,9 @@ TEST(PlanEvaluatorTest, EqualsTheScheduleWithoutContention) {
     EvaluationOptions options;
     options.contention = false;
     const PlanEvaluator evaluator(l.step, l.programs, {});
-    const auto evaluation = evaluator.Predict(options, &l.programs);
+    const auto evaluation = evaluator.Evaluate(options);
     ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+    PlanEvaluator::WriteTimes(*evaluator.Emulate(options), &l.programs);
     EXPECT_EQ(evaluation->makespan_ns, l.times.makespan_ns);
     EXPECT_EQ(l.programs.makespan_ns, l.times.makespan_ns);
     for (int r = 0; r < l.step.problem.ranks; ++r) {

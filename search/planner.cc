@@ -20,6 +20,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
 #include "search/strategy/registry.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/roofline_cost.h"
 
@@ -94,8 +95,9 @@ absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
       [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
     SearchOptions options;
     options.budget.evaluations = kEvaluations;
-    PW_ASSIGN_OR_RETURN(const SearchResult result,
-                        strategy->Solve(step.problem, options));
+    PW_ASSIGN_OR_RETURN(
+        const SearchResult result,
+        strategy->Solve(BuildProblemGraph(step.problem), options));
     return result.makespan_ns;
   };
   PW_ASSIGN_OR_RETURN(RefinedLayout refined,
@@ -155,16 +157,18 @@ class Planner : public StepPlanner {
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
     return PlanWithRoomForTransfers(
-        job, batch, StepProblemOptions{},
-        [&](const Problem& problem, StepPlan& plan) -> absl::Status {
+        job, batch, StepProblemOptions{}, search.threads,
+        [&](const Problem&, const ProblemGraph& graph,
+            StepPlan& plan) -> absl::Status {
           const WallClock::time_point start = WallClock::now();
           // A search with no time left would be as good as none.
           if (again && deadline) {
             deadline = std::max(*deadline, start + time / 2);
           }
           again = true;
+          SetBounds(graph, &plan.report);
           PW_ASSIGN_OR_RETURN(SearchResult result,
-                              strategy->Solve(problem, search));
+                              strategy->Solve(graph, search));
           plan.report.search_ns += NanosecondsSince(start);
           plan.report.strategy = name;
           plan.report.evaluations = result.evaluations;
@@ -181,8 +185,10 @@ class Planner : public StepPlanner {
     StepProblemOptions options;
     options.uniform_choices = true;
     return PlanWithRoomForTransfers(
-        job, batch, options,
-        [](const Problem& problem, StepPlan& plan) -> absl::Status {
+        job, batch, options, /*threads=*/1,
+        [](const Problem& problem, const ProblemGraph& graph,
+           StepPlan& plan) -> absl::Status {
+          SetBounds(graph, &plan.report);
           PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(problem));
           plan.report.strategy = "safe";
           plan.report.finished = true;
@@ -205,8 +211,9 @@ class Planner : public StepPlanner {
   template <typename Solve>
   static absl::StatusOr<StepPlan> PlanWithRoomForTransfers(
       const PlannableJob& job, const semu::Batch& batch,
-      const StepProblemOptions& options, const Solve& solve) {
+      const StepProblemOptions& options, int threads, const Solve& solve) {
     StepPlan plan;
+    WorkerPool pool(threads);
     int64_t set_aside_bytes = 0;
     while (true) {
       std::vector<int64_t> limits = job.activation_limit_bytes;
@@ -216,8 +223,9 @@ class Planner : public StepPlanner {
       PW_ASSIGN_OR_RETURN(plan.step,
                           BuildStepProblem(job.job, job.layout, limits, batch,
                                            *job.costs, options));
-      PW_RETURN_IF_ERROR(solve(plan.step.problem, plan));
-      absl::Status status = Finish(job.job, MemoryOf(job), &plan);
+      const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
+      PW_RETURN_IF_ERROR(solve(plan.step.problem, graph, plan));
+      absl::Status status = Finish(job.job, MemoryOf(job), graph, pool, &plan);
       if (status.ok()) return plan;
       const bool nothing_left =
           *std::max_element(limits.begin(), limits.end()) == 0;
@@ -240,7 +248,10 @@ class Planner : public StepPlanner {
     plan.report.finished = true;
     plan.step = std::move(planned.step);
     plan.schedule = std::move(planned.schedule);
-    PW_RETURN_IF_ERROR(Finish(job.job, planned.memory, &plan));
+    const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
+    SetBounds(graph, &plan.report);
+    WorkerPool pool(/*threads=*/1);
+    PW_RETURN_IF_ERROR(Finish(job.job, planned.memory, graph, pool, &plan));
     return plan;
   }
 
@@ -248,42 +259,63 @@ class Planner : public StepPlanner {
     return {job.static_bytes, job.activation_limit_bytes, job.transfer_bytes};
   }
 
+  static void SetBounds(const ProblemGraph& graph, StepReport* report) {
+    report->lower_bound_ns = LowerBound(graph);
+    report->flow_lower_bound_ns = FlowLowerBound(graph);
+  }
+
   // Times, checks and lowers the schedule of `plan`, and completes its report.
   // RESOURCE_EXHAUSTED: transfers do not fit beside the activations.
   static absl::Status Finish(const semu::Job& job, const MemoryPlan& memory,
+                             const ProblemGraph& graph, WorkerPool& pool,
                              StepPlan* finished) {
     StepPlan& plan = *finished;
     const Problem& problem = plan.step.problem;
     StepReport& report = plan.report;
-    const ProblemGraph graph = BuildProblemGraph(problem);
     PW_ASSIGN_OR_RETURN(plan.times, TimeSchedule(graph, plan.schedule));
-
-    WallClock::time_point start = WallClock::now();
-    PW_RETURN_IF_ERROR(CheckPlan(problem, plan.schedule, plan.times));
-    report.check_ns = NanosecondsSince(start);
 
     ProgramLimits limits;
     for (const int64_t bytes : memory.activation_limit_bytes) {
       limits.memory_limit_bytes.push_back(bytes + memory.transfer_bytes);
     }
     limits.max_receives_ahead = job.executor.max_receives_ahead;
-    start = WallClock::now();
-    PW_ASSIGN_OR_RETURN(plan.programs,
-                        Lower(plan.step, plan.schedule, plan.times, limits));
-    const PlanEvaluator evaluator(plan.step, plan.programs, LinkSpeedsOf(job));
-    PW_RETURN_IF_ERROR(evaluator.Predict({}, &plan.programs).status());
-    report.lower_ns = NanosecondsSince(start);
+    absl::StatusOr<StepPrograms> programs = absl::UnknownError("");
+    absl::Status schedule_checked;
+    pool.Run(2, [&](int, int index) {
+      const WallClock::time_point start = WallClock::now();
+      if (index == 0) {
+        programs = Lower(plan.step, plan.schedule, plan.times, limits);
+        report.lower_ns = NanosecondsSince(start);
+      } else {
+        schedule_checked = CheckPlan(problem, plan.schedule, plan.times);
+        report.check_ns = NanosecondsSince(start);
+        report.bubbles = FindBubbleCauses(problem, plan.schedule, plan.times);
+      }
+    });
+    PW_RETURN_IF_ERROR(schedule_checked);
+    PW_RETURN_IF_ERROR(programs.status());
+    plan.programs = *std::move(programs);
 
-    start = WallClock::now();
-    PW_RETURN_IF_ERROR(CheckPrograms(plan.step, plan.programs, limits));
-    report.check_ns += NanosecondsSince(start);
+    absl::StatusOr<semu::EmulatedStep> emulated = absl::UnknownError("");
+    absl::Status programs_checked;
+    pool.Run(2, [&](int, int index) {
+      const WallClock::time_point start = WallClock::now();
+      if (index == 0) {
+        emulated = PlanEvaluator(plan.step, plan.programs, LinkSpeedsOf(job))
+                       .Emulate({});
+        report.lower_ns += NanosecondsSince(start);
+      } else {
+        programs_checked = CheckPrograms(plan.step, plan.programs, limits);
+        report.check_ns += NanosecondsSince(start);
+      }
+    });
+    PW_RETURN_IF_ERROR(programs_checked);
+    PW_RETURN_IF_ERROR(emulated.status());
+    PlanEvaluator::WriteTimes(*emulated, &plan.programs);
 
     report.makespan_ns = plan.programs.makespan_ns;
     report.schedule_makespan_ns = plan.times.makespan_ns;
-    report.lower_bound_ns = LowerBound(graph);
-    report.flow_lower_bound_ns = FlowLowerBound(graph);
     report.bubble_ratio = BubbleRatio(plan.times);
-    report.bubbles = FindBubbleCauses(problem, plan.schedule, plan.times);
     report.measured_share = plan.step.measured_share;
     report.layout_free_bound_ns = LayoutFreeBound(plan.step.problem);
     report.peak_memory_bytes.clear();

@@ -2,6 +2,7 @@
 
 #include "server/sealed_plan.h"
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 
 namespace pipeweaver::server {
@@ -25,11 +26,14 @@ int64_t StepBytes(const search::StepProblem& step) {
     bytes += VectorBytes(part.items);
   }
   bytes += NestedBytes(step.output_bytes) + NestedBytes(step.after_bytes);
+  absl::flat_hash_set<const search::Choice*> counted;
   for (const search::Sweep& sweep : step.problem.sweeps) {
     bytes += sizeof(sweep) + sweep.id.capacity() + VectorBytes(sweep.after) +
              VectorBytes(sweep.stages);
     for (const search::Stage& stage : sweep.stages) {
-      bytes += VectorBytes(stage.choices);
+      if (!counted.insert(stage.choices.data()).second) continue;
+      bytes += static_cast<int64_t>(stage.choices.size() *
+                                    sizeof(search::Choice));
     }
   }
   return bytes;

@@ -137,7 +137,7 @@ class Lowering {
     }
     for (int s = 0; problem_.split_backward && s < n; ++s) {
       for (int k = 0; k <= LastStage(s); ++k) {
-        const std::vector<Choice>& choices = StageOf(s, k).choices;
+        const ChoiceList& choices = StageOf(s, k).choices;
         if (std::all_of(choices.begin(), choices.end(),
                         [](const Choice& c) { return c.weight_grad_ns > 0; })) {
           splits_[first_pair_[s] + k] = true;

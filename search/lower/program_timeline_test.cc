@@ -29,8 +29,9 @@ TEST(ProgramTimelineTest, EqualFromValuesAndFromBytes) {
     StepPrograms programs = *Lower(step, schedule, checked->times,
                                    {step.problem.memory_limit_bytes, 2});
     const PlanEvaluator evaluator(step, programs, {});
-    const auto evaluation = evaluator.Predict({}, &programs);
-    ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+    const auto emulated = evaluator.Emulate({});
+    ASSERT_TRUE(emulated.ok()) << emulated.status();
+    PlanEvaluator::WriteTimes(*emulated, &programs);
     const std::vector<std::string> modules(step.choices.size(), "m");
     const semu::Timeline direct = ProgramTimeline(step, programs, modules);
     std::vector<ParsedProgram> parsed;

@@ -193,8 +193,8 @@ absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     if (i >= kSearched) continue;
     SearchOptions options;
     options.budget.evaluations = kEvaluations;
-    const absl::StatusOr<SearchResult> found =
-        PortfolioStrategy().Solve(candidates[i].mean, options);
+    const absl::StatusOr<SearchResult> found = PortfolioStrategy().Solve(
+        BuildProblemGraph(candidates[i].mean), options);
     if (!found.ok() || found->makespan_ns >= plans.back().mean_batch_ns) {
       continue;
     }

@@ -50,9 +50,9 @@ struct ModuleInfo {
 
 // Costs of a module at one shape.
 struct ShapeCosts {
-  std::vector<LayerCost> layers;             // [group]
-  std::vector<std::vector<Choice>> choices;  // [runs][choice]
-  int64_t output_bytes = 0;                  // between layers
+  std::vector<LayerCost> layers;    // [group]
+  std::vector<ChoiceList> choices;  // [runs]
+  int64_t output_bytes = 0;         // between layers
 };
 
 class Builder {
@@ -225,11 +225,13 @@ class Builder {
     for (auto& [key, costs] : shapes_) {
       const ModuleInfo& info = modules_[key.first];
       for (size_t r = 0; r < info.runs.size(); ++r) {
-        std::vector<Choice>& out = costs.choices.emplace_back();
+        std::vector<Choice> out;
+        out.reserve(info.candidates[r].size());
         for (const MemoryChoice& choice : info.candidates[r]) {
           out.push_back(
               StageChoice(info.runs[r], costs.layers, choice, info.mode));
         }
+        costs.choices.emplace_back(std::move(out));
       }
     }
   }

@@ -117,7 +117,7 @@ TEST(PlanCheckerTest, NamesEachViolation) {
        [](Problem&, Schedule& s) { s.ranks[0][1].kind = B; }},
       {"W of a stage 0 is not to run beside its B",
        [](Problem& p, Schedule& s) {
-         p.sweeps[0].stages[0].choices[0].fused_backward_ns = 40;
+         p.sweeps[0].stages[0].choices.Mutable()[0].fused_backward_ns = 40;
          s.ranks[0][1].kind = B;
        }},
       {"the ranks wait for each other: rank 0 at W of a stage 0",
@@ -130,7 +130,7 @@ TEST(PlanCheckerTest, NamesEachViolation) {
        [](Problem&, Schedule& s) { s.ranks[0][1].kind = I; }, false},
       {"choice 1, but 0 elsewhere in its pair",
        [](Problem& p, Schedule& s) {
-         p.sweeps[0].stages[0].choices.push_back(MakeChoice(1, 1, 1, 1));
+         p.sweeps[0].stages[0].choices.Mutable().push_back(MakeChoice(1, 1, 1, 1));
          s.ranks[0][1].choice = 1;
        }},
   };
@@ -146,8 +146,8 @@ TEST(PlanCheckerTest, NamesEachViolation) {
 
 TEST(PlanCheckerTest, FusedBackwardUsesItsOwnTimeAndBytes) {
   Problem problem = TwoRanks(true);
-  problem.sweeps[0].stages[0].choices[0].fused_backward_ns = 40;
-  problem.sweeps[0].stages[0].choices[0].fused_backward_bytes = 3;
+  problem.sweeps[0].stages[0].choices.Mutable()[0].fused_backward_ns = 40;
+  problem.sweeps[0].stages[0].choices.Mutable()[0].fused_backward_bytes = 3;
   problem.memory_limit_bytes[0] = 10;
   Schedule schedule = Split();
   schedule.ranks[0] = {{F, 0, 0, 0}, {B, 0, 0, 0}};

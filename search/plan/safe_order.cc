@@ -69,7 +69,7 @@ class Builder {
     splits_.assign(first_pair_[n], false);
     for (int s = 0; s < n; ++s) {
       for (int k = 0; k <= LastStage(s); ++k) {
-        const std::vector<Choice>& choices = StageOf({s, k}).choices;
+        const ChoiceList& choices = StageOf({s, k}).choices;
         splits_[Pair({s, k})] =
             problem_.split_backward &&
             std::all_of(choices.begin(), choices.end(),
@@ -185,7 +185,7 @@ class Builder {
       int64_t held = 0;
       int64_t peak = 0;
       for (StageRef s : group.forwards[r]) {
-        const std::vector<Choice>& choices = StageOf(s).choices;
+        const ChoiceList& choices = StageOf(s).choices;
         int best = -1;
         int64_t least_need = std::numeric_limits<int64_t>::max();
         for (int c = 0; c < static_cast<int>(choices.size()); ++c) {

@@ -148,7 +148,7 @@ TEST(SafeOrderTest, TakesTheLeanestChoiceThatFits) {
   Choice recompute = problem.sweeps[0].stages[0].choices[0];
   recompute.activation_bytes = 1;
   recompute.backward_bytes = 16;
-  problem.sweeps[0].stages[0].choices.push_back(recompute);
+  problem.sweeps[0].stages[0].choices.Mutable().push_back(recompute);
   EXPECT_EQ(SafeOrder(problem)->ranks[0][0].choice, 0);
   problem.memory_limit_bytes[0] = 16;
   EXPECT_EQ(SafeOrder(problem)->ranks[0][0].choice, 1);
@@ -191,7 +191,7 @@ TEST(SafeOrderTest, RefusesOnlyWhatNoChoicesFit) {
         Choice choice;
         choice.activation_bytes = testing::Uniform(random, 0, 20);
         choice.backward_bytes = testing::Uniform(random, 0, 40);
-        stage.choices.push_back(choice);
+        stage.choices.Mutable().push_back(choice);
       }
       sweep.stages.push_back(stage);
     }

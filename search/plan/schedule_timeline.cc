@@ -72,7 +72,7 @@ semu::Timeline ScheduleTimeline(const Problem& problem,
         case StageKind::kInputGrad: {
           gradient[s.sweep][s.stage] = span;
           live -= c.activation_bytes;
-          const std::vector<Choice>& choices = sweep.stages[s.stage].choices;
+          const ChoiceList& choices = sweep.stages[s.stage].choices;
           const bool fused =
               s.kind == StageKind::kBackward && problem.split_backward &&
               std::all_of(choices.begin(), choices.end(),

@@ -6,8 +6,11 @@
 #define SEARCH_PROBLEM_PROBLEM_H_
 
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace pipeweaver::search {
@@ -32,13 +35,48 @@ struct Choice {
   int64_t fused_backward_bytes = 0;
 };
 
+// The choices of a stage. Copies share their elements until one of them is
+// changed: most stages of a step are alike.
+class ChoiceList {
+ public:
+  ChoiceList() = default;
+  ChoiceList(std::vector<Choice> choices)
+      : choices_(std::make_shared<std::vector<Choice>>(std::move(choices))) {}
+  ChoiceList(std::initializer_list<Choice> choices)
+      : ChoiceList(std::vector<Choice>(choices)) {}
+
+  size_t size() const { return choices_ == nullptr ? 0 : choices_->size(); }
+  bool empty() const { return size() == 0; }
+  const Choice* data() const {
+    return choices_ == nullptr ? nullptr : choices_->data();
+  }
+  const Choice* begin() const { return data(); }
+  const Choice* end() const { return data() + size(); }
+  const Choice& operator[](size_t i) const { return data()[i]; }
+  const Choice& front() const { return *data(); }
+  const Choice& back() const { return end()[-1]; }
+
+  // To be changed; of this list alone. Valid until the list is copied.
+  std::vector<Choice>& Mutable() {
+    if (choices_ == nullptr) {
+      choices_ = std::make_shared<std::vector<Choice>>();
+    } else if (choices_.use_count() > 1) {
+      choices_ = std::make_shared<std::vector<Choice>>(*choices_);
+    }
+    return *choices_;
+  }
+
+ private:
+  std::shared_ptr<std::vector<Choice>> choices_;
+};
+
 // One model chunk of a sweep: a stage pair still to be scheduled.
 struct Stage {
   int rank = 0;
   // Time for the stage's output to reach another rank, and for the gradient
   // that answers it to come back; 0 on the same rank.
   int64_t transfer_ns = 0;
-  std::vector<Choice> choices;  // never empty
+  ChoiceList choices;  // never empty
 };
 
 // One pipeline segment run on one sub-microbatch: its forwards run in the order

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "search/problem/problem.h"
 #include "semu/base/check.h"
 
@@ -54,7 +56,20 @@ ProblemGraph BuildProblemGraph(const Problem& problem) {
   graph.sweeps = static_cast<int>(problem.sweeps.size());
   graph.limit_bytes = problem.memory_limit_bytes;
 
+  size_t num_pairs = 0;
+  for (const Sweep& sweep : problem.sweeps) num_pairs += sweep.stages.size();
+  for (auto* array : {&graph.pair_sweep, &graph.pair_rank, &graph.choice_begin,
+                      &graph.choice_count, &graph.topological}) {
+    array->reserve(num_pairs);
+  }
+  graph.mode.reserve(num_pairs);
+  graph.sweep_first_pair.reserve(problem.sweeps.size() + 1);
+  graph.producer_begin.reserve(num_pairs + 1);
+
   std::vector<int64_t> transfer_ns;
+  transfer_ns.reserve(num_pairs);
+  // Where lists that stages share stand, by the list and by mode.
+  absl::flat_hash_map<std::pair<const Choice*, PairMode>, int32_t> begins;
   for (int s = 0; s < graph.sweeps; ++s) {
     const Sweep& sweep = problem.sweeps[s];
     graph.sweep_first_pair.push_back(graph.pairs);
@@ -62,16 +77,21 @@ ProblemGraph BuildProblemGraph(const Problem& problem) {
       graph.pair_sweep.push_back(s);
       graph.pair_rank.push_back(stage.rank);
       graph.mode.push_back(ModeOf(problem, sweep, stage));
-      graph.choice_begin.push_back(static_cast<int32_t>(graph.choices.size()));
-      for (const Choice& choice : stage.choices) {
-        graph.choices.push_back(Flatten(choice, graph.mode.back()));
+      const auto [begin, inserted] =
+          begins.try_emplace(std::pair(stage.choices.data(), graph.mode.back()),
+                             static_cast<int32_t>(graph.choices.size()));
+      if (inserted) {
+        for (const Choice& choice : stage.choices) {
+          graph.choices.push_back(Flatten(choice, graph.mode.back()));
+        }
       }
+      graph.choice_begin.push_back(begin->second);
+      graph.choice_count.push_back(static_cast<int32_t>(stage.choices.size()));
       transfer_ns.push_back(stage.transfer_ns);
       ++graph.pairs;
     }
   }
   graph.sweep_first_pair.push_back(graph.pairs);
-  graph.choice_begin.push_back(static_cast<int32_t>(graph.choices.size()));
 
   std::vector<int32_t> consumer_count(graph.pairs, 0);
   const auto add_producer = [&](int from, int to) {

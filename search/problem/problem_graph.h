@@ -67,7 +67,9 @@ struct ProblemGraph {
   std::vector<int32_t> pair_sweep;        // [pair]
   std::vector<int32_t> pair_rank;         // [pair]
   std::vector<PairMode> mode;             // [pair]
-  std::vector<int32_t> choice_begin;      // [pair], and the total at the end
+  // Pairs of alike stages share their choices.
+  std::vector<int32_t> choice_begin;  // [pair]: in `choices`
+  std::vector<int32_t> choice_count;  // [pair]
   std::vector<GraphChoice> choices;
   // Pairs whose F feeds this pair's F, and the other way round. The backward
   // edges are these reversed, where the pair that they lead to has a backward.
@@ -85,8 +87,8 @@ struct ProblemGraph {
     return mode[pair] != PairMode::kForwardOnly;
   }
   ArrayView<GraphChoice> choices_of(int pair) const {
-    return {choices.data() + choice_begin[pair],
-            choices.data() + choice_begin[pair + 1]};
+    const GraphChoice* first = choices.data() + choice_begin[pair];
+    return {first, first + choice_count[pair]};
   }
   ArrayView<GraphEdge> producers_of(int pair) const {
     return {producers.data() + producer_begin[pair],

@@ -171,12 +171,14 @@ absl::StatusOr<Stage> ReadStage(const Json& value, const Path& path,
       QuantityOr(value, {&path, "transfer_ns"}, p2p_latency_ns));
   const Path choices_path{&path, "choices"};
   PW_ASSIGN_OR_RETURN(const Json* choices, RequiredList(value, choices_path));
-  stage.choices.reserve(choices->size());
+  std::vector<Choice> read;
+  read.reserve(choices->size());
   for (const Json& choice : *choices) {
     PW_ASSIGN_OR_RETURN(
-        stage.choices.emplace_back(),
-        ReadChoice(choice, {&choices_path, nullptr, stage.choices.size()}));
+        read.emplace_back(),
+        ReadChoice(choice, {&choices_path, nullptr, read.size()}));
   }
+  stage.choices = std::move(read);
   return stage;
 }
 

@@ -114,12 +114,12 @@ TEST(ValidateProblemTest, KeepsSumsBelowTwoToThe63) {
   problem->memory_limit_bytes = {kMostQuantity, kMostQuantity};
   problem->sweeps[1].after.clear();
   Stage& stage = problem->sweeps[1].stages[0];
-  stage.choices[0].forward_ns = kMostQuantity;
+  stage.choices.Mutable()[0].forward_ns = kMostQuantity;
   EXPECT_TRUE(ValidateProblem(*problem).ok());
-  stage.choices.resize(10, stage.choices[0]);
+  stage.choices.Mutable().resize(10, stage.choices[0]);
   const absl::Status status = ValidateProblem(*problem);
   EXPECT_NE(status.message().find("2^63"), std::string::npos) << status;
-  for (Choice& choice : stage.choices) {
+  for (Choice& choice : stage.choices.Mutable()) {
     choice.forward_ns = 1;
     choice.activation_bytes = kMostQuantity;
   }

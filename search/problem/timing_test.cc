@@ -80,7 +80,7 @@ TEST(TimeScheduleTest, CountsMemoryInPhases) {
 
 TEST(TimeScheduleTest, FusedBackwardStandsForBoth) {
   Problem problem = TwoRanks();
-  problem.sweeps[0].stages[0].choices[0].fused_backward_ns = 40;
+  problem.sweeps[0].stages[0].choices.Mutable()[0].fused_backward_ns = 40;
   const ProblemGraph graph = BuildProblemGraph(problem);
   Schedule schedule = InOrder();
   schedule.ranks[0] = {At(StageKind::kForward, 0), At(StageKind::kBackward, 0)};

@@ -22,8 +22,7 @@ constexpr int kPrices = 4;
 }  // namespace
 
 absl::StatusOr<SearchResult> ListStrategy::Solve(
-    const Problem& problem, const SearchOptions& options) const {
-  const ProblemGraph graph = BuildProblemGraph(problem);
+    const ProblemGraph& graph, const SearchOptions& options) const {
   PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
   const ListModel model(graph, plan);
   ListScheduler scheduler(model);

@@ -16,7 +16,7 @@ class ListStrategy : public Strategy {
  public:
   absl::string_view name() const override { return "list"; }
   absl::StatusOr<SearchResult> Solve(
-      const Problem& problem, const SearchOptions& options) const override;
+      const ProblemGraph& graph, const SearchOptions& options) const override;
 };
 
 }  // namespace pipeweaver::search

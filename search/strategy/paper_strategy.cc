@@ -223,8 +223,7 @@ class TreeSearch {
 }  // namespace
 
 absl::StatusOr<SearchResult> PaperStrategy::Solve(
-    const Problem& problem, const SearchOptions& options) const {
-  const ProblemGraph graph = BuildProblemGraph(problem);
+    const ProblemGraph& graph, const SearchOptions& options) const {
   PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
   return TreeSearch(graph, plan, options).Run();
 }

@@ -26,7 +26,7 @@ class PaperStrategy : public Strategy {
  public:
   absl::string_view name() const override { return "paper"; }
   absl::StatusOr<SearchResult> Solve(
-      const Problem& problem, const SearchOptions& options) const override;
+      const ProblemGraph& graph, const SearchOptions& options) const override;
 };
 
 }  // namespace pipeweaver::search

@@ -16,7 +16,6 @@
 
 #include "absl/status/statusor.h"
 #include "search/problem/bound.h"
-#include "search/problem/problem.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
@@ -351,38 +350,34 @@ class Search {
 // below this.
 constexpr double kMostTotalNs = 0x1p60;
 
-double TotalNs(const Problem& problem) {
+double TotalNs(const ProblemGraph& graph) {
   double total = 0;
-  for (const Sweep& sweep : problem.sweeps) {
-    for (const Stage& stage : sweep.stages) {
-      total += 2 * static_cast<double>(stage.transfer_ns);
-      for (const Choice& choice : stage.choices) {
-        total += static_cast<double>(choice.forward_ns) +
-                 static_cast<double>(choice.input_grad_ns) +
-                 static_cast<double>(choice.weight_grad_ns) +
-                 static_cast<double>(choice.fused_backward_ns.value_or(0));
-      }
+  for (int p = 0; p < graph.pairs; ++p) {
+    for (const GraphChoice& choice : graph.choices_of(p)) {
+      total += static_cast<double>(choice.forward_ns) +
+               static_cast<double>(choice.input_grad_ns) +
+               static_cast<double>(choice.weight_grad_ns) +
+               static_cast<double>(std::max<int64_t>(0, choice.backward_ns));
     }
+  }
+  for (const GraphEdge& edge : graph.producers) {
+    total += 2 * static_cast<double>(edge.delay_ns);
   }
   return total;
 }
 
 // Times in 1/2^8, at least 1 where they were: the order is what counts.
-void ScaleDown(Problem& problem) {
+ProblemGraph ScaledDown(ProblemGraph graph) {
   const auto scale = [](int64_t& ns) { ns = ns == 0 ? 0 : 1 + (ns >> 8); };
-  for (Sweep& sweep : problem.sweeps) {
-    for (Stage& stage : sweep.stages) {
-      scale(stage.transfer_ns);
-      for (Choice& choice : stage.choices) {
-        scale(choice.forward_ns);
-        scale(choice.input_grad_ns);
-        scale(choice.weight_grad_ns);
-        if (choice.fused_backward_ns.has_value()) {
-          scale(*choice.fused_backward_ns);
-        }
-      }
-    }
+  for (GraphChoice& choice : graph.choices) {
+    scale(choice.forward_ns);
+    scale(choice.input_grad_ns);
+    scale(choice.weight_grad_ns);
+    if (choice.has_backward()) scale(choice.backward_ns);
   }
+  for (GraphEdge& edge : graph.producers) scale(edge.delay_ns);
+  for (GraphEdge& edge : graph.consumers) scale(edge.delay_ns);
+  return graph;
 }
 
 absl::StatusOr<SearchResult> SolveGraph(const ProblemGraph& graph,
@@ -394,17 +389,12 @@ absl::StatusOr<SearchResult> SolveGraph(const ProblemGraph& graph,
 }  // namespace
 
 absl::StatusOr<SearchResult> PortfolioStrategy::Solve(
-    const Problem& problem, const SearchOptions& options) const {
-  if (TotalNs(problem) < kMostTotalNs) {
-    return SolveGraph(BuildProblemGraph(problem), options);
-  }
-  Problem scaled = problem;
-  ScaleDown(scaled);
+    const ProblemGraph& graph, const SearchOptions& options) const {
+  if (TotalNs(graph) < kMostTotalNs) return SolveGraph(graph, options);
   PW_ASSIGN_OR_RETURN(SearchResult result,
-                      SolveGraph(BuildProblemGraph(scaled), options));
-  PW_ASSIGN_OR_RETURN(
-      const StageTimes times,
-      TimeSchedule(BuildProblemGraph(problem), result.schedule));
+                      SolveGraph(ScaledDown(graph), options));
+  PW_ASSIGN_OR_RETURN(const StageTimes times,
+                      TimeSchedule(graph, result.schedule));
   result.makespan_ns = times.makespan_ns;
   return result;
 }

@@ -27,7 +27,7 @@ class PortfolioStrategy : public Strategy {
  public:
   absl::string_view name() const override { return "portfolio"; }
   absl::StatusOr<SearchResult> Solve(
-      const Problem& problem, const SearchOptions& options) const override;
+      const ProblemGraph& graph, const SearchOptions& options) const override;
 };
 
 }  // namespace pipeweaver::search

@@ -14,7 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "search/problem/problem.h"
+#include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 
 namespace pipeweaver::search {
@@ -52,7 +52,7 @@ class Strategy {
   // The name that commands, requests and reports use, such as "1f1b".
   virtual absl::string_view name() const = 0;
 
-  // Schedules `problem`, which must be well formed (ValidateProblem). Every
+  // Schedules the problem of `graph`. Every
   // returned schedule is complete, deadlock-free and within memory.
   //
   // Errors: RESOURCE_EXHAUSTED when no schedule fits: the message names rank,
@@ -61,7 +61,7 @@ class Strategy {
   //
   // Thread-safe: strategies hold no state between calls.
   virtual absl::StatusOr<SearchResult> Solve(
-      const Problem& problem, const SearchOptions& options) const = 0;
+      const ProblemGraph& graph, const SearchOptions& options) const = 0;
 };
 
 }  // namespace pipeweaver::search

@@ -173,6 +173,7 @@ int RunScheduleCommand(absl::Span<const std::string> args,
       ReadProblem(flags->problem_path);
   if (!problem.ok()) return Refuse(problem.status(), io.err);
 
+  const search::ProblemGraph graph = search::BuildProblemGraph(*problem);
   search::SearchOptions options;
   options.seed = flags->seed;
   options.threads = flags->threads;
@@ -182,10 +183,9 @@ int RunScheduleCommand(absl::Span<const std::string> args,
                               std::chrono::milliseconds(flags->budget_ms);
   }
   const absl::StatusOr<search::SearchResult> result =
-      strategy->Solve(*problem, options);
+      strategy->Solve(graph, options);
   if (!result.ok()) return Refuse(result.status(), io.err);
 
-  const search::ProblemGraph graph = search::BuildProblemGraph(*problem);
   const absl::StatusOr<search::StageTimes> times =
       search::TimeSchedule(graph, result->schedule);
   PW_CHECK(times.ok());

@@ -100,7 +100,7 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
   sweep.stages.resize(ranks);
   for (int rank = 0; rank < ranks; ++rank) {
     sweep.stages[rank].rank = rank;
-    sweep.stages[rank].choices.emplace_back();
+    sweep.stages[rank].choices.Mutable().emplace_back();
   }
   plan.step.problem.sweeps.push_back(sweep);
   plan.step.choices = {{std::vector<std::vector<search::MemoryChoice>>(

@@ -129,7 +129,7 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
             stage.transfer_ns = RandomNs(random);
             const size_t count = step.choices[m][k][c].size();
             for (size_t n = 0; n < count; ++n) {
-              stage.choices.push_back(
+              stage.choices.Mutable().push_back(
                   RandomChoice(random, frozen[m], static_cast<int>(n)));
             }
             sweep.stages.push_back(std::move(stage));
@@ -164,7 +164,7 @@ Schedule RandomSchedule(const Problem& problem, std::mt19937_64& random) {
   for (int s = 0; s < num_sweeps; ++s) {
     const Sweep& sweep = problem.sweeps[s];
     for (int k = 0; k < static_cast<int>(sweep.stages.size()); ++k) {
-      const std::vector<Choice>& choices = sweep.stages[k].choices;
+      const ChoiceList& choices = sweep.stages[k].choices;
       Pair pair;
       pair.choice = static_cast<int>(
           Uniform(random, 0, static_cast<int64_t>(choices.size()) - 1));

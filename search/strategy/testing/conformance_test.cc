@@ -62,7 +62,7 @@ TEST_P(StrategyTest, SmallProblemsAgainstTheOracle) {
     const OracleAnswer oracle = SolveExhaustively(graph);
     SearchOptions options;
     options.budget.evaluations = 200;
-    const auto result = strategy_->Solve(problem, options);
+    const auto result = strategy_->Solve(graph, options);
     if (!result.ok()) {
       EXPECT_FALSE(oracle.makespan_ns.has_value()) << result.status();
       EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
@@ -122,7 +122,7 @@ TEST_P(StrategyTest, SameBytesForAnyThreadCount) {
       SearchOptions options;
       options.threads = threads;
       options.budget.evaluations = evaluations;
-      const auto result = strategy_->Solve(problem, options);
+      const auto result = strategy_->Solve(graph, options);
       ASSERT_TRUE(result.ok()) << result.status();
       ExpectValid(graph, *result);
       const auto times = TimeSchedule(graph, result->schedule);
@@ -145,7 +145,7 @@ TEST_P(StrategyTest, HasAScheduleEvenWithoutTime) {
       options.budget.deadline.reset();
       options.budget.cancelled = &cancelled;
     }
-    const auto result = strategy_->Solve(problem, options);
+    const auto result = strategy_->Solve(graph, options);
     ASSERT_TRUE(result.ok()) << result.status();
     ExpectValid(graph, *result);
   }
@@ -156,12 +156,12 @@ TEST_P(StrategyTest, ATimeBudgetSearchesAsHardAsAnEvaluationBudget) {
   const Problem problem = MiddlingProblem();
   SearchOptions options;
   options.budget.evaluations = 100;
-  const auto few = strategy_->Solve(problem, options);
+  const auto few = strategy_->Solve(BuildProblemGraph(problem), options);
   ASSERT_TRUE(few.ok());
   options.budget = {};
   options.budget.deadline =
       std::chrono::steady_clock::now() + std::chrono::seconds(1);
-  const auto many = strategy_->Solve(problem, options);
+  const auto many = strategy_->Solve(BuildProblemGraph(problem), options);
   ASSERT_TRUE(many.ok());
   EXPECT_LE(many->makespan_ns, few->makespan_ns);
 }
@@ -171,14 +171,14 @@ TEST_P(StrategyTest, TakesAnyWarmStart) {
   const ProblemGraph graph = BuildProblemGraph(problem);
   SearchOptions options;
   options.budget.evaluations = 50;
-  const auto first = strategy_->Solve(problem, options);
+  const auto first = strategy_->Solve(graph, options);
   ASSERT_TRUE(first.ok());
   Schedule other;  // of a larger problem
   other.ranks = {{{.kind = StageKind::kForward, .sweep = 1000}}};
   for (const Schedule* warm :
        std::initializer_list<const Schedule*>{&first->schedule, &other}) {
     options.warm_start = warm;
-    const auto result = strategy_->Solve(problem, options);
+    const auto result = strategy_->Solve(graph, options);
     ASSERT_TRUE(result.ok());
     ExpectValid(graph, *result);
   }
@@ -188,7 +188,7 @@ TEST_P(StrategyTest, DurationsMayBeAsLongAsTheyComeAndMemoryZero) {
   Problem problem = MiddlingProblem();
   for (Sweep& sweep : problem.sweeps) {
     for (Stage& stage : sweep.stages) {
-      for (Choice& choice : stage.choices) {
+      for (Choice& choice : stage.choices.Mutable()) {
         choice.activation_bytes = choice.backward_bytes =
             choice.weight_grad_bytes = choice.fused_backward_bytes = 0;
       }
@@ -197,11 +197,11 @@ TEST_P(StrategyTest, DurationsMayBeAsLongAsTheyComeAndMemoryZero) {
   problem.memory_limit_bytes.assign(problem.ranks, 0);
   problem.sweeps[0].stages[0].transfer_ns = kMostQuantity;
   problem.sweeps[1].stages[0].transfer_ns = 4 * (kMostQuantity / 5);
-  problem.sweeps[2].stages[0].choices[0].forward_ns = kMostQuantity;
+  problem.sweeps[2].stages[0].choices.Mutable()[0].forward_ns = kMostQuantity;
   ASSERT_TRUE(ValidateProblem(problem).ok());
   SearchOptions options;
   options.budget.evaluations = 50;
-  const auto result = strategy_->Solve(problem, options);
+  const auto result = strategy_->Solve(BuildProblemGraph(problem), options);
   ASSERT_TRUE(result.ok()) << result.status();
   ExpectValid(BuildProblemGraph(problem), *result);
 }
