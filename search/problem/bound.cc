@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -169,9 +171,26 @@ class FlowEnd {
     std::sort(thresholds.begin(), thresholds.end());
     thresholds.erase(std::unique(thresholds.begin(), thresholds.end()),
                      thresholds.end());
+    // Ways come in clusters, one a module and segment: the best set X is mostly
+    // all that comes from one on, so the widest gaps between ways are tried,
+    // and some in regular intervals.
     constexpr size_t kMostThresholds = 12;
-    const size_t step = 1 + thresholds.size() / kMostThresholds;
-    for (size_t i = 0; i < thresholds.size(); i += step) {
+    std::vector<size_t> tried(thresholds.size());
+    std::iota(tried.begin(), tried.end(), size_t{0});
+    if (thresholds.size() > 2 * kMostThresholds) {
+      std::partial_sort(
+          tried.begin() + 1, tried.begin() + kMostThresholds, tried.end(),
+          [&](size_t i, size_t j) {
+            return std::pair(thresholds[j] - thresholds[j - 1], i) <
+                   std::pair(thresholds[i] - thresholds[i - 1], j);
+          });
+      tried.resize(kMostThresholds);
+      const size_t step = 1 + thresholds.size() / kMostThresholds;
+      for (size_t i = step; i < thresholds.size(); i += step) {
+        tried.push_back(i);
+      }
+    }
+    for (const size_t i : tried) {
       const EndIdle idle = ForThreshold(jobs, ways, thresholds[i]);
       if (idle.ns > best.ns) best = idle;
     }
