@@ -35,8 +35,9 @@ absl::StatusOr<SearchResult> ListStrategy::Solve(
   }
   TaskOrder best, order;
   SearchResult result;
-  for (const double price : TypicalPrices(graph, kPrices)) {
-    scheduler.Run(rule, WaysAtPrice(graph, price), order);
+  const std::vector<double> weights = HoldWeights(graph);
+  for (const double price : TypicalPrices(graph, weights, kPrices)) {
+    scheduler.Run(rule, WaysAtPrice(graph, weights, price), order);
     if (result.evaluations++ == 0 || order.makespan_ns < best.makespan_ns) {
       std::swap(best, order);
     }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "search/problem/problem_graph.h"
 #include "search/strategy/list_scheduler.h"
 
@@ -14,6 +15,8 @@ namespace {
 
 // Pairs looked at for typical prices.
 constexpr int kMostSampled = 512;
+// Time that activations wait besides their dependencies, in mean holds.
+constexpr double kWaitShare = 0.3;
 
 struct Option {
   int64_t length_ns = 0;
@@ -42,7 +45,34 @@ void ForEachOption(const GraphChoice& choice, PairMode mode,
 
 }  // namespace
 
-Ways WaysAtPrice(const ProblemGraph& graph, double ns_per_byte) {
+std::vector<double> HoldWeights(const ProblemGraph& graph) {
+  std::vector<double> weights(graph.pairs, 0);
+  double sum = 0;
+  int count = 0;
+  for (int i = graph.pairs - 1; i >= 0; --i) {
+    const int p = graph.topological[i];
+    if (!graph.has_backward(p)) continue;
+    for (const GraphEdge& edge : graph.consumers_of(p)) {
+      weights[p] =
+          std::max(weights[p],
+                   weights[edge.pair] + 2 * static_cast<double>(edge.delay_ns));
+    }
+    const GraphChoice& choice = graph.choices_of(p)[0];
+    weights[p] += static_cast<double>(choice.forward_ns) +
+                  static_cast<double>(graph.mode[p] == PairMode::kSplit
+                                          ? choice.input_grad_ns
+                                          : choice.backward_ns);
+    sum += weights[p];
+    ++count;
+  }
+  if (count == 0 || sum == 0) return std::vector<double>(graph.pairs, 1);
+  const double wait = kWaitShare * sum / count;
+  for (double& weight : weights) weight = (weight + wait) * count / sum;
+  return weights;
+}
+
+Ways WaysAtPrice(const ProblemGraph& graph, absl::Span<const double> weights,
+                 double ns_per_byte) {
   Ways ways;
   ways.choice.assign(graph.pairs, 0);
   ways.fused.assign(graph.pairs, 0);
@@ -53,8 +83,9 @@ Ways WaysAtPrice(const ProblemGraph& graph, double ns_per_byte) {
     int64_t best_bytes = 0;
     for (int c = 0; c < choices.size(); ++c) {
       ForEachOption(choices[c], graph.mode[p], [&](const Option& option) {
-        const double cost = static_cast<double>(option.length_ns) +
-                            ns_per_byte * static_cast<double>(option.bytes);
+        const double cost =
+            static_cast<double>(option.length_ns) +
+            ns_per_byte * weights[p] * static_cast<double>(option.bytes);
         if (first || cost < best_cost ||
             (cost == best_cost && option.bytes < best_bytes)) {
           first = false;
@@ -69,7 +100,8 @@ Ways WaysAtPrice(const ProblemGraph& graph, double ns_per_byte) {
   return ways;
 }
 
-std::vector<double> TypicalPrices(const ProblemGraph& graph, int most) {
+std::vector<double> TypicalPrices(const ProblemGraph& graph,
+                                  absl::Span<const double> weights, int most) {
   // Breakpoints of the lower convex hulls of (bytes, length).
   std::vector<double> prices;
   std::vector<Option> options;
@@ -101,7 +133,7 @@ std::vector<double> TypicalPrices(const ProblemGraph& graph, int most) {
         }
       }
       if (next == nullptr) break;
-      prices.push_back(least);
+      if (weights[p] > 0) prices.push_back(least / weights[p]);
       at = *next;
     }
   }

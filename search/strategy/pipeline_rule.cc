@@ -18,7 +18,7 @@
 namespace pipeweaver::search {
 namespace {
 
-constexpr int kPrices = 8;
+constexpr int kPrices = 12;
 // Keys: a group's place takes this much, so that its sweeps fit in between.
 constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
@@ -42,24 +42,27 @@ PipelineRules::PipelineRules(const ListModel& model) : graph_(model.graph()) {
       can_fuse_ = can_fuse_ || choice.has_backward();
     }
   }
-  for (const double price : TypicalPrices(graph, kPrices)) {
-    ways_at_price_.push_back(WaysAtPrice(graph, price));
-  }
-  FindLeastPrices(model);
+  for (const bool by_hold : {false, true}) FindPrices(model, by_hold);
   FindV();
 }
 
-void PipelineRules::FindLeastPrices(const ListModel& model) {
-  least_price_.assign(graph_.pairs, 0);
+void PipelineRules::FindPrices(const ListModel& model, bool by_hold) {
+  PriceLadder& ladder = ladders_[by_hold];
+  const std::vector<double> weights =
+      by_hold ? HoldWeights(graph_) : std::vector<double>(graph_.pairs, 1);
+  for (const double price : TypicalPrices(graph_, weights, kPrices)) {
+    ladder.ways.push_back(WaysAtPrice(graph_, weights, price));
+  }
+  ladder.least.assign(graph_.pairs, 0);
   // Backwards count as split, as they may be.
-  std::vector<Ways> ways = ways_at_price_;
+  std::vector<Ways> ways = ladder.ways;
   for (Ways& w : ways) std::fill(w.fused.begin(), w.fused.end(), Ways::kApart);
   const int components = static_cast<int>(model.plan().components.size());
   std::vector<uint8_t> least(static_cast<size_t>(components) * graph_.ranks, 0);
   for (int c = 0; c < components; ++c) {
     for (int r = 0; r < graph_.ranks; ++r) {
       int price = 0;
-      while (price + 1 < prices() &&
+      while (price + 1 < static_cast<int>(ladder.ways.size()) &&
              model.NeedAlone(c, r, ways[price]) > graph_.limit_bytes[r]) {
         ++price;
       }
@@ -68,7 +71,7 @@ void PipelineRules::FindLeastPrices(const ListModel& model) {
   }
   for (int p = 0; p < graph_.pairs; ++p) {
     const int c = model.plan().component_of_sweep[graph_.pair_sweep[p]];
-    if (c >= 0) least_price_[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
+    if (c >= 0) ladder.least[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
   }
 }
 
@@ -202,8 +205,11 @@ std::vector<PipelineRule> PipelineRules::FirstRules() const {
     for (const int third : {1, 2, 3}) {
       const int price = (prices() - 1) * third / 3;
       if (price == rules.back().price.front()) continue;
-      rules.push_back(rule);
-      rules.back().price.assign(graph_.ranks, static_cast<uint8_t>(price));
+      for (const bool by_hold : {true, false}) {
+        rules.push_back(rule);
+        rules.back().by_hold = by_hold;
+        rules.back().price.assign(graph_.ranks, static_cast<uint8_t>(price));
+      }
     }
   };
   const auto add_rhythms = [&](const std::vector<int32_t>& order) {
@@ -256,6 +262,10 @@ std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
       for (int price = 0; price < prices() && prices() > 1; ++price) {
         if (rule.price[0] == price) continue;
         other.price.assign(graph_.ranks, static_cast<uint8_t>(price));
+        take();
+      }
+      if (prices() > 1) {
+        other.by_hold = !rule.by_hold;
         take();
       }
       break;
@@ -372,12 +382,16 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   list.weight_reserve_ns =
       never_fuse ? 0
                  : static_cast<int64_t>(rule.reserve) * mean_weight_grad_ns_;
+  const PriceLadder& ladder = ladders_[rule.by_hold];
+  const auto last_price = static_cast<uint8_t>(ladder.ways.size() - 1);
   ways.choice.resize(graph_.pairs);
   ways.fused.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) {
     const int s = graph_.pair_sweep[p];
-    const Ways& priced = ways_at_price_[std::max(
-        rule.price[graph_.pair_rank[p]], least_price_[p])];
+    const Ways& priced =
+        ladder
+            .ways[std::min(last_price, std::max(rule.price[graph_.pair_rank[p]],
+                                                ladder.least[p]))];
     ways.choice[p] = priced.choice[p];
     const int64_t i = place[group_of_sweep_[s]];
     ways.fused[p] = graph_.mode[p] != PairMode::kSplit || never_fuse ||

@@ -8,6 +8,7 @@
 #ifndef SEARCH_STRATEGY_PIPELINE_RULE_H_
 #define SEARCH_STRATEGY_PIPELINE_RULE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -33,6 +34,7 @@ struct PipelineRule {
   Rhythm rhythm = Rhythm::kBackwardFirst;
   int lag = 0;
   SweepOrder sweep_order = SweepOrder::kAsGiven;
+  bool by_hold = true;         // the price of memory is by time, too
   std::vector<uint8_t> price;  // [rank]: index into the prices of memory
   int patience = 0;            // ListRule::patience
   int split_groups = 0;        // the last groups never fuse their backwards
@@ -45,7 +47,10 @@ class PipelineRules {
   explicit PipelineRules(const ListModel& model);
 
   int groups() const { return static_cast<int>(group_work_ns_.size()); }
-  int prices() const { return static_cast<int>(ways_at_price_.size()); }
+  int prices() const {
+    return static_cast<int>(
+        std::max(ladders_[0].ways.size(), ladders_[1].ways.size()));
+  }
   bool can_fuse() const { return can_fuse_; }
   // Every group is two sweeps, over all ranks and back, so that kZeroBubbleV
   // applies.
@@ -75,7 +80,7 @@ class PipelineRules {
 
  private:
   void FindGroups(const SafePlan& plan);
-  void FindLeastPrices(const ListModel& model);
+  void FindPrices(const ListModel& model, bool by_hold);
   void FindV();
   void BuildZeroBubbleV(const std::vector<int32_t>& place,
                         ListRule& list) const;
@@ -84,9 +89,12 @@ class PipelineRules {
   std::vector<int32_t> group_of_sweep_;
   std::vector<int64_t> group_work_ns_;
   std::vector<int32_t> depth_;  // [sweep]: sweeps before it, longest chain
-  std::vector<Ways> ways_at_price_;
-  // [pair]: the least price at which its component fits alone on its rank.
-  std::vector<uint8_t> least_price_;
+  struct PriceLadder {
+    std::vector<Ways> ways;  // [price]
+    // [pair]: the least price at which its component fits alone on its rank.
+    std::vector<uint8_t> least;
+  };
+  PriceLadder ladders_[2];  // [by_hold]
   bool can_fuse_ = false;
   bool is_v_ = false;
   int64_t mean_weight_grad_ns_ = 0;
