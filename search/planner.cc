@@ -22,7 +22,7 @@
 #include "search/strategy/registry.h"
 #include "search/strategy/worker_pool.h"
 #include "semu/base/status_macros.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -107,12 +107,15 @@ absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
 
 class Planner : public StepPlanner {
  public:
+  explicit Planner(std::shared_ptr<const semu::CostModel> costs)
+      : costs_(std::move(costs)) {}
+
   absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
       const semu::Job& job,
       const std::optional<semu::Layout>& pinned) const override {
     auto prepared = std::make_shared<PlannableJob>();
     prepared->job = job;
-    prepared->costs = std::make_shared<semu::RooflineCost>();
+    prepared->costs = costs_;
     if (pinned) {
       prepared->layout = *pinned;
     } else {
@@ -326,12 +329,19 @@ class Planner : public StepPlanner {
     }
     return absl::OkStatus();
   }
+
+  const std::shared_ptr<const semu::CostModel> costs_;
 };
 
 }  // namespace
 
+std::unique_ptr<StepPlanner> MakeStepPlanner(
+    std::shared_ptr<const semu::CostModel> costs) {
+  return std::make_unique<Planner>(std::move(costs));
+}
+
 std::unique_ptr<StepPlanner> MakeStepPlanner() {
-  return std::make_unique<Planner>();
+  return MakeStepPlanner(semu::MakeReusingOpGraphCost());
 }
 
 }  // namespace pipeweaver::search

@@ -103,7 +103,11 @@ class StepPlanner {
   virtual std::vector<std::string> StrategyNames() const = 0;
 };
 
-// The planner itself: analytic costs, every strategy. Thread-safe.
+// The planner itself, with every strategy. Thread-safe.
+std::unique_ptr<StepPlanner> MakeStepPlanner(
+    std::shared_ptr<const semu::CostModel> costs);
+
+// The same with analytic costs, reused within the planner.
 std::unique_ptr<StepPlanner> MakeStepPlanner();
 
 }  // namespace pipeweaver::search

@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "search/plan/plan_checker.h"
 #include "search/problem/problem_validation.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -48,7 +48,7 @@ TEST(PlanBaselineTest, ValidOnEverySetup) {
       for (Baseline baseline : AllBaselines()) {
         SCOPED_TRACE(absl::StrCat(name, " ", BaselineName(baseline)));
         const auto plan =
-            PlanBaseline(baseline, job, batch, batch, semu::RooflineCost());
+            PlanBaseline(baseline, job, batch, batch, semu::OpGraphCost());
         if (absl::IsResourceExhausted(plan.status())) {
           EXPECT_THAT(plan.status().message(), HasSubstr("rank "));
           EXPECT_THAT(plan.status().message(), HasSubstr("limit"));
@@ -77,7 +77,7 @@ TEST(PlanBaselineTest, TimeDividedBeatsParameterDivided) {
   const semu::Batch batch =
       *semu::BatchFromProto(*semu::SampleBatch(proto, {}), job);
   const auto makespan = [&](Baseline baseline) {
-    return PlanBaseline(baseline, job, batch, batch, semu::RooflineCost())
+    return PlanBaseline(baseline, job, batch, batch, semu::OpGraphCost())
         ->times.makespan_ns;
   };
   EXPECT_LT(makespan(Baseline::kInterleaved1f1b),
@@ -95,7 +95,7 @@ TEST(PlanBaselineTest, RecomputesWhereMemoryIsShort) {
     batch = *semu::BatchFromProto(
         *semu::SampleBatch(proto, {.microbatches = 8}), job);
     const auto plan =
-        PlanBaseline(Baseline::k1f1b, job, batch, batch, semu::RooflineCost());
+        PlanBaseline(Baseline::k1f1b, job, batch, batch, semu::OpGraphCost());
     if (!plan.ok()) {
       EXPECT_LT(gib, 36);
       EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
@@ -119,7 +119,7 @@ TEST(PlanBaselineTest, SaysWhyItDoesNotApply) {
   const semu::Batch batch = *semu::BatchFromProto(
       *semu::SampleBatch(proto, {.microbatches = 4}), job);
   const auto status = [&](Baseline baseline) {
-    return PlanBaseline(baseline, job, batch, batch, semu::RooflineCost())
+    return PlanBaseline(baseline, job, batch, batch, semu::OpGraphCost())
         .status();
   };
   EXPECT_EQ(status(Baseline::kZbV).code(),
@@ -142,14 +142,14 @@ TEST(PlanBaselineTest, AStaticPlanIsKeptForOtherBatches) {
     return *semu::BatchFromProto(
         *semu::SampleBatch(proto, {.seed = seed, .microbatches = 12}), job);
   };
-  const auto plans = FindStaticPlans(job, batch(1), 12, semu::RooflineCost());
+  const auto plans = FindStaticPlans(job, batch(1), 12, semu::OpGraphCost());
   ASSERT_TRUE(plans.ok()) << plans.status();
   for (size_t i = 1; i < plans->size(); ++i) {
     EXPECT_LE((*plans)[i - 1].mean_batch_ns, (*plans)[i].mean_batch_ns);
   }
   for (const uint64_t seed : {2, 3}) {
     const auto plan =
-        PlanStatically(*plans, job, batch(seed), semu::RooflineCost());
+        PlanStatically(*plans, job, batch(seed), semu::OpGraphCost());
     ASSERT_TRUE(plan.ok()) << plan.status();
     const auto bytes = [&](const semu::Layout& layout) {
       return semu::LayoutToProto(layout, job).SerializeAsString();

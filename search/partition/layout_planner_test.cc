@@ -14,7 +14,7 @@
 #include "search/partition/usual_batch.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/setups.h"
 
@@ -29,7 +29,7 @@ semu::Job JobOf(const std::string& name) {
 
 TEST(EfficientTokensTest, IsTheSmallestThatIsEfficient) {
   const semu::Job job = JobOf("vlm-s");
-  const semu::RooflineCost costs;
+  const semu::OpGraphCost costs;
   const auto ns_a_token = [&](int module, int64_t tokens) {
     const std::vector<int64_t> times =
         LayerTimesNs(job, module, UsualShape(job, module, tokens), costs);
@@ -53,7 +53,7 @@ TEST(EfficientTokensTest, StaysWithinTheLargestBucket) {
   v1::Job proto = *semu::MakeSetup("vlm-s");
   proto.mutable_executor()->add_shape_buckets(6000);
   const semu::Job job = *semu::JobFromProto(proto);
-  EXPECT_LE(EfficientTokens(job, 0, semu::RooflineCost()), 6000);
+  EXPECT_LE(EfficientTokens(job, 0, semu::OpGraphCost()), 6000);
 }
 
 std::vector<int64_t> RankLoads(const semu::Job& job, const semu::Layout& layout,
@@ -72,7 +72,7 @@ std::vector<int64_t> RankLoads(const semu::Job& job, const semu::Layout& layout,
 }
 
 TEST(PlanLayoutTest, EverySetupHasAValidEvenLayout) {
-  const semu::RooflineCost costs;
+  const semu::OpGraphCost costs;
   for (const std::string& name : semu::SetupNames()) {
     SCOPED_TRACE(name);
     const semu::Job job = JobOf(name);
@@ -93,7 +93,7 @@ TEST(PlanLayoutTest, EverySetupHasAValidEvenLayout) {
 
 TEST(PaperLayoutShapeTest, SegmentsFollowLatencyWithinTheCaps) {
   v1::Job proto = *semu::MakeSetup("t2v-s");
-  const semu::RooflineCost costs;
+  const semu::OpGraphCost costs;
   const LayoutShape shape = PaperLayoutShape(*semu::JobFromProto(proto), costs);
   EXPECT_EQ(shape.modules[0].segments, 1);
   EXPECT_GT(shape.modules[1].segments, 1);
@@ -105,7 +105,7 @@ TEST(PaperLayoutShapeTest, SegmentsFollowLatencyWithinTheCaps) {
 
 TEST(PlaceLayersTest, ShortModulesSkipRanks) {
   const semu::Job job = JobOf("omni");
-  const semu::Layout layout = PlanLayout(job, semu::RooflineCost());
+  const semu::Layout layout = PlanLayout(job, semu::OpGraphCost());
   // One projector layer, on the rank where the audio encoder ends.
   ASSERT_EQ(layout.modules[2].segments.size(), 1u);
   ASSERT_EQ(layout.modules[2].segments[0].chunks.size(), 1u);
@@ -141,7 +141,7 @@ absl::StatusOr<int64_t> Bound(const StepProblem& step) {
 TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
-  const auto refined = RefineLayout(job, semu::RooflineCost(), samples, Bound);
+  const auto refined = RefineLayout(job, semu::OpGraphCost(), samples, Bound);
   ASSERT_TRUE(refined.ok()) << refined.status();
   EXPECT_GT(refined->paper_ns, 0);
   EXPECT_LE(refined->refined_ns, refined->paper_ns);
@@ -149,7 +149,7 @@ TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   EXPECT_TRUE(
       semu::LayoutFromProto(semu::LayoutToProto(refined->layout, job), job)
           .ok());
-  const auto again = RefineLayout(job, semu::RooflineCost(), samples, Bound);
+  const auto again = RefineLayout(job, semu::OpGraphCost(), samples, Bound);
   EXPECT_EQ(semu::LayoutToProto(refined->layout, job).SerializeAsString(),
             semu::LayoutToProto(again->layout, job).SerializeAsString());
 }
@@ -171,7 +171,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
     const semu::Job job = *semu::JobFromProto(proto);
     const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
     const auto refined =
-        RefineLayout(job, semu::RooflineCost(), samples, wants_v);
+        RefineLayout(job, semu::OpGraphCost(), samples, wants_v);
     ASSERT_TRUE(refined.ok());
     bool any = false;
     for (const auto& module : refined->shape.modules) {
@@ -188,7 +188,7 @@ TEST(RefineLayoutTest, SaysWhyNothingFits) {
       [](const StepProblem&) -> absl::StatusOr<int64_t> {
     return absl::ResourceExhaustedError("rank 3 is full");
   };
-  const auto refined = RefineLayout(job, semu::RooflineCost(), samples, never);
+  const auto refined = RefineLayout(job, semu::OpGraphCost(), samples, never);
   EXPECT_EQ(refined.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(refined.status().message(), HasSubstr("rank 3 is full"));
 }

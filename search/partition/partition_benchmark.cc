@@ -8,7 +8,7 @@
 #include "search/partition/layout_planner.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -30,7 +30,7 @@ struct Input {
 
   semu::Job job;
   semu::Batch batch;
-  semu::RooflineCost costs;
+  semu::OpGraphCost costs;
   semu::Layout layout;
   MemoryPlan memory;
 };

@@ -14,7 +14,7 @@
 #include "search/partition/memory_plan.h"
 #include "search/plan/safe_order.h"
 #include "search/problem/problem_validation.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -36,9 +36,9 @@ struct Planned {
 Planned Prepare(const v1::Job& proto) {
   Planned planned;
   planned.job = *semu::JobFromProto(proto);
-  planned.layout = PlanLayout(planned.job, semu::RooflineCost());
+  planned.layout = PlanLayout(planned.job, semu::OpGraphCost());
   planned.memory =
-      *PlanMemory(planned.job, planned.layout, semu::RooflineCost());
+      *PlanMemory(planned.job, planned.layout, semu::OpGraphCost());
   return planned;
 }
 
@@ -48,7 +48,7 @@ StepProblem Build(const Planned& planned, const semu::Batch& batch,
                   const StepProblemOptions& options = {}) {
   absl::StatusOr<StepProblem> step = BuildStepProblem(
       planned.job, planned.layout, planned.memory.activation_limit_bytes, batch,
-      semu::RooflineCost(), options);
+      semu::OpGraphCost(), options);
   EXPECT_TRUE(step.ok()) << step.status();
   return *std::move(step);
 }
@@ -142,7 +142,7 @@ TEST(StepProblemBuilderTest, DependenciesFollowItemsAndSegments) {
   planned.layout =
       PlaceLayers(planned.job, shape,
                   MeanLayerTimes(planned.job, SmallBatch(planned.job),
-                                 semu::RooflineCost()));
+                                 semu::OpGraphCost()));
   const StepProblem step = Build(planned, SmallBatch(planned.job));
 
   // 6760 tokens of images in 3 sub-microbatches; 2000 of text in 2.
@@ -253,7 +253,7 @@ TEST(StepProblemBuilderTest, RefusesWhatOverflows) {
   const absl::Status status =
       BuildStepProblem(planned.job, planned.layout,
                        planned.memory.activation_limit_bytes, batch,
-                       semu::RooflineCost())
+                       semu::OpGraphCost())
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("out of proportion"));
@@ -264,8 +264,7 @@ TEST(MemoryPlanTest, NamesTheRankThatIsTooSmall) {
   proto.set_memory_budget_bytes(int64_t{8} << 30);
   const semu::Job job = *semu::JobFromProto(proto);
   const absl::Status status =
-      PlanMemory(job, PlanLayout(job, semu::RooflineCost()),
-                 semu::RooflineCost())
+      PlanMemory(job, PlanLayout(job, semu::OpGraphCost()), semu::OpGraphCost())
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(status.message(), HasSubstr("rank 0 needs "));

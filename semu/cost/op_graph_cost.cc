@@ -11,73 +11,43 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "semu/cost/layer_bytes.h"
+#include "semu/graph/layer_expander.h"
+#include "semu/graph/pass_simulator.h"
 #include "semu/graph/subgraph_key.h"
-#include "semu/model/layer_size.h"
+#include "semu/store/memory_store.h"
 
 namespace pipeweaver::semu {
 namespace {
 
-// Bound of every time and size (cost_model.h).
+// Bound of every time (cost_model.h).
 constexpr int64_t kMaxValue = 100'000'000'000'000;
 
 // Platforms and sets of op kinds whose digests are remembered.
 constexpr size_t kMaxDigests = 4096;
 
-int64_t Bounded(int64_t value) { return std::min(value, kMaxValue); }
-
-int64_t SumOfBytes(const LayerGraph& graph, const std::vector<int>& tensors) {
-  int64_t bytes = 0;
-  for (const int tensor : tensors) bytes += graph.tensor_bytes[tensor];
-  return bytes;
-}
-
-int64_t OutputBytes(const Platform& platform, const LayerQuery& query) {
-  const int64_t cp = platform.parallelism.context_parallel;
-  const int64_t tp = platform.parallelism.tensor_parallel;
-  const int64_t rows = (query.shape.tokens + cp - 1) / cp;
-  return (rows + tp - 1) / tp * OutputWidth(query.layer) *
-         DataTypeBytes(platform.data_type);
-}
-
-LayerCost CostOf(const SimulatedLayer& layer, const Platform& platform,
-                 const LayerQuery& query) {
-  const LayerGraph& graph = layer.graph;
-  const auto keep = MemoryStrategy::kKeep;
-  const PassFigures& forward = layer(PassKind::kForward, keep);
-  const int64_t saved_bytes = SumOfBytes(graph, graph.saved);
-  LayerCost cost;
-  cost.forward_bytes =
-      Bounded(forward.peak_bytes - graph.tensor_bytes[graph.input]);
-  cost.copy_ns = Bounded(layer(PassKind::kOffload, keep).latency_ns);
-  cost.output_bytes = Bounded(OutputBytes(platform, query));
-  for (int s = 0; s < kNumMemoryStrategies; ++s) {
-    const auto strategy = static_cast<MemoryStrategy>(s);
-    StrategyCost& out = cost.strategies[s];
-    out.forward_ns = Bounded(forward.latency_ns);
-    if (!query.input_grad && !query.weight_grad) continue;
-    const int64_t kept_bytes = SumOfBytes(graph, KeptTensors(graph, strategy));
-    const PassFigures& input_grad = layer(PassKind::kInputGrad, strategy);
-    const PassFigures& backward = layer(PassKind::kBackward, strategy);
-    out.input_grad_ns = Bounded(input_grad.latency_ns);
-    out.kept_bytes = Bounded(kept_bytes);
-    out.rebuilt_bytes = Bounded(saved_bytes) - out.kept_bytes;
-    out.workspace_bytes = Bounded(std::max<int64_t>(
-        0, std::max(input_grad.peak_bytes, backward.peak_bytes) - saved_bytes));
-    if (strategy == MemoryStrategy::kOffload) {
-      out.copy_bytes = Bounded(saved_bytes);
-    }
-    if (!query.weight_grad) continue;
-    const PassFigures& weight_grad = layer(PassKind::kWeightGrad, strategy);
-    out.weight_grad_ns = Bounded(weight_grad.latency_ns);
-    // The two halves one after the other are a backward, too.
-    out.fused_backward_ns = std::min(Bounded(backward.latency_ns),
-                                     out.input_grad_ns + out.weight_grad_ns);
-    out.weight_grad_bytes = Bounded(
-        input_grad.kept_bytes -
-        (graph.input_grad < 0 ? 0 : graph.tensor_bytes[graph.input_grad]));
+// Simulates passes of one layer, counting operations.
+class LayerSimulator {
+ public:
+  LayerSimulator(const OpTimeRules& rules, const Platform& platform,
+                 const LayerQuery& query)
+      : graph_(ExpandLayer(platform, query)), op_ns_(graph_.ops.size()) {
+    rules.TimeOps(platform, graph_.ops, absl::MakeSpan(op_ns_));
   }
-  return cost;
-}
+
+  int64_t Ns(PassKind kind, MemoryStrategy strategy) {
+    const Pass pass = PassOf(graph_, kind, strategy);
+    ops_ += static_cast<int64_t>(pass.ops.size());
+    return std::min(PassLatencyNs(graph_, pass, op_ns_), kMaxValue);
+  }
+
+  int64_t ops() const { return ops_; }
+
+ private:
+  const LayerGraph graph_;
+  std::vector<int64_t> op_ns_;
+  int64_t ops_ = 0;
+};
 
 template <typename T>
 void AppendBytes(const T& value, std::string* out) {
@@ -106,43 +76,6 @@ std::string PlatformBytes(const Platform& platform) {
 
 }  // namespace
 
-SimulatedLayer SimulateLayer(const OpTimeRules& rules, const Platform& platform,
-                             const LayerQuery& query) {
-  SimulatedLayer layer;
-  layer.graph = ExpandLayer(platform, query);
-  std::vector<int64_t> op_ns(layer.graph.ops.size());
-  rules.TimeOps(platform, layer.graph.ops, absl::MakeSpan(op_ns));
-  const auto simulate = [&](PassKind kind, MemoryStrategy strategy) {
-    const Pass pass = PassOf(layer.graph, kind, strategy);
-    layer.passes[static_cast<int>(kind)][static_cast<int>(strategy)] =
-        SimulatePass(layer.graph, pass, op_ns);
-    layer.ops += static_cast<int64_t>(pass.ops.size());
-  };
-  const auto same = [&](PassKind kind, MemoryStrategy as, MemoryStrategy to) {
-    PassFigures* passes = layer.passes[static_cast<int>(kind)];
-    passes[static_cast<int>(to)] = passes[static_cast<int>(as)];
-  };
-  const auto keep = MemoryStrategy::kKeep;
-  simulate(PassKind::kForward, keep);
-  if (!query.input_grad && !query.weight_grad) return layer;
-  simulate(PassKind::kOffload, keep);
-  for (const PassKind kind :
-       {PassKind::kInputGrad, PassKind::kWeightGrad, PassKind::kBackward}) {
-    simulate(kind, keep);
-    // What was offloaded is back, and what the weight gradient reads is there.
-    same(kind, keep, MemoryStrategy::kOffload);
-    for (const MemoryStrategy strategy : {MemoryStrategy::kSelectiveRecompute,
-                                          MemoryStrategy::kFullRecompute}) {
-      if (kind == PassKind::kWeightGrad) {
-        same(kind, keep, strategy);
-      } else {
-        simulate(kind, strategy);
-      }
-    }
-  }
-  return layer;
-}
-
 OpGraphCost::OpGraphCost(std::shared_ptr<const OpTimeRules> rules,
                          std::shared_ptr<SubgraphCache> cache)
     : rules_(std::move(rules)), cache_(std::move(cache)) {}
@@ -167,9 +100,38 @@ std::string OpGraphCost::Fingerprint() const {
 
 LayerCost OpGraphCost::Simulate(const Platform& platform,
                                 const LayerQuery& query) const {
-  const SimulatedLayer layer = SimulateLayer(*rules_, platform, query);
-  ops_simulated_.fetch_add(layer.ops, std::memory_order_relaxed);
-  return CostOf(layer, platform, query);
+  LayerCost cost;
+  SetLayerBytes(platform, query, &cost);
+  LayerSimulator layer(*rules_, platform, query);
+  const auto keep = MemoryStrategy::kKeep;
+  const int64_t forward_ns = layer.Ns(PassKind::kForward, keep);
+  for (StrategyCost& out : cost.strategies) out.forward_ns = forward_ns;
+  if (query.input_grad || query.weight_grad) {
+    cost.copy_ns = layer.Ns(PassKind::kOffload, keep);
+    // Whatever the strategy, its operands are there by then.
+    const int64_t weight_grad_ns =
+        query.weight_grad ? layer.Ns(PassKind::kWeightGrad, keep) : 0;
+    for (const MemoryStrategy strategy :
+         {keep, MemoryStrategy::kSelectiveRecompute,
+          MemoryStrategy::kFullRecompute}) {
+      StrategyCost& out = cost.strategies[static_cast<int>(strategy)];
+      out.input_grad_ns = layer.Ns(PassKind::kInputGrad, strategy);
+      if (!query.weight_grad) continue;
+      out.weight_grad_ns = weight_grad_ns;
+      // The two halves one after the other are a backward, too.
+      out.fused_backward_ns = std::min(layer.Ns(PassKind::kBackward, strategy),
+                                       out.input_grad_ns + weight_grad_ns);
+    }
+    // What was offloaded is back by then.
+    const StrategyCost& kept = cost[keep];
+    StrategyCost& offload =
+        cost.strategies[static_cast<int>(MemoryStrategy::kOffload)];
+    offload.input_grad_ns = kept.input_grad_ns;
+    offload.weight_grad_ns = kept.weight_grad_ns;
+    offload.fused_backward_ns = kept.fused_backward_ns;
+  }
+  ops_simulated_.fetch_add(layer.ops(), std::memory_order_relaxed);
+  return cost;
 }
 
 std::string OpGraphCost::EntriesDigest(const Platform& platform,
@@ -190,6 +152,15 @@ std::string OpGraphCost::EntriesDigest(const Platform& platform,
   if (digests_.size() >= kMaxDigests) digests_.clear();
   digests_.try_emplace(std::move(question), digest);
   return digest;
+}
+
+std::shared_ptr<const OpGraphCost> MakeReusingOpGraphCost() {
+  constexpr int64_t kBudgetBytes = 64 << 20;
+  std::vector<std::unique_ptr<SubgraphStore>> levels;
+  levels.push_back(std::make_unique<MemoryStore>(kBudgetBytes));
+  return std::make_shared<OpGraphCost>(
+      std::make_shared<DeviceOpTimes>(),
+      std::make_shared<SubgraphCache>(std::move(levels)));
 }
 
 namespace {

@@ -15,29 +15,11 @@
 #include "semu/base/mutex.h"
 #include "semu/cost/cost_model.h"
 #include "semu/cost/op_time.h"
-#include "semu/graph/layer_expander.h"
-#include "semu/graph/pass_simulator.h"
 #include "semu/store/subgraph_cache.h"
 
 namespace pipeweaver::semu {
 
-// A layer simulated pass by pass.
-struct SimulatedLayer {
-  LayerGraph graph;
-  // [pass][strategy]; kForward and kOffload stand under kKeep only. A pass that
-  // the query does not ask for is left empty.
-  PassFigures passes[kNumPassKinds][kNumMemoryStrategies];
-  // Operations simulated, over all passes.
-  int64_t ops = 0;
-
-  const PassFigures& operator()(PassKind pass, MemoryStrategy strategy) const {
-    return passes[static_cast<int>(pass)][static_cast<int>(strategy)];
-  }
-};
-
-SimulatedLayer SimulateLayer(const OpTimeRules& rules, const Platform& platform,
-                             const LayerQuery& query);
-
+// Times come from the layer's simulated passes, bytes from layer_bytes.h.
 // Thread-safe.
 class OpGraphCost : public CostModel {
  public:
@@ -69,6 +51,9 @@ class OpGraphCost : public CostModel {
   mutable absl::flat_hash_map<std::string, std::string> digests_
       ABSL_GUARDED_BY(mutex_);
 };
+
+// The default rules, with costs kept in this process's memory.
+std::shared_ptr<const OpGraphCost> MakeReusingOpGraphCost();
 
 // Little-endian integers of 8 bytes, the fields of LayerCost in their order; a
 // fused backward that is absent is -1. `measured` is left out.

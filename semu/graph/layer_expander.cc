@@ -35,8 +35,8 @@ class Expander {
         element_(DataTypeBytes(platform.data_type)),
         rows_(CeilDiv(query.shape.tokens, cp_)),
         shard_(CeilDiv(rows_, tp_)) {
-    graph_.ops.reserve(48);
-    graph_.tensor_bytes.reserve(64);
+    graph_.ops.reserve(80);
+    graph_.tensor_bytes.reserve(80);
     backward_.reserve(20);
   }
 

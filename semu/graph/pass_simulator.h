@@ -31,6 +31,10 @@ struct PassFigures {
 PassFigures SimulatePass(const LayerGraph& graph, const Pass& pass,
                          absl::Span<const int64_t> op_ns);
 
+// The latency alone, which is found faster.
+int64_t PassLatencyNs(const LayerGraph& graph, const Pass& pass,
+                      absl::Span<const int64_t> op_ns);
+
 }  // namespace pipeweaver::semu
 
 #endif  // SEMU_GRAPH_PASS_SIMULATOR_H_

@@ -28,6 +28,7 @@ TEST(PassSimulatorTest, WaitsForWritersAndStreams) {
   const std::vector<int64_t> op_ns = {70, 50, 10};
   const PassFigures figures = SimulatePass(graph, {{0, 1, 2}, {0}, {3}}, op_ns);
   EXPECT_EQ(figures.latency_ns, 80);  // the ring, then the last operation
+  EXPECT_EQ(PassLatencyNs(graph, {{0, 1, 2}, {0}, {3}}, op_ns), 80);
   EXPECT_EQ(figures.busy_ns[static_cast<int>(Stream::kCompute)], 60);
   EXPECT_EQ(figures.busy_ns[static_cast<int>(Stream::kContextParallel)], 70);
   EXPECT_EQ(figures.busy_ns[static_cast<int>(Stream::kTensorParallel)], 0);

@@ -2,7 +2,7 @@
 
 What the safe program's order and choices rest on, so that they are the ones that
 registration has proven to fit. Twins: the byte rules of
-semu/cost/roofline_cost.cc and search/partition/stage_cost.cc, in the same
+semu/cost/layer_bytes.cc and search/partition/stage_cost.cc, in the same
 arithmetic; both are tested on search/testdata/safe_program.json.
 """
 

@@ -1,0 +1,142 @@
+// What costing a step takes with and without reuse. Run: tests/bench.sh store
+//
+// "Step": every layer cost that a vlm-l step of 64 microbatches asks for, in
+// the planner's order; counters say how many, and how many operations were
+// really simulated for them.
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "search/partition/layout_planner.h"
+#include "search/partition/memory_plan.h"
+#include "search/partition/step_problem_builder.h"
+#include "semu/base/check.h"
+#include "semu/base/mutex.h"
+#include "semu/cost/op_graph_cost.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+#include "semu/store/memory_store.h"
+
+namespace pipeweaver {
+namespace {
+
+using Levels = std::vector<std::unique_ptr<semu::SubgraphStore>>;
+
+// Notes what it is asked.
+class RecordingCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform& platform,
+                       const semu::LayerQuery& query) const override {
+    MutexLock lock(&mutex_);
+    queries_.push_back(query);
+    return base_.Cost(platform, query);
+  }
+  std::string Fingerprint() const override { return base_.Fingerprint(); }
+  std::vector<semu::LayerQuery> queries() const {
+    MutexLock lock(&mutex_);
+    return queries_;
+  }
+
+ private:
+  const semu::OpGraphCost base_;
+  mutable Mutex mutex_;
+  mutable std::vector<semu::LayerQuery> queries_ ABSL_GUARDED_BY(mutex_);
+};
+
+struct Step {
+  semu::Platform platform;
+  std::vector<semu::LayerQuery> queries;
+};
+
+const Step& VlmLStep() {
+  static const Step& step = *[] {
+    auto* made = new Step;
+    const v1::Job proto = *semu::MakeSetup("vlm-l");
+    const semu::Job job = *semu::JobFromProto(proto);
+    const semu::Batch batch = *semu::BatchFromProto(
+        *semu::SampleBatch(proto, {.seed = 1, .microbatches = 64}), job);
+    const semu::OpGraphCost costs;
+    const semu::Layout layout = search::PlanLayout(job, costs);
+    const search::MemoryPlan memory = *search::PlanMemory(job, layout, costs);
+    const RecordingCost recorder;
+    PW_CHECK(search::BuildStepProblem(
+                 job, layout, memory.activation_limit_bytes, batch, recorder)
+                 .ok());
+    made->platform = semu::PlatformOf(job);
+    made->queries = recorder.queries();
+    return made;
+  }();
+  return step;
+}
+
+std::shared_ptr<semu::SubgraphCache> CacheOf(
+    std::unique_ptr<semu::SubgraphStore> slow) {
+  Levels levels;
+  levels.push_back(std::make_unique<semu::MemoryStore>(64 << 20));
+  if (slow != nullptr) levels.push_back(std::move(slow));
+  return std::make_shared<semu::SubgraphCache>(std::move(levels));
+}
+
+semu::OpGraphCost CostsOver(std::shared_ptr<semu::SubgraphCache> cache) {
+  return semu::OpGraphCost(std::make_shared<semu::DeviceOpTimes>(),
+                           std::move(cache));
+}
+
+void CostStep(const semu::CostModel& costs) {
+  const Step& step = VlmLStep();
+  for (const semu::LayerQuery& query : step.queries) {
+    benchmark::DoNotOptimize(costs.Cost(step.platform, query));
+  }
+}
+
+void SetCounters(benchmark::State& state, const semu::OpGraphCost& costs,
+                 const semu::SubgraphCache* cache) {
+  state.counters["queries"] = static_cast<double>(VlmLStep().queries.size());
+  state.counters["ops"] = static_cast<double>(costs.ops_simulated());
+  if (cache == nullptr) return;
+  for (const auto& level : cache->counters().levels) {
+    state.counters[level.name + "_hits"] = static_cast<double>(level.hits);
+  }
+}
+
+void BM_StepWithoutReuse(benchmark::State& state) {
+  VlmLStep();
+  for (auto _ : state) {
+    const semu::OpGraphCost costs;
+    CostStep(costs);
+    SetCounters(state, costs, nullptr);
+  }
+}
+BENCHMARK(BM_StepWithoutReuse)->Unit(benchmark::kMillisecond);
+
+void BM_StepCold(benchmark::State& state) {
+  VlmLStep();
+  for (auto _ : state) {
+    const auto cache = CacheOf(nullptr);
+    const semu::OpGraphCost costs = CostsOver(cache);
+    CostStep(costs);
+    SetCounters(state, costs, cache.get());
+  }
+}
+BENCHMARK(BM_StepCold)->Unit(benchmark::kMillisecond);
+
+void BM_StepWarm(benchmark::State& state) {
+  const auto cache = CacheOf(nullptr);
+  CostStep(CostsOver(cache));
+  const semu::OpGraphCost costs = CostsOver(cache);
+  for (auto _ : state) CostStep(costs);
+  state.counters["ns_a_query"] =
+      benchmark::Counter(static_cast<double>(VlmLStep().queries.size()) * 1e-9,
+                         benchmark::Counter::kIsIterationInvariantRate |
+                             benchmark::Counter::kInvert);
+  state.counters["ops"] = static_cast<double>(costs.ops_simulated());
+}
+BENCHMARK(BM_StepWarm)->Unit(benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace pipeweaver
