@@ -1,0 +1,251 @@
+#include "semu/store/file_store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "semu/store/record.h"
+
+namespace pipeweaver::semu {
+namespace {
+
+// The header's name is of another length than any record's.
+constexpr absl::string_view kHeaderName = "pipeweaver subgraph store";
+constexpr absl::string_view kHeaderValue = "format 1";
+
+constexpr unsigned kFlags = MDB_NOSUBDIR | MDB_NOTLS | MDB_NORDAHEAD;
+constexpr mdb_mode_t kMode = 0600;
+constexpr unsigned kMaxReaders = 1024;
+// A file this full is emptied: emptying needs some room itself.
+constexpr double kFullShare = 0.75;
+// Entries of one transaction, far fewer than the room that is left then.
+constexpr size_t kMaxBatch = 1024;
+// Time to try a file. Damage may lead in circles.
+constexpr unsigned kTrySeconds = 60;
+
+MDB_val ValueOf(absl::string_view bytes) {
+  return {bytes.size(), const_cast<char*>(bytes.data())};
+}
+
+absl::string_view BytesOf(const MDB_val& value) {
+  return {static_cast<const char*>(value.mv_data), value.mv_size};
+}
+
+// Exit statuses of the child that tries a file.
+enum Verdict : int { kUsable = 0, kDamaged = 1, kForeign = 2, kBusy = 3 };
+
+// Reads every page of an index that a get may pass.
+Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi) {
+  MDB_stat stat;
+  if (mdb_stat(txn, dbi, &stat) != 0) return kDamaged;
+  MDB_val name = ValueOf(kHeaderName);
+  MDB_val value;
+  if (mdb_get(txn, dbi, &name, &value) != 0 || BytesOf(value) != kHeaderValue) {
+    return kForeign;
+  }
+  MDB_cursor* cursor = nullptr;
+  if (mdb_cursor_open(txn, dbi, &cursor) != 0) return kDamaged;
+  size_t entries = 0;
+  int rc = 0;
+  while ((rc = mdb_cursor_get(cursor, &name, &value, MDB_NEXT)) == 0) {
+    if (++entries > stat.ms_entries) return kDamaged;
+    if (value.mv_size == 0) return kDamaged;
+    const auto* bytes = static_cast<const volatile char*>(value.mv_data);
+    (void)bytes[0];
+    (void)bytes[value.mv_size - 1];
+    if (BytesOf(name) != kHeaderName &&
+        name.mv_size != static_cast<size_t>(kRecordNameBytes)) {
+      return kForeign;
+    }
+  }
+  return rc == MDB_NOTFOUND && entries == stat.ms_entries ? kUsable : kDamaged;
+}
+
+Verdict TryEnvironment(const std::string& path) {
+  MDB_env* env = nullptr;
+  if (mdb_env_create(&env) != 0) return kBusy;
+  mdb_env_set_maxreaders(env, kMaxReaders);
+  const int opened =
+      mdb_env_open(env, path.c_str(), kFlags | MDB_RDONLY, kMode);
+  if (opened == MDB_INVALID || opened == MDB_VERSION_MISMATCH ||
+      opened == MDB_CORRUPTED) {
+    return kForeign;
+  }
+  if (opened != 0) return kBusy;
+  MDB_envinfo info;
+  MDB_stat stat;
+  struct stat file;
+  if (mdb_env_info(env, &info) != 0 || mdb_env_stat(env, &stat) != 0 ||
+      ::stat(path.c_str(), &file) != 0 ||
+      file.st_size / stat.ms_psize < static_cast<off_t>(info.me_last_pgno)) {
+    return kDamaged;
+  }
+  MDB_txn* txn = nullptr;
+  MDB_dbi dbi = 0;
+  if (mdb_txn_begin(env, nullptr, MDB_RDONLY, &txn) != 0 ||
+      mdb_dbi_open(txn, nullptr, 0, &dbi) != 0) {
+    return kDamaged;
+  }
+  const Verdict verdict = TryRecords(txn, dbi);
+  mdb_txn_abort(txn);
+  mdb_env_close(env);
+  return verdict;
+}
+
+// Tries the file in a child process: reading damaged pages may end it.
+Verdict TryFile(const std::string& path) {
+  const pid_t child = fork();
+  if (child < 0) return kBusy;
+  if (child == 0) {
+    alarm(kTrySeconds);
+    _exit(TryEnvironment(path));
+  }
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) return kBusy;
+  }
+  return WIFEXITED(status) ? static_cast<Verdict>(WEXITSTATUS(status))
+                           : kDamaged;
+}
+
+absl::Status CannotOpen(absl::string_view path, absl::string_view reason) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("'", path, "': cannot be opened as a store: ", reason));
+}
+
+}  // namespace
+
+FileStore::FileStore(std::string path, int64_t max_bytes, Log log)
+    : path_(std::move(path)), max_bytes_(max_bytes), log_(std::move(log)) {}
+
+FileStore::~FileStore() {
+  if (env_ != nullptr) mdb_env_close(env_);
+}
+
+absl::StatusOr<std::unique_ptr<FileStore>> FileStore::Open(
+    const std::string& path, int64_t max_bytes, Log log) {
+  struct stat file;
+  const bool exists = ::stat(path.c_str(), &file) == 0;
+  if (exists && !S_ISREG(file.st_mode)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", path, "' is not a regular file"));
+  }
+  if (exists && access(path.c_str(), R_OK | W_OK) != 0) {
+    return CannotOpen(path, std::strerror(errno));
+  }
+  if (exists && file.st_size > 0) {
+    const Verdict verdict = TryFile(path);
+    if (verdict == kDamaged || verdict == kForeign) {
+      const std::string aside = absl::StrCat(path, ".unusable");
+      if (rename(path.c_str(), aside.c_str()) != 0) {
+        return CannotOpen(path, std::strerror(errno));
+      }
+      remove(absl::StrCat(path, "-lock").c_str());
+      log(absl::StrCat(
+          "subgraph store '", path, "' ",
+          verdict == kDamaged ? "is damaged" : "is not of this format",
+          ": moved to '", aside, "', starting empty"));
+    }
+  }
+  std::unique_ptr<FileStore> store(
+      new FileStore(path, max_bytes, std::move(log)));
+  absl::Status status = store->OpenEnvironment();
+  if (!status.ok()) return status;
+  return store;
+}
+
+absl::Status FileStore::OpenEnvironment() {
+  const auto failed = [this](int rc) {
+    return CannotOpen(path_, mdb_strerror(rc));
+  };
+  if (int rc = mdb_env_create(&env_); rc != 0) return failed(rc);
+  mdb_env_set_mapsize(env_, static_cast<size_t>(max_bytes_));
+  mdb_env_set_maxreaders(env_, kMaxReaders);
+  if (int rc = mdb_env_open(env_, path_.c_str(), kFlags, kMode); rc != 0) {
+    return failed(rc);
+  }
+  // Readers that were killed hold on to old pages.
+  int dead = 0;
+  mdb_reader_check(env_, &dead);
+  MDB_txn* txn = nullptr;
+  if (int rc = mdb_txn_begin(env_, nullptr, 0, &txn); rc != 0) {
+    return failed(rc);
+  }
+  int rc = mdb_dbi_open(txn, nullptr, 0, &dbi_);
+  if (rc == 0) {
+    MDB_val name = ValueOf(kHeaderName);
+    MDB_val value = ValueOf(kHeaderValue);
+    rc = mdb_put(txn, dbi_, &name, &value, MDB_NOOVERWRITE);
+    if (rc == MDB_KEYEXIST) rc = 0;
+  }
+  if (rc != 0) {
+    mdb_txn_abort(txn);
+    return failed(rc);
+  }
+  rc = mdb_txn_commit(txn);
+  return rc == 0 ? absl::OkStatus() : failed(rc);
+}
+
+std::optional<std::string> FileStore::Get(absl::string_view key) {
+  MDB_txn* txn = nullptr;
+  if (mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn) != 0) return std::nullopt;
+  const std::string record_name = RecordName(key);
+  MDB_val name = ValueOf(record_name);
+  MDB_val value;
+  std::optional<std::string> found;
+  if (mdb_get(txn, dbi_, &name, &value) == 0) {
+    found = DecodeRecord(key, BytesOf(value));
+  }
+  mdb_txn_abort(txn);
+  return found;
+}
+
+int FileStore::BeginWrite(MDB_txn** txn) {
+  if (int rc = mdb_txn_begin(env_, nullptr, 0, txn); rc != 0) return rc;
+  MDB_stat stat;
+  if (int rc = mdb_stat(*txn, dbi_, &stat); rc != 0) return rc;
+  const double used =
+      static_cast<double>(stat.ms_psize) *
+      static_cast<double>(stat.ms_branch_pages + stat.ms_leaf_pages +
+                          stat.ms_overflow_pages);
+  if (used < kFullShare * static_cast<double>(max_bytes_)) return 0;
+  log_(absl::StrCat("subgraph store '", path_, "' is full: emptied"));
+  if (int rc = mdb_drop(*txn, dbi_, 0); rc != 0) return rc;
+  MDB_val name = ValueOf(kHeaderName);
+  MDB_val value = ValueOf(kHeaderValue);
+  return mdb_put(*txn, dbi_, &name, &value, 0);
+}
+
+void FileStore::Put(absl::Span<const StoreEntry> entries) {
+  while (!entries.empty()) {
+    PutBatch(entries.subspan(0, kMaxBatch));
+    entries.remove_prefix(std::min(kMaxBatch, entries.size()));
+  }
+}
+
+void FileStore::PutBatch(absl::Span<const StoreEntry> entries) {
+  MDB_txn* txn = nullptr;
+  int rc = BeginWrite(&txn);
+  for (const StoreEntry& entry : entries) {
+    if (rc != 0) break;
+    const std::string record_name = RecordName(entry.key);
+    const std::string record = EncodeRecord(entry.key, entry.value);
+    MDB_val name = ValueOf(record_name);
+    MDB_val value = ValueOf(record);
+    rc = mdb_put(txn, dbi_, &name, &value, 0);
+  }
+  if (rc == 0) {
+    mdb_txn_commit(txn);
+  } else if (txn != nullptr) {
+    mdb_txn_abort(txn);
+  }
+}
+
+}  // namespace pipeweaver::semu
