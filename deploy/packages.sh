@@ -6,14 +6,16 @@ BUILD_PACKAGES=(
   g++ bazel-bootstrap bazel-platforms bazel-rules-java bazel-rules-proto
   bazel-skylib libabsl-dev libgrpc++-dev protobuf-compiler
   protobuf-compiler-grpc libprotobuf-dev prometheus-cpp-dev libssl-dev
-  libspdlog-dev nlohmann-json3-dev libcli11-dev zlib1g-dev
+  libspdlog-dev nlohmann-json3-dev libcli11-dev zlib1g-dev liblmdb-dev
+  libhiredis-dev
 )
 
 # The tests, on top: GoogleTest, the fuzzers' and analysers' compiler, a real
-# Prometheus to judge the metrics page, Python for the schedule checker.
+# Prometheus to judge the metrics page, a real Redis, Python for the schedule
+# checker.
 TEST_PACKAGES=(
   libgtest-dev libgmock-dev libbenchmark-dev clang libclang-rt-14-dev
-  prometheus python3 curl
+  prometheus python3 curl redis-server
 )
 
 # install_packages NAME...: installs those that are missing, saying which.

@@ -80,7 +80,7 @@ bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_su
 bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_registry_test //server/testing:seeded_race_test //search/lower/testing/... \
-  //search/strategy/...
+  //search/strategy/... //semu/store:memory_store_test //semu/store:subgraph_cache_test
 script_test "clang's thread-safety analysis" \
   bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \
   //search/strategy/...
