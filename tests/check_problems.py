@@ -6,6 +6,7 @@ usage: check_problems.py [--ctl PATH] [--filter TEXT] [--jobs N] [schedule flags
 Reads PIPEWEAVER_SHARED (default ../shared beside the repository): problems/, problems/floor.json,
 problems/peers.json and tools/check_schedule.py. Prints one line per problem and one per family; exits 1
 when a schedule is invalid, late or missing. Unknown flags go to `pipeweaverctl schedule`.
+Gaps: to the bound of the problem format, to the tighter flow bound (search/problem/bound.h), and the floor's.
 """
 import argparse
 import json
@@ -41,7 +42,9 @@ def judge(path, args, extra, checker):
         checked = subprocess.run([sys.executable, str(checker), str(path), str(out)], capture_output=True, text=True)
         if checked.returncode != 0:
             return None, wall, checked.stdout.strip()
-        return dict(re.findall(r"(\w+)=([\d.]+)", checked.stdout)), wall, ""
+        figures = dict(re.findall(r"(\w+)=([\d.]+)", checked.stdout))
+        figures["flow_lower_bound_ns"] = json.loads(out.read_text())["flow_lower_bound_ns"]
+        return figures, wall, ""
 
 
 def main():
@@ -70,7 +73,7 @@ def main():
                 print(f"{name:18} INVALID {error}", flush=True)
                 continue
             makespan, bound = int(figures["makespan_ns"]), int(figures["lower_bound_ns"])
-            row = {"gap": makespan / bound - 1}
+            row = {"gap": makespan / bound - 1, "flow_gap": makespan / int(figures["flow_lower_bound_ns"]) - 1}
             if name in floor:
                 row["floor_gap"] = floor[name]["gap"]
                 row["of_floor"] = makespan / floor[name]["naive_makespan_ns"]
@@ -89,7 +92,7 @@ def main():
 
 
 def show(row):
-    percent = ("gap", "floor_gap")
+    percent = ("gap", "flow_gap", "floor_gap")
     return " ".join(f"{k}={100 * v:6.2f}%" if k in percent else f"{k}={v:.4f}" for k, v in row.items())
 
 
