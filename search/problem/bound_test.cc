@@ -68,5 +68,18 @@ TEST(FlowLowerBoundTest, ShortSweepsInFrontDoNotFillThePipeline) {
   EXPECT_EQ(FlowLowerBound(long_graph), 159);
 }
 
+TEST(FlowLowerBoundTest, FindsTheLongSweepsAmongShortOnesOfEveryLength) {
+  // 60 encoder sweeps of 60 lengths, then one long sweep for them all.
+  std::vector<std::vector<int64_t>> forwards;
+  for (int i = 1; i <= 60; ++i) forwards.push_back({i, i, i});
+  forwards.push_back({1000, 1000, 1000});
+  Problem problem = Pipeline(3, forwards);
+  for (int i = 0; i < 60; ++i) problem.sweeps.back().after.push_back(i);
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  // On rank 2, 3 * (1 + .. + 60) + 3000 of work; the long F comes there at 2000
+  // at the earliest, its B, seen from the end, 4000 before.
+  EXPECT_EQ(FlowLowerBound(graph), 2000 + 3 * 1830 + 3000 + 4000);
+}
+
 }  // namespace
 }  // namespace pipeweaver::search
