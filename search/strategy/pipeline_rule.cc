@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <numeric>
 #include <random>
 #include <utility>
@@ -18,7 +19,8 @@
 namespace pipeweaver::search {
 namespace {
 
-constexpr int kPrices = 12;
+constexpr int kPrices = 24;
+constexpr int kPriceStride = 3;
 // Keys: a group's place takes this much, so that its sweeps fit in between.
 constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
@@ -261,6 +263,11 @@ std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
     case Part::kPrice:
       for (int price = 0; price < prices() && prices() > 1; ++price) {
         if (rule.price[0] == price) continue;
+        // Everywhere in strides, near the present one by one.
+        if (price % kPriceStride != 0 &&
+            std::abs(price - rule.price[0]) > kPriceStride / 2 + 1) {
+          continue;
+        }
         other.price.assign(graph_.ranks, static_cast<uint8_t>(price));
         take();
       }
