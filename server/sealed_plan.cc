@@ -32,8 +32,8 @@ int64_t StepBytes(const search::StepProblem& step) {
              VectorBytes(sweep.stages);
     for (const search::Stage& stage : sweep.stages) {
       if (!counted.insert(stage.choices.data()).second) continue;
-      bytes += static_cast<int64_t>(stage.choices.size() *
-                                    sizeof(search::Choice));
+      bytes +=
+          static_cast<int64_t>(stage.choices.size() * sizeof(search::Choice));
     }
   }
   return bytes;

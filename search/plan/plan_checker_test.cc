@@ -130,7 +130,8 @@ TEST(PlanCheckerTest, NamesEachViolation) {
        [](Problem&, Schedule& s) { s.ranks[0][1].kind = I; }, false},
       {"choice 1, but 0 elsewhere in its pair",
        [](Problem& p, Schedule& s) {
-         p.sweeps[0].stages[0].choices.Mutable().push_back(MakeChoice(1, 1, 1, 1));
+         p.sweeps[0].stages[0].choices.Mutable().push_back(
+             MakeChoice(1, 1, 1, 1));
          s.ranks[0][1].choice = 1;
        }},
   };

@@ -48,7 +48,8 @@ Run Solve(const Strategy& strategy, const Problem& problem,
   options.threads = threads;
   const Clock::time_point start = Clock::now();
   const std::clock_t processor = std::clock();
-  const absl::StatusOr<SearchResult> result = strategy.Solve(BuildProblemGraph(problem), options);
+  const absl::StatusOr<SearchResult> result =
+      strategy.Solve(BuildProblemGraph(problem), options);
   Run run;
   run.wall_ms =
       std::chrono::duration<double, std::milli>(Clock::now() - start).count();
