@@ -169,7 +169,8 @@ class ExecutorOptions:
     grads_ready: Optional[Callable[[int, int, int], None]] = None
     # Takes a weight's gradient; None adds it to `param.grad`.
     accumulate: Optional[Callable[[nn.Parameter, Tensor], None]] = None
-    # Record each action's time. On a device these are the host's times.
+    # Record each action's time: the host's, or on a device its compute stream's,
+    # by an event an action.
     record_times: bool = True
 
 
@@ -505,6 +506,40 @@ class _Compiler:
         return _Message(send, number, peer, stage, gradient, edge, shapes)
 
 
+class _HostClock:
+    """Times between actions."""
+
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
+        self._marks: List[Any] = []
+
+    def mark(self) -> None:
+        if self._enabled:
+            self._marks.append(self._now())
+
+    def _now(self) -> Any:
+        return time.perf_counter_ns()
+
+    def marks_ns(self) -> List[int]:
+        """Since the first mark."""
+        return [self._since_first(mark) for mark in self._marks]
+
+    def _since_first(self, mark: Any) -> int:
+        return mark - self._marks[0]
+
+
+class _DeviceClock(_HostClock):
+    """Marks stand in the current stream; to be read once the device is done."""
+
+    def _now(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _since_first(self, mark: Any) -> int:
+        return int(self._marks[0].elapsed_time(mark) * 1e6)
+
+
 class _Run:
     """One step in progress."""
 
@@ -540,9 +575,8 @@ class _Run:
         base = step << 32
         if hooks is not None:
             hooks.step(step)
-        times = self.options.record_times
-        starts: List[int] = []
-        durations: List[int] = []
+        clock = (_DeviceClock if on_device else _HostClock)(
+            self.options.record_times)
         begin = time.perf_counter_ns()
         run = {
             actions.FORWARD: self._forward,
@@ -558,8 +592,8 @@ class _Run:
             actions.WAIT_COPY: self._copy,
             actions.GRADS_READY: self._grads_ready,
         }
+        clock.mark()
         for op in self.prepared.ops:
-            start = time.perf_counter_ns() if times else 0
             if op.kind:
                 if hooks is not None:
                     hooks.push(base + op.index)
@@ -567,9 +601,7 @@ class _Run:
                 run[op.kind](op)
                 if hooks is not None:
                     hooks.pop()
-            if times:
-                starts.append(start - begin)
-                durations.append(time.perf_counter_ns() - start)
+            clock.mark()
         self._finish()
         peak = 0
         if on_device:
@@ -579,8 +611,11 @@ class _Run:
         for stage in sorted(self.losses):
             for x in self.losses[stage]:
                 loss = x.clone() if loss is None else loss + x
-        return StepResult(loss, starts, durations,
-                          max(1, time.perf_counter_ns() - begin), peak)
+        step_ns = max(1, time.perf_counter_ns() - begin)
+        marks = clock.marks_ns()
+        return StepResult(loss, marks[:-1],
+                          [b - a for a, b in zip(marks, marks[1:])], step_ns,
+                          peak)
 
     def _finish(self) -> None:
         if self.options.grads_ready is None or self.split.batch.forward_only:
