@@ -1,0 +1,79 @@
+// A store that servers share: a Redis.
+
+#ifndef SEMU_STORE_REDIS_STORE_H_
+#define SEMU_STORE_REDIS_STORE_H_
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "semu/base/mutex.h"
+#include "semu/store/subgraph_store.h"
+
+struct redisContext;
+
+namespace pipeweaver::semu {
+
+struct RedisOptions {
+  // Most time to connect, and to wait for an answer.
+  std::chrono::milliseconds connect_timeout{50};
+  std::chrono::milliseconds answer_timeout{20};
+  // After a failure nothing is asked for this long, twice as long after each
+  // further one, up to `longest_pause`.
+  std::chrono::milliseconds first_pause{1000};
+  std::chrono::milliseconds longest_pause{30'000};
+  // After which Redis forgets an entry.
+  std::chrono::seconds time_to_live{30 * 24 * 3600};
+  std::function<std::chrono::steady_clock::time_point()> now =
+      std::chrono::steady_clock::now;
+};
+
+// Records (record.h) under "pipeweaver:subgraph:1:" and their names. Connects
+// when it is first asked. A Redis that is away, slow or wrong costs at most one
+// timeout a pause: all else is a miss at once. Losing it and having it back is
+// logged. One connection; thread-safe.
+class RedisStore : public SubgraphStore {
+ public:
+  using Log = std::function<void(absl::string_view)>;
+
+  // `address`: host:port or unix:path. Errors: INVALID_ARGUMENT for any other.
+  static absl::StatusOr<std::unique_ptr<RedisStore>> Create(
+      absl::string_view address, RedisOptions options, Log log);
+
+  ~RedisStore() override;
+  RedisStore(const RedisStore&) = delete;
+  RedisStore& operator=(const RedisStore&) = delete;
+
+  absl::string_view name() const override { return "redis"; }
+  std::optional<std::string> Get(absl::string_view key) override;
+  void Put(absl::Span<const StoreEntry> entries) override;
+
+ private:
+  RedisStore(std::string host, int port, RedisOptions options, Log log);
+
+  // Whether there is a connection to ask.
+  bool Connected() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Gives the connection up for a while.
+  void Fail(absl::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Succeed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const std::string host_;
+  const int port_;  // -1: host_ is a socket's path
+  const RedisOptions options_;
+  const Log log_;
+
+  Mutex mutex_;
+  redisContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::chrono::milliseconds pause_ ABSL_GUARDED_BY(mutex_){0};  // 0: it is well
+  std::chrono::steady_clock::time_point retry_at_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace pipeweaver::semu
+
+#endif  // SEMU_STORE_REDIS_STORE_H_
