@@ -142,7 +142,15 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   PW_COMPLETE(max_search_ms, 10'000, 1, kDayMs);
   PW_COMPLETE(keepalive_seconds, 60, 1, kDayMs / 1000);
   PW_COMPLETE(transport_memory_bytes, int64_t{1} << 30, 1 << 20, kTiB);
+  PW_COMPLETE(subgraph_store_bytes, int64_t{64} << 20, 1 << 20, kTiB);
+  PW_COMPLETE(subgraph_store_file_bytes, int64_t{1} << 30, 16 << 20, kTiB);
 #undef PW_COMPLETE
+
+  if (!config.subgraph_store_redis().empty()) {
+    PW_RETURN_IF_ERROR(CheckAddress("subgraph_store_redis",
+                                    config.subgraph_store_redis(),
+                                    /*unix_allowed=*/true));
+  }
 
   PW_RETURN_IF_ERROR(CheckTls(config));
   if (!config.token_file().empty()) {

@@ -90,6 +90,17 @@ INSTANTIATE_TEST_SUITE_P(
         BadConfig{"Bytes",
                   [](v1::ServerConfig* c) { c->set_max_plan_bytes(1); },
                   "max_plan_bytes: 1"},
+        BadConfig{"StoreBytes",
+                  [](v1::ServerConfig* c) { c->set_subgraph_store_bytes(1); },
+                  "subgraph_store_bytes: 1, must be 1048576 .."},
+        BadConfig{
+            "StoreFileBytes",
+            [](v1::ServerConfig* c) { c->set_subgraph_store_file_bytes(-1); },
+            "subgraph_store_file_bytes: -1, must be 16777216 .."},
+        BadConfig{
+            "Redis",
+            [](v1::ServerConfig* c) { c->set_subgraph_store_redis("redis"); },
+            "subgraph_store_redis: 'redis', must be host:port or unix:"},
         BadConfig{"KeyWithoutCertificate",
                   [](v1::ServerConfig* c) { c->set_key_file("k"); },
                   "must be set both or neither"},

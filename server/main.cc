@@ -30,34 +30,39 @@
 #include "server/config.h"
 #include "server/plan_simulator.h"
 #include "server/server.h"
+#include "server/subgraph_costs.h"
 
 ABSL_FLAG(std::string, config, "",
           "file with a pipeweaver.v1.ServerConfig in protobuf text");
 ABSL_FLAG(bool, validate, false, "check the configuration, print it, and exit");
 
 // One flag for each field of ServerConfig, which explains them.
-#define PW_CONFIG_FIELDS(FIELD)         \
-  FIELD(std::string, listen_address)    \
-  FIELD(std::string, metrics_address)   \
-  FIELD(int32_t, planner_threads)       \
-  FIELD(int64_t, search_budget_ms)      \
-  FIELD(int64_t, seal_margin_ms)        \
-  FIELD(int32_t, max_steps_per_replica) \
-  FIELD(int32_t, max_jobs)              \
-  FIELD(int64_t, max_plan_bytes)        \
-  FIELD(int64_t, plan_ttl_seconds)      \
-  FIELD(int64_t, max_message_bytes)     \
-  FIELD(bool, reflection)               \
-  FIELD(int64_t, drain_ms)              \
-  FIELD(int32_t, max_job_labels)        \
-  FIELD(std::string, cert_file)         \
-  FIELD(std::string, key_file)          \
-  FIELD(std::string, client_ca_file)    \
-  FIELD(std::string, token_file)        \
-  FIELD(int32_t, max_queued)            \
-  FIELD(int64_t, max_search_ms)         \
-  FIELD(int32_t, keepalive_seconds)     \
-  FIELD(int64_t, transport_memory_bytes)
+#define PW_CONFIG_FIELDS(FIELD)             \
+  FIELD(std::string, listen_address)        \
+  FIELD(std::string, metrics_address)       \
+  FIELD(int32_t, planner_threads)           \
+  FIELD(int64_t, search_budget_ms)          \
+  FIELD(int64_t, seal_margin_ms)            \
+  FIELD(int32_t, max_steps_per_replica)     \
+  FIELD(int32_t, max_jobs)                  \
+  FIELD(int64_t, max_plan_bytes)            \
+  FIELD(int64_t, plan_ttl_seconds)          \
+  FIELD(int64_t, max_message_bytes)         \
+  FIELD(bool, reflection)                   \
+  FIELD(int64_t, drain_ms)                  \
+  FIELD(int32_t, max_job_labels)            \
+  FIELD(std::string, cert_file)             \
+  FIELD(std::string, key_file)              \
+  FIELD(std::string, client_ca_file)        \
+  FIELD(std::string, token_file)            \
+  FIELD(int32_t, max_queued)                \
+  FIELD(int64_t, max_search_ms)             \
+  FIELD(int32_t, keepalive_seconds)         \
+  FIELD(int64_t, transport_memory_bytes)    \
+  FIELD(int64_t, subgraph_store_bytes)      \
+  FIELD(std::string, subgraph_store_file)   \
+  FIELD(int64_t, subgraph_store_file_bytes) \
+  FIELD(std::string, subgraph_store_redis)
 
 #define PW_DEFINE_FLAG(type, name)                   \
   ABSL_FLAG(std::optional<type>, name, std::nullopt, \
@@ -110,10 +115,16 @@ int Run() {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
+  const absl::StatusOr<SubgraphCosts> costs = MakeSubgraphCosts(*config);
+  if (!costs.ok()) {
+    spdlog::error("{}", costs.status().ToString());
+    return 1;
+  }
   const std::unique_ptr<search::StepPlanner> planner =
-      search::MakeStepPlanner();
+      search::MakeStepPlanner(costs->costs);
   SteadyClock clock;
-  auto server = Server::Start(*config, planner.get(), SimulatePlan, &clock);
+  auto server = Server::Start(*config, planner.get(), SimulatePlan, &clock,
+                              {costs->metrics});
   if (!server.ok()) {
     spdlog::error("{}", server.status().ToString());
     return 1;

@@ -108,6 +108,8 @@ struct Server::Parts {
   const v1::ServerConfig config;
   const TokenAuth auth;
   const std::shared_ptr<Metrics> metrics;
+  // Held for the exposer, which does not.
+  std::vector<std::shared_ptr<prometheus::Collectable>> more_metrics;
   const ProgramCodec codec;
   PlannerCore core;
   PlannerServiceImpl service;
@@ -133,7 +135,8 @@ int Server::calls_in_flight() const {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     const v1::ServerConfig& config, const search::StepPlanner* planner,
-    SimulateFunction simulate, Clock* clock) {
+    SimulateFunction simulate, Clock* clock,
+    std::vector<std::shared_ptr<prometheus::Collectable>> more_metrics) {
   TokenAuth auth;
   if (!config.token_file().empty()) {
     PW_ASSIGN_OR_RETURN(auth, TokenAuth::FromFile(config.token_file()));
@@ -156,6 +159,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
                        config.metrics_address(), "': ", error.what()));
     }
     parts->exposer->RegisterCollectable(parts->metrics);
+    for (const auto& metrics : more_metrics) {
+      parts->exposer->RegisterCollectable(metrics);
+    }
+    parts->more_metrics = std::move(more_metrics);
     const std::vector<int> ports = parts->exposer->GetListeningPorts();
     parts->metrics_address = BoundAddress(config.metrics_address(),
                                           ports.empty() ? 0 : ports.front());

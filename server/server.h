@@ -4,8 +4,11 @@
 #ifndef SERVER_SERVER_H_
 #define SERVER_SERVER_H_
 
+#include <prometheus/collectable.h>
+
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "pipeweaver/v1/server_config.pb.h"
@@ -19,11 +22,13 @@ namespace pipeweaver::server {
 class Server {
  public:
   // Starts serving. `config` is complete (CompleteConfig); what is passed by
-  // pointer must outlive the server. Errors: INVALID_ARGUMENT for files that
-  // cannot be read; UNAVAILABLE when an address cannot be bound.
+  // plain pointer must outlive the server. `more_metrics` join the metrics
+  // page. Errors: INVALID_ARGUMENT for files that cannot be read; UNAVAILABLE
+  // when an address cannot be bound.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const v1::ServerConfig& config, const search::StepPlanner* planner,
-      SimulateFunction simulate, Clock* clock);
+      SimulateFunction simulate, Clock* clock,
+      std::vector<std::shared_ptr<prometheus::Collectable>> more_metrics = {});
 
   // Drains.
   ~Server();

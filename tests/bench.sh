@@ -7,6 +7,7 @@
 #   partition  splitting and costing a step
 #   lower      checks, lowering and serialising of a plan
 #   engine     stage events a second of the step emulator
+#   store      costing a step with and without the subgraph store, operations really simulated
 #   ops        cost rules against measured GPU ops, leaving one model out at a time
 #
 # These machines are shared: read ratios and spreads, not single times. Problem
@@ -45,9 +46,10 @@ case $name in
   partition) run_target //search/partition:partition_benchmark "$@" ;;
   lower) run_target //search/lower:lower_benchmark "$@" ;;
   engine) run_target //semu/engine:step_emulator_benchmark "$@" ;;
+  store) run_target //tests/bench:store_bench "$@" ;;
   ops) run_target //tests/ops:leave_one_out "$@" ;;
   *)
-    sed -n '2,14s/^# \{0,1\}//p' "$0"
+    sed -n '2,15s/^# \{0,1\}//p' "$0"
     [[ $name == help ]]
     ;;
 esac

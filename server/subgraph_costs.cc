@@ -1,0 +1,96 @@
+#include "server/subgraph_costs.h"
+
+#include <prometheus/client_metric.h>
+#include <spdlog/spdlog.h>
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "semu/base/status_macros.h"
+#include "semu/store/file_store.h"
+#include "semu/store/memory_store.h"
+#include "semu/store/redis_store.h"
+#include "semu/store/write_behind_store.h"
+
+namespace pipeweaver::server {
+namespace {
+
+void Log(absl::string_view line) { spdlog::warn("{}", std::string(line)); }
+
+prometheus::MetricFamily Counters(const char* name, const char* help) {
+  prometheus::MetricFamily family;
+  family.name = name;
+  family.help = help;
+  family.type = prometheus::MetricType::Counter;
+  return family;
+}
+
+void Add(int64_t value, prometheus::MetricFamily* family,
+         const std::string& level = "") {
+  prometheus::ClientMetric metric;
+  if (!level.empty()) metric.label.push_back({"level", level});
+  metric.counter.value = static_cast<double>(value);
+  family->metric.push_back(std::move(metric));
+}
+
+}  // namespace
+
+SubgraphMetrics::SubgraphMetrics(
+    std::shared_ptr<const semu::SubgraphCache> cache,
+    std::shared_ptr<const semu::OpGraphCost> costs)
+    : cache_(std::move(cache)), costs_(std::move(costs)) {}
+
+std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
+  const semu::SubgraphCache::Counters counters = cache_->counters();
+  prometheus::MetricFamily hits =
+      Counters("pipeweaver_subgraph_hits_total",
+               "Layer costs found in the subgraph store, by its levels.");
+  for (const auto& level : counters.levels) Add(level.hits, &hits, level.name);
+  prometheus::MetricFamily joined =
+      Counters("pipeweaver_subgraph_joined_total",
+               "Layer costs that another caller was already looking for.");
+  Add(counters.joined, &joined);
+  prometheus::MetricFamily misses =
+      Counters("pipeweaver_subgraph_misses_total",
+               "Layer costs that no level of the subgraph store had.");
+  Add(counters.computed, &misses);
+  prometheus::MetricFamily ops =
+      Counters("pipeweaver_ops_simulated_total",
+               "Operations of layers that were really simulated.");
+  Add(costs_->ops_simulated(), &ops);
+  return {hits, joined, misses, ops};
+}
+
+absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
+    const v1::ServerConfig& config) {
+  std::vector<std::unique_ptr<semu::SubgraphStore>> levels;
+  levels.push_back(
+      std::make_unique<semu::MemoryStore>(config.subgraph_store_bytes()));
+  if (!config.subgraph_store_file().empty()) {
+    auto file = semu::FileStore::Open(config.subgraph_store_file(),
+                                      config.subgraph_store_file_bytes(), Log);
+    if (!file.ok()) {
+      return absl::Status(
+          file.status().code(),
+          absl::StrCat("subgraph_store_file: ", file.status().message()));
+    }
+    levels.push_back(
+        std::make_unique<semu::WriteBehindStore>(*std::move(file)));
+  }
+  if (!config.subgraph_store_redis().empty()) {
+    PW_ASSIGN_OR_RETURN(
+        auto redis,
+        semu::RedisStore::Create(config.subgraph_store_redis(), {}, Log));
+    levels.push_back(
+        std::make_unique<semu::WriteBehindStore>(std::move(redis)));
+  }
+  auto cache = std::make_shared<semu::SubgraphCache>(std::move(levels));
+  SubgraphCosts made;
+  made.costs = std::make_shared<semu::OpGraphCost>(
+      std::make_shared<semu::DeviceOpTimes>(), cache);
+  made.metrics = std::make_shared<SubgraphMetrics>(cache, made.costs);
+  return made;
+}
+
+}  // namespace pipeweaver::server

@@ -1,0 +1,44 @@
+// The server's cost model with the store that its config asks for.
+
+#ifndef SERVER_SUBGRAPH_COSTS_H_
+#define SERVER_SUBGRAPH_COSTS_H_
+
+#include <prometheus/collectable.h>
+#include <prometheus/metric_family.h>
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "pipeweaver/v1/server_config.pb.h"
+#include "semu/cost/op_graph_cost.h"
+#include "semu/store/subgraph_cache.h"
+
+namespace pipeweaver::server {
+
+// Counters of reuse, for the Prometheus page. Thread-safe.
+class SubgraphMetrics : public prometheus::Collectable {
+ public:
+  SubgraphMetrics(std::shared_ptr<const semu::SubgraphCache> cache,
+                  std::shared_ptr<const semu::OpGraphCost> costs);
+
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  const std::shared_ptr<const semu::SubgraphCache> cache_;
+  const std::shared_ptr<const semu::OpGraphCost> costs_;
+};
+
+struct SubgraphCosts {
+  std::shared_ptr<const semu::OpGraphCost> costs;
+  std::shared_ptr<SubgraphMetrics> metrics;
+};
+
+// Op graph costs over the levels of a complete config: memory, file, Redis.
+// Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the field, for a file
+// that cannot be opened or made. A Redis that is away is no error.
+absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(const v1::ServerConfig& config);
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_SUBGRAPH_COSTS_H_
