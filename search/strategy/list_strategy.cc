@@ -36,8 +36,9 @@ absl::StatusOr<SearchResult> ListStrategy::Solve(
   TaskOrder best, order;
   SearchResult result;
   const std::vector<double> weights = HoldWeights(graph);
-  for (const double price : TypicalPrices(graph, weights, kPrices)) {
-    scheduler.Run(rule, WaysAtPrice(graph, weights, price), order);
+  const MemoryPrices memory(graph);
+  for (const double price : memory.Typical(weights, kPrices)) {
+    scheduler.Run(rule, memory.AllAt(weights, price), order);
     if (result.evaluations++ == 0 || order.makespan_ns < best.makespan_ns) {
       std::swap(best, order);
     }

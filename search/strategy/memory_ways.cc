@@ -1,9 +1,12 @@
-// Uniform memory choices; see memory_ways.h.
+// Lower convex hulls of time over memory; see memory_ways.h.
 
 #include "search/strategy/memory_ways.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -71,70 +74,74 @@ std::vector<double> HoldWeights(const ProblemGraph& graph) {
   return weights;
 }
 
-Ways WaysAtPrice(const ProblemGraph& graph, absl::Span<const double> weights,
-                 double ns_per_byte) {
-  Ways ways;
-  ways.choice.assign(graph.pairs, 0);
-  ways.fused.assign(graph.pairs, 0);
+MemoryPrices::MemoryPrices(const ProblemGraph& graph) {
+  hull_begin_.reserve(graph.pairs);
+  std::vector<int32_t> known(graph.choices.size(), -1);  // by choice_begin
+  std::vector<std::pair<Option, Way>> options;
   for (int p = 0; p < graph.pairs; ++p) {
-    const auto choices = graph.choices_of(p);
-    bool first = true;
-    double best_cost = 0;
-    int64_t best_bytes = 0;
-    for (int c = 0; c < choices.size(); ++c) {
-      ForEachOption(choices[c], graph.mode[p], [&](const Option& option) {
-        const double cost =
-            static_cast<double>(option.length_ns) +
-            ns_per_byte * weights[p] * static_cast<double>(option.bytes);
-        if (first || cost < best_cost ||
-            (cost == best_cost && option.bytes < best_bytes)) {
-          first = false;
-          best_cost = cost;
-          best_bytes = option.bytes;
-          ways.choice[p] = c;
-          ways.fused[p] = option.fused ? 1 : 0;
+    int32_t& begin = known[graph.choice_begin[p]];
+    if (begin < 0) {
+      begin = static_cast<int32_t>(hulls_.size());
+      options.clear();
+      const auto choices = graph.choices_of(p);
+      for (int c = 0; c < choices.size(); ++c) {
+        ForEachOption(choices[c], graph.mode[p], [&](const Option& option) {
+          options.push_back({option, {c, option.fused}});
+        });
+      }
+      const std::pair<Option, Way>* at = &options[0];
+      for (const auto& o : options) {
+        if (o.first.length_ns < at->first.length_ns ||
+            (o.first.length_ns == at->first.length_ns &&
+             o.first.bytes < at->first.bytes)) {
+          at = &o;
         }
-      });
+      }
+      while (true) {
+        const std::pair<Option, Way>* next = nullptr;
+        double least = std::numeric_limits<double>::infinity();
+        for (const auto& o : options) {
+          if (o.first.bytes >= at->first.bytes) continue;
+          const double price =
+              static_cast<double>(o.first.length_ns - at->first.length_ns) /
+              static_cast<double>(at->first.bytes - o.first.bytes);
+          if (next == nullptr || price < least ||
+              (price == least && o.first.bytes < next->first.bytes)) {
+            next = &o;
+            least = price;
+          }
+        }
+        hulls_.push_back({least, at->second});
+        if (next == nullptr) break;
+        at = next;
+      }
     }
+    hull_begin_.push_back(begin);
+  }
+}
+
+Ways MemoryPrices::AllAt(absl::Span<const double> weights,
+                         double ns_per_byte) const {
+  Ways ways;
+  ways.choice.reserve(hull_begin_.size());
+  ways.fused.reserve(hull_begin_.size());
+  for (size_t p = 0; p < hull_begin_.size(); ++p) {
+    const Way way = At(static_cast<int>(p), ns_per_byte * weights[p]);
+    ways.choice.push_back(way.choice);
+    ways.fused.push_back(way.fused ? Ways::kFused : Ways::kApart);
   }
   return ways;
 }
 
-std::vector<double> TypicalPrices(const ProblemGraph& graph,
-                                  absl::Span<const double> weights, int most) {
-  // Breakpoints of the lower convex hulls of (bytes, length).
+std::vector<double> MemoryPrices::Typical(absl::Span<const double> weights,
+                                          int most) const {
   std::vector<double> prices;
-  std::vector<Option> options;
-  const int step = 1 + graph.pairs / kMostSampled;
-  for (int p = 0; p < graph.pairs; p += step) {
-    options.clear();
-    for (const GraphChoice& choice : graph.choices_of(p)) {
-      ForEachOption(choice, graph.mode[p],
-                    [&](const Option& option) { options.push_back(option); });
-    }
-    if (options.size() < 2) continue;
-    Option at = options[0];
-    for (const Option& o : options) {
-      if (o.length_ns < at.length_ns ||
-          (o.length_ns == at.length_ns && o.bytes < at.bytes)) {
-        at = o;
-      }
-    }
-    while (true) {
-      const Option* next = nullptr;
-      double least = 0;
-      for (const Option& o : options) {
-        if (o.bytes >= at.bytes) continue;
-        const double price = static_cast<double>(o.length_ns - at.length_ns) /
-                             static_cast<double>(at.bytes - o.bytes);
-        if (next == nullptr || price < least) {
-          next = &o;
-          least = price;
-        }
-      }
-      if (next == nullptr) break;
-      if (weights[p] > 0) prices.push_back(least / weights[p]);
-      at = *next;
+  const size_t step = 1 + hull_begin_.size() / kMostSampled;
+  for (size_t p = 0; p < hull_begin_.size(); p += step) {
+    if (weights[p] <= 0) continue;
+    for (int32_t at = hull_begin_[p]; std::isfinite(hulls_[at].gives_way_at);
+         ++at) {
+      prices.push_back(hulls_[at].gives_way_at / weights[p]);
     }
   }
   std::sort(prices.begin(), prices.end());

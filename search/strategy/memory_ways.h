@@ -4,6 +4,7 @@
 #ifndef SEARCH_STRATEGY_MEMORY_WAYS_H_
 #define SEARCH_STRATEGY_MEMORY_WAYS_H_
 
+#include <cstdint>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -16,16 +17,41 @@ namespace pipeweaver::search {
 // the longest path from its forward through the backward, and some waiting.
 std::vector<double> HoldWeights(const ProblemGraph& graph);  // [pair]
 
-// For each pair the choice, and B or I and W, of least
-// length + ns_per_byte * weight * activation bytes; ties: less memory, then the
-// first. `weights` is [pair].
-Ways WaysAtPrice(const ProblemGraph& graph, absl::Span<const double> weights,
-                 double ns_per_byte);
+// Which way to run a pair at which price. Immutable; thread-safe.
+class MemoryPrices {
+ public:
+  struct Way {
+    int32_t choice = 0;
+    bool fused = false;  // kSplit: B in place of I and W
+  };
 
-// Prices at which the choice of some typical pair changes, from 0 (fastest) on,
-// ending where every pair is at its leanest; at most `most` of them.
-std::vector<double> TypicalPrices(const ProblemGraph& graph,
-                                  absl::Span<const double> weights, int most);
+  explicit MemoryPrices(const ProblemGraph& graph);
+
+  // The way of least length + ns_per_byte * activation bytes; ties: less
+  // memory, then the first.
+  Way At(int pair, double ns_per_byte) const {
+    int32_t at = hull_begin_[pair];
+    while (hulls_[at].gives_way_at <= ns_per_byte) ++at;
+    return hulls_[at].way;
+  }
+
+  // All pairs at one price, times `weights` [pair].
+  Ways AllAt(absl::Span<const double> weights, double ns_per_byte) const;
+
+  // Prices, before weights, at which the way of some typical pair changes, from
+  // 0 (fastest) on, ending where all are at their leanest; at most `most`.
+  std::vector<double> Typical(absl::Span<const double> weights, int most) const;
+
+ private:
+  // Of a lower convex hull of (bytes, length), from fast to lean.
+  struct Corner {
+    double gives_way_at = 0;  // ns per byte; infinite at the leanest
+    Way way;
+  };
+
+  std::vector<Corner> hulls_;
+  std::vector<int32_t> hull_begin_;  // [pair]; alike pairs share theirs
+};
 
 }  // namespace pipeweaver::search
 

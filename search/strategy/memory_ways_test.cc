@@ -42,12 +42,12 @@ TEST(HoldWeightsTest, GrowWithThePathFromForwardToBackward) {
   EXPECT_GT(weights[2], 30.0 / 70);
 }
 
-TEST(WaysAtPriceTest, MemoryIsGivenUpFirstWhereItIsHeldLongest) {
+TEST(MemoryPricesTest, MemoryIsGivenUpFirstWhereItIsHeldLongest) {
   const ProblemGraph graph = ThreeRanks();
   const std::vector<double> weights = HoldWeights(graph);
   // 6 ns for 60 bytes: worth it where price * weight is over 0.1.
   const auto choices_at = [&](double price) {
-    return WaysAtPrice(graph, weights, price).choice;
+    return MemoryPrices(graph).AllAt(weights, price).choice;
   };
   EXPECT_EQ(choices_at(0), (std::vector<int32_t>{0, 0, 0}));
   EXPECT_EQ(choices_at(0.101 / weights[0]), (std::vector<int32_t>{1, 0, 0}));
@@ -55,12 +55,12 @@ TEST(WaysAtPriceTest, MemoryIsGivenUpFirstWhereItIsHeldLongest) {
   EXPECT_EQ(choices_at(0.101 / weights[2]), (std::vector<int32_t>{1, 1, 1}));
 }
 
-TEST(TypicalPricesTest, LeadFromTheFastestToTheLeanest) {
+TEST(MemoryPricesTest, TypicalOnesLeadFromTheFastestToTheLeanest) {
   const ProblemGraph graph = ThreeRanks();
   const std::vector<double> weights = HoldWeights(graph);
-  const std::vector<double> prices = TypicalPrices(graph, weights, 8);
+  const std::vector<double> prices = MemoryPrices(graph).Typical(weights, 8);
   EXPECT_EQ(prices.front(), 0);
-  EXPECT_EQ(WaysAtPrice(graph, weights, prices.back()).choice,
+  EXPECT_EQ(MemoryPrices(graph).AllAt(weights, prices.back()).choice,
             (std::vector<int32_t>{1, 1, 1}));
   for (size_t i = 1; i < prices.size(); ++i) {
     EXPECT_GT(prices[i], prices[i - 1]);

@@ -29,7 +29,8 @@ constexpr int kPatient = 128;
 
 }  // namespace
 
-PipelineRules::PipelineRules(const ListModel& model) : graph_(model.graph()) {
+PipelineRules::PipelineRules(const ListModel& model)
+    : graph_(model.graph()), memory_(graph_) {
   const ProblemGraph& graph = graph_;
   FindGroups(model.plan());
   int64_t weight_grads = 0;
@@ -50,27 +51,29 @@ PipelineRules::PipelineRules(const ListModel& model) : graph_(model.graph()) {
 
 void PipelineRules::FindPrices(const ListModel& model, bool by_hold) {
   PriceLadder& ladder = ladders_[by_hold];
-  const std::vector<double> weights =
+  ladder.weights =
       by_hold ? HoldWeights(graph_) : std::vector<double>(graph_.pairs, 1);
-  for (const double price : TypicalPrices(graph_, weights, kPrices)) {
-    ladder.ways.push_back(WaysAtPrice(graph_, weights, price));
-  }
-  ladder.least.assign(graph_.pairs, 0);
-  // Backwards count as split, as they may be.
-  std::vector<Ways> ways = ladder.ways;
-  for (Ways& w : ways) std::fill(w.fused.begin(), w.fused.end(), Ways::kApart);
+  ladder.prices = memory_.Typical(ladder.weights, kPrices);
+
   const int components = static_cast<int>(model.plan().components.size());
   std::vector<uint8_t> least(static_cast<size_t>(components) * graph_.ranks, 0);
-  for (int c = 0; c < components; ++c) {
-    for (int r = 0; r < graph_.ranks; ++r) {
-      int price = 0;
-      while (price + 1 < static_cast<int>(ladder.ways.size()) &&
-             model.NeedAlone(c, r, ways[price]) > graph_.limit_bytes[r]) {
-        ++price;
-      }
-      least[c * graph_.ranks + r] = static_cast<uint8_t>(price);
+  std::vector<int32_t> too_large(least.size());
+  std::iota(too_large.begin(), too_large.end(), 0);
+  for (size_t price = 0; price + 1 < ladder.prices.size(); ++price) {
+    Ways ways = memory_.AllAt(ladder.weights, ladder.prices[price]);
+    // Backwards count as split, as they may be.
+    std::fill(ways.fused.begin(), ways.fused.end(), Ways::kApart);
+    std::erase_if(too_large, [&](int32_t at) {
+      const int rank = at % graph_.ranks;
+      return model.NeedAlone(at / graph_.ranks, rank, ways) <=
+             graph_.limit_bytes[rank];
+    });
+    if (too_large.empty()) break;
+    for (const int32_t at : too_large) {
+      least[at] = static_cast<uint8_t>(price + 1);
     }
   }
+  ladder.least.assign(graph_.pairs, 0);
   for (int p = 0; p < graph_.pairs; ++p) {
     const int c = model.plan().component_of_sweep[graph_.pair_sweep[p]];
     if (c >= 0) ladder.least[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
@@ -390,16 +393,15 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
       never_fuse ? 0
                  : static_cast<int64_t>(rule.reserve) * mean_weight_grad_ns_;
   const PriceLadder& ladder = ladders_[rule.by_hold];
-  const auto last_price = static_cast<uint8_t>(ladder.ways.size() - 1);
+  const auto last_price = static_cast<uint8_t>(ladder.prices.size() - 1);
   ways.choice.resize(graph_.pairs);
   ways.fused.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) {
     const int s = graph_.pair_sweep[p];
-    const Ways& priced =
-        ladder
-            .ways[std::min(last_price, std::max(rule.price[graph_.pair_rank[p]],
-                                                ladder.least[p]))];
-    ways.choice[p] = priced.choice[p];
+    const double price = ladder.prices[std::min(
+        last_price,
+        std::max(rule.price[graph_.pair_rank[p]], ladder.least[p]))];
+    ways.choice[p] = memory_.At(p, price * ladder.weights[p]).choice;
     const int64_t i = place[group_of_sweep_[s]];
     ways.fused[p] = graph_.mode[p] != PairMode::kSplit || never_fuse ||
                             i >= m - rule.split_groups

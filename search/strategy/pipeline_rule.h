@@ -16,6 +16,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/memory_ways.h"
 #include "search/strategy/safe_plan.h"
 
 namespace pipeweaver::search {
@@ -49,7 +50,7 @@ class PipelineRules {
   int groups() const { return static_cast<int>(group_work_ns_.size()); }
   int prices() const {
     return static_cast<int>(
-        std::max(ladders_[0].ways.size(), ladders_[1].ways.size()));
+        std::max(ladders_[0].prices.size(), ladders_[1].prices.size()));
   }
   bool can_fuse() const { return can_fuse_; }
   // Every group is two sweeps, over all ranks and back, so that kZeroBubbleV
@@ -90,11 +91,13 @@ class PipelineRules {
   std::vector<int64_t> group_work_ns_;
   std::vector<int32_t> depth_;  // [sweep]: sweeps before it, longest chain
   struct PriceLadder {
-    std::vector<Ways> ways;  // [price]
+    std::vector<double> weights;  // [pair]
+    std::vector<double> prices;   // ns per byte, before weights
     // [pair]: the least price at which its component fits alone on its rank.
     std::vector<uint8_t> least;
   };
   PriceLadder ladders_[2];  // [by_hold]
+  const MemoryPrices memory_;
   bool can_fuse_ = false;
   bool is_v_ = false;
   int64_t mean_weight_grad_ns_ = 0;

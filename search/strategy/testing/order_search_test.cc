@@ -46,8 +46,8 @@ void ForEachOrder(const Visitor& visit) {
       rule.key[t] = static_cast<int64_t>(t);
     }
     TaskOrder order;
-    ListScheduler(model).Run(rule, WaysAtPrice(graph, HoldWeights(graph), 1e9),
-                             order);
+    ListScheduler(model).Run(
+        rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9), order);
     ExpectConsistent(graph, order);
     visit(graph, order);
     if (testing::Test::HasFatalFailure()) return;
