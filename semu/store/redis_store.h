@@ -38,6 +38,9 @@ struct RedisOptions {
 // when it is first asked. A Redis that is away, slow or wrong costs at most one
 // timeout a pause: all else is a miss at once. Losing it and having it back is
 // logged. One connection; thread-safe.
+//
+// An answer takes longer than simulating a layer by the device's rules does:
+// sharing pays where times come from dearer rules (cost/op_time.h).
 class RedisStore : public SubgraphStore {
  public:
   using Log = std::function<void(absl::string_view)>;
