@@ -81,27 +81,38 @@ int64_t LayoutFreeBound(const Problem& problem) {
   return static_cast<int64_t>(work_ns / problem.ranks);
 }
 
-// The layout of least simulated makespan on a batch such as the job's limits
+// The layout of least simulated makespan on batches such as the job's limits
 // allow; deterministic.
 absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
                                            const semu::CostModel& costs) {
-  constexpr int kMicrobatchesPerRank = 2;
-  constexpr int kEvaluations = 8;
-  const semu::Batch samples[] = {UsualBatch(
-      job, kMicrobatchesPerRank * job.parallelism.pipeline_parallel)};
+  constexpr int kMicrobatches = 32;
+  // Every problem gets about as much effort, as it does when steps are planned
+  // within a time: large ones are judged by fewer schedules.
+  constexpr int64_t kStagesPerProblem = 10'000;
+  constexpr int64_t kMostEvaluations = 8;
+  const int microbatches =
+      std::max(kMicrobatches, 2 * job.parallelism.pipeline_parallel);
+  const semu::Batch samples[] = {VariedBatch(job, microbatches, 1),
+                                 VariedBatch(job, microbatches, 2)};
+  const semu::Batch held_out = VariedBatch(job, microbatches, 3);
   const std::unique_ptr<Strategy> strategy =
       MakeStrategy(StrategyNames().front());
   const auto evaluate =
       [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    int64_t stages = 1;
+    for (const Sweep& sweep : step.problem.sweeps) {
+      stages += static_cast<int64_t>(sweep.stages.size());
+    }
     SearchOptions options;
-    options.budget.evaluations = kEvaluations;
+    options.budget.evaluations =
+        std::clamp<int64_t>(kStagesPerProblem / stages, 1, kMostEvaluations);
     PW_ASSIGN_OR_RETURN(
         const SearchResult result,
         strategy->Solve(BuildProblemGraph(step.problem), options));
     return result.makespan_ns;
   };
   PW_ASSIGN_OR_RETURN(RefinedLayout refined,
-                      RefineLayout(job, costs, samples, evaluate));
+                      RefineLayout(job, costs, samples, held_out, evaluate));
   return std::move(refined.layout);
 }
 
@@ -146,7 +157,9 @@ class Planner : public StepPlanner {
                                  ? search::StrategyNames().front()
                                  : options.strategy;
     if (const std::optional<Baseline> baseline = BaselineFromName(name)) {
-      return PlanByBaseline(job, batch, *baseline);
+      return PlanByBaseline(
+          job, options.reference == nullptr ? batch : *options.reference, batch,
+          *baseline);
     }
     const std::unique_ptr<Strategy> strategy = MakeStrategy(name);
     if (strategy == nullptr) {
@@ -239,13 +252,14 @@ class Planner : public StepPlanner {
   }
 
   static absl::StatusOr<StepPlan> PlanByBaseline(const PlannableJob& job,
+                                                 const semu::Batch& reference,
                                                  const semu::Batch& batch,
                                                  Baseline baseline) {
     StepPlan plan;
     const WallClock::time_point start = WallClock::now();
     PW_ASSIGN_OR_RETURN(
         BaselinePlan planned,
-        PlanBaseline(baseline, job.job, batch, batch, *job.costs));
+        PlanBaseline(baseline, job.job, reference, batch, *job.costs));
     plan.report.search_ns = NanosecondsSince(start);
     plan.report.strategy = std::string(BaselineName(baseline));
     plan.report.finished = true;

@@ -73,6 +73,9 @@ struct PlanOptions {
   // Name of a strategy (Planner::StrategyNames); empty: the default portfolio.
   std::string strategy;
   SearchOptions search;
+  // The batch for whose mean baselines divide layers; null: the one to be
+  // planned, which favours them. Not owned.
+  const semu::Batch* reference = nullptr;
 };
 
 // What the server needs of a planner; tests put a puppet in its place.

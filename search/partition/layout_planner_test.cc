@@ -134,6 +134,27 @@ TEST(UsualBatchTest, ItemsAreConsumedAndFit) {
   }
 }
 
+TEST(VariedBatchTest, MicrobatchesDifferAndFit) {
+  for (const std::string& name : semu::SetupNames()) {
+    const semu::Job job = JobOf(name);
+    const semu::Batch batch = VariedBatch(job, 16, 7);
+    const semu::Batch again = VariedBatch(job, 16, 7);
+    ASSERT_EQ(batch.microbatches.size(), 16);
+    for (size_t m = 0; m < job.modules.size(); ++m) {
+      std::vector<int64_t> totals;
+      for (size_t b = 0; b < batch.microbatches.size(); ++b) {
+        const auto& items = batch.microbatches[b].item_tokens[m];
+        EXPECT_EQ(items, again.microbatches[b].item_tokens[m]);
+        totals.push_back(
+            std::accumulate(items.begin(), items.end(), int64_t{0}));
+        EXPECT_LE(totals.back(), job.max_microbatch_tokens[m]);
+      }
+      EXPECT_NE(*std::min_element(totals.begin(), totals.end()),
+                *std::max_element(totals.begin(), totals.end()));
+    }
+  }
+}
+
 absl::StatusOr<int64_t> Bound(const StepProblem& step) {
   return LowerBound(BuildProblemGraph(step.problem));
 }
@@ -141,7 +162,9 @@ absl::StatusOr<int64_t> Bound(const StepProblem& step) {
 TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
-  const auto refined = RefineLayout(job, semu::OpGraphCost(), samples, Bound);
+  const semu::Batch held_out = VariedBatch(job, 8, 1);
+  const auto refined =
+      RefineLayout(job, semu::RooflineCost(), samples, held_out, Bound);
   ASSERT_TRUE(refined.ok()) << refined.status();
   EXPECT_GT(refined->paper_ns, 0);
   EXPECT_LE(refined->refined_ns, refined->paper_ns);
@@ -149,7 +172,8 @@ TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   EXPECT_TRUE(
       semu::LayoutFromProto(semu::LayoutToProto(refined->layout, job), job)
           .ok());
-  const auto again = RefineLayout(job, semu::OpGraphCost(), samples, Bound);
+  const auto again =
+      RefineLayout(job, semu::RooflineCost(), samples, held_out, Bound);
   EXPECT_EQ(semu::LayoutToProto(refined->layout, job).SerializeAsString(),
             semu::LayoutToProto(again->layout, job).SerializeAsString());
 }
@@ -161,7 +185,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
       [](const StepProblem& step) -> absl::StatusOr<int64_t> {
     int64_t ns = 1'000'000;
     for (const Sweep& sweep : step.problem.sweeps) {
-      ns -= sweep.stages.front().rank > sweep.stages.back().rank ? 1000 : 0;
+      ns -= sweep.stages.front().rank > sweep.stages.back().rank ? 10'000 : 0;
     }
     return ns;
   };
@@ -171,7 +195,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
     const semu::Job job = *semu::JobFromProto(proto);
     const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
     const auto refined =
-        RefineLayout(job, semu::OpGraphCost(), samples, wants_v);
+        RefineLayout(job, semu::RooflineCost(), samples, samples[0], wants_v);
     ASSERT_TRUE(refined.ok());
     bool any = false;
     for (const auto& module : refined->shape.modules) {
@@ -181,6 +205,45 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
   }
 }
 
+TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const semu::Batch held_out = UsualBatch(job, 3);
+  for (const bool agrees : {false, true}) {
+    // One segment of everything is the shortest, in the samples.
+    const StepEvaluator evaluator =
+        [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+      const int microbatches = step.problem.sweeps.back().microbatch + 1;
+      if (microbatches == 3 && !agrees) return 1000;
+      return 1000 * static_cast<int64_t>(step.problem.sweeps.size());
+    };
+    const auto refined =
+        RefineLayout(job, semu::RooflineCost(), samples, held_out, evaluator);
+    ASSERT_TRUE(refined.ok());
+    EXPECT_LT(refined->refined_ns, refined->paper_ns);
+    EXPECT_EQ(refined->is_paper, !agrees);
+    const LayoutShape paper = PaperLayoutShape(job, semu::RooflineCost());
+    bool same = true;
+    for (size_t m = 0; m < job.modules.size(); ++m) {
+      same &= refined->shape.modules[m].segments == paper.modules[m].segments &&
+              refined->shape.modules[m].sub_microbatch_tokens ==
+                  paper.modules[m].sub_microbatch_tokens;
+    }
+    EXPECT_EQ(same, !agrees);
+  }
+}
+
+TEST(RefineLayoutTest, StopsAtItsMostStages) {
+  const semu::Job job = JobOf("vlm-m");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
+  const auto refined =
+      RefineLayout(job, semu::RooflineCost(), samples, samples[0], Bound,
+                   {.max_layouts = 100, .max_stages = 1});
+  ASSERT_TRUE(refined.ok());
+  EXPECT_EQ(refined->layouts_evaluated, 1);
+  EXPECT_TRUE(refined->is_paper);
+}
+
 TEST(RefineLayoutTest, SaysWhyNothingFits) {
   const semu::Job job = JobOf("vlm-s");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
@@ -188,7 +251,8 @@ TEST(RefineLayoutTest, SaysWhyNothingFits) {
       [](const StepProblem&) -> absl::StatusOr<int64_t> {
     return absl::ResourceExhaustedError("rank 3 is full");
   };
-  const auto refined = RefineLayout(job, semu::OpGraphCost(), samples, never);
+  const auto refined =
+      RefineLayout(job, semu::RooflineCost(), samples, samples[0], never);
   EXPECT_EQ(refined.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(refined.status().message(), HasSubstr("rank 3 is full"));
 }

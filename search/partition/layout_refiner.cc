@@ -21,6 +21,11 @@ using semu::Job;
 
 constexpr double kWorthwhile = 0.999;
 constexpr double kLightModule = 0.02;
+// Of the best layout's makespan on the first sample: beyond, a layout is not
+// looked at further.
+constexpr double kHopeless = 1.02;
+// Of the paper's makespan on the held-out batch.
+constexpr double kConvincing = 0.98;
 
 class Refiner {
  public:
@@ -41,7 +46,7 @@ class Refiner {
     times_ = MeanLayerTimes(job, all, costs);
   }
 
-  absl::StatusOr<RefinedLayout> Run() {
+  absl::StatusOr<RefinedLayout> Run(const semu::Batch& held_out) {
     const LayoutShape paper = PaperLayoutShape(job_, costs_);
     Try(paper);
     result_.paper_ns = best_ns_.value_or(-1);
@@ -60,45 +65,71 @@ class Refiner {
     }
     if (!best_ns_.has_value()) return failure_;
     result_.refined_ns = *best_ns_;
-    result_.layout = PlaceLayers(job_, result_.shape, times_);
     result_.layouts_evaluated = tried_;
+    if (result_.paper_ns >= 0 && !Convinces(result_.shape, paper, held_out)) {
+      result_.is_paper = true;
+      result_.shape = paper;
+    }
+    result_.layout = PlaceLayers(job_, result_.shape, times_);
     return std::move(result_);
   }
 
  private:
   // Evaluates `shape` and takes it if it is worthwhile.
   bool Try(const LayoutShape& shape) {
-    if (tried_ >= options_.max_layouts) return false;
-    ++tried_;
-    const absl::StatusOr<int64_t> ns = Evaluate(shape);
-    if (!ns.ok()) {
-      failure_ = ns.status();
+    if (tried_ >= options_.max_layouts ||
+        (tried_ > 0 && stages_ >= options_.max_stages)) {
       return false;
     }
+    ++tried_;
+    int64_t sum_ns = 0, first_ns = 0;
+    for (size_t i = 0; i < samples_.size(); ++i) {
+      const absl::StatusOr<int64_t> ns = Evaluate(shape, samples_[i]);
+      if (!ns.ok()) {
+        failure_ = ns.status();
+        return false;
+      }
+      if (i == 0) first_ns = *ns;
+      sum_ns += *ns;
+      if (best_ns_.has_value() &&
+          static_cast<double>(first_ns) >
+              kHopeless * static_cast<double>(best_first_ns_)) {
+        return false;
+      }
+    }
     if (best_ns_.has_value() &&
-        static_cast<double>(*ns) >
+        static_cast<double>(sum_ns) >
             kWorthwhile * static_cast<double>(*best_ns_)) {
       return false;
     }
-    best_ns_ = *ns;
+    best_ns_ = sum_ns;
+    best_first_ns_ = first_ns;
     result_.shape = shape;
     return true;
   }
 
-  absl::StatusOr<int64_t> Evaluate(const LayoutShape& shape) const {
+  absl::StatusOr<int64_t> Evaluate(const LayoutShape& shape,
+                                   const semu::Batch& batch) {
     const semu::Layout layout = PlaceLayers(job_, shape, times_);
     PW_ASSIGN_OR_RETURN(const MemoryPlan memory,
                         PlanMemory(job_, layout, costs_));
-    int64_t sum = 0;
-    for (const semu::Batch& batch : samples_) {
-      PW_ASSIGN_OR_RETURN(
-          const StepProblem step,
-          BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch,
-                           costs_));
-      PW_ASSIGN_OR_RETURN(const int64_t ns, evaluator_(step));
-      sum += ns;
+    PW_ASSIGN_OR_RETURN(
+        const StepProblem step,
+        BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch,
+                         costs_));
+    for (const Sweep& sweep : step.problem.sweeps) {
+      stages_ += static_cast<int64_t>(sweep.stages.size());
     }
-    return sum;
+    return evaluator_(step);
+  }
+
+  bool Convinces(const LayoutShape& shape, const LayoutShape& paper,
+                 const semu::Batch& held_out) {
+    const absl::StatusOr<int64_t> ns = Evaluate(shape, held_out);
+    const absl::StatusOr<int64_t> paper_ns = Evaluate(paper, held_out);
+    if (!ns.ok() || !paper_ns.ok()) return ns.ok();
+    return static_cast<double>(*ns) <=
+           kConvincing * static_cast<double>(*paper_ns);
   }
 
   std::vector<int> HeaviestFirst() const {
@@ -171,6 +202,8 @@ class Refiner {
   LayerTimes times_;
   RefinedLayout result_;
   std::optional<int64_t> best_ns_;
+  int64_t best_first_ns_ = 0;  // of it, on the first sample
+  int64_t stages_ = 0;
   absl::Status failure_;
   int tried_ = 0;
 };
@@ -179,11 +212,11 @@ class Refiner {
 
 absl::StatusOr<RefinedLayout> RefineLayout(
     const Job& job, const semu::CostModel& costs,
-    absl::Span<const semu::Batch> samples, const StepEvaluator& evaluator,
-    const RefineOptions& options) {
+    absl::Span<const semu::Batch> samples, const semu::Batch& held_out,
+    const StepEvaluator& evaluator, const RefineOptions& options) {
   PW_CHECK(!samples.empty());
   PW_CHECK(options.max_layouts >= 1);
-  return Refiner(job, costs, samples, evaluator, options).Run();
+  return Refiner(job, costs, samples, evaluator, options).Run(held_out);
 }
 
 }  // namespace pipeweaver::search

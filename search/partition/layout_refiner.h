@@ -24,17 +24,24 @@ using StepEvaluator =
     std::function<absl::StatusOr<int64_t>(const StepProblem&)>;
 
 struct RefineOptions {
-  // Most layouts evaluated, each on all samples.
+  // Most layouts evaluated. A layout that is clearly worse than the best so far
+  // on the first sample is not evaluated on the others.
   int max_layouts = 100;
+  // Most stages in the problems evaluated, summed up; what bounds the time. The
+  // paper's layout is always evaluated.
+  int64_t max_stages = 1'000'000;
 };
 
 struct RefinedLayout {
   LayoutShape shape;
   semu::Layout layout;
-  // Sum of makespans over the samples: of the paper's rule, of `layout`.
-  // The former is -1 where the paper's layout does not fit.
+  // Sum of makespans over the samples: of the paper's rule, of the best layout
+  // found. The former is -1 where the paper's layout does not fit.
   int64_t paper_ns = -1;
   int64_t refined_ns = 0;
+  // `layout` is the paper's: nothing better was found, or not by the held-out
+  // batch.
+  bool is_paper = false;
   int layouts_evaluated = 0;
 };
 
@@ -43,14 +50,16 @@ struct RefinedLayout {
 // segment count together with directions (up, down, and the two alternations,
 // within the executor's capabilities), then its sub-microbatch size (halved,
 // doubled, quadrupled, whole), as long as the sum of makespans falls by 0.1 %.
-// Modules with under 2 % of the arithmetic time stay as they are.
+// Modules with under 2 % of the arithmetic time stay as they are. What was
+// found replaces the paper's layout only if it is better by 2 % on `held_out`,
+// too.
 //
-// `samples` are not empty. Errors: RESOURCE_EXHAUSTED, of the last layout
-// tried, when none fits.
+// `samples` are not empty; layers are placed for their mean. Errors:
+// RESOURCE_EXHAUSTED, of the last layout tried, when none fits.
 absl::StatusOr<RefinedLayout> RefineLayout(
     const semu::Job& job, const semu::CostModel& costs,
-    absl::Span<const semu::Batch> samples, const StepEvaluator& evaluator,
-    const RefineOptions& options = {});
+    absl::Span<const semu::Batch> samples, const semu::Batch& held_out,
+    const StepEvaluator& evaluator, const RefineOptions& options = {});
 
 }  // namespace pipeweaver::search
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -27,10 +28,12 @@ int ItemSource(const Job& job, int module) {
   return module;
 }
 
-// Gives every module counts[m] items of the usual length and spreads producers'
+// Gives every module counts[m] items of length[m] tokens and spreads producers'
 // items evenly over consumers'. Where items are left over that must be
 // consumed, lowers their source's count and returns none.
-std::optional<semu::Microbatch> Fill(const Job& job, std::vector<int>* counts) {
+std::optional<semu::Microbatch> Fill(const Job& job,
+                                     const std::vector<int64_t>& length,
+                                     std::vector<int>* counts) {
   semu::Microbatch microbatch;
   microbatch.item_tokens.resize(job.modules.size());
   microbatch.uses.resize(job.edges.size());
@@ -38,7 +41,7 @@ std::optional<semu::Microbatch> Fill(const Job& job, std::vector<int>* counts) {
     std::vector<int64_t>& tokens = microbatch.item_tokens[m];
     const int inherited = semu::InheritedEdge(job, m);
     if (inherited < 0) {
-      tokens.assign((*counts)[m], UsualItemTokens(job, m));
+      tokens.assign((*counts)[m], length[m]);
       continue;
     }
     const semu::ModuleEdge& edge = job.edges[inherited];
@@ -85,9 +88,17 @@ std::optional<semu::Microbatch> Fill(const Job& job, std::vector<int>* counts) {
   return microbatch;
 }
 
-// Modules with consumers are `quarters` / 4 full, those with a consumer in
-// common in equal parts.
-semu::Microbatch UsualMicrobatch(const Job& job, int quarters) {
+// What a microbatch has of a module's items: their length in tokens, and the
+// share of the module's room that they fill, in 1/kFull.
+struct Filling {
+  int64_t length = 1;
+  int share = 0;
+};
+constexpr int kFull = 8;
+
+// Modules with a consumer in common share their room in equal parts.
+semu::Microbatch FilledMicrobatch(const Job& job,
+                                  const std::vector<Filling>& fillings) {
   std::vector<int> producers(job.modules.size(), 0);  // of each module
   for (const semu::ModuleEdge& edge : job.edges) ++producers[edge.consumer];
   // [module]: most producers of any module that its items end in.
@@ -102,19 +113,27 @@ semu::Microbatch UsualMicrobatch(const Job& job, int quarters) {
     }
   }
   std::vector<int> counts;
+  std::vector<int64_t> length;
   for (size_t m = 0; m < job.modules.size(); ++m) {
-    const int64_t full = job.max_microbatch_tokens[m] /
-                         UsualItemTokens(job, static_cast<int>(m));
+    const Filling& filling = fillings[m];
+    const int64_t full = job.max_microbatch_tokens[m] / filling.length;
     const int64_t count =
-        sharing[m] > 0 ? full * quarters / (4 * sharing[m]) : full;
+        full * filling.share / (kFull * std::max(1, sharing[m]));
     counts.push_back(
         static_cast<int>(std::clamp<int64_t>(count, 1, kMostUsualItems)));
+    length.push_back(filling.length);
   }
   // Each round that fails lowers a count.
   for (;;) {
-    std::optional<semu::Microbatch> microbatch = Fill(job, &counts);
+    std::optional<semu::Microbatch> microbatch = Fill(job, length, &counts);
     if (microbatch.has_value()) return *std::move(microbatch);
   }
+}
+
+bool IsConsumed(const Job& job, int module) {
+  return std::any_of(
+      job.edges.begin(), job.edges.end(),
+      [module](const semu::ModuleEdge& e) { return e.producer == module; });
 }
 
 }  // namespace
@@ -171,7 +190,31 @@ Shape UsualShape(const Job& job, int module, int64_t tokens) {
 semu::Batch UsualBatch(const Job& job, int microbatches) {
   semu::Batch batch;
   for (int b = 0; b < microbatches; ++b) {
-    batch.microbatches.push_back(UsualMicrobatch(job, b % 4 + 1));
+    std::vector<Filling> fillings;
+    for (int m = 0; m < static_cast<int>(job.modules.size()); ++m) {
+      const int share = IsConsumed(job, m) ? (b % 4 + 1) * kFull / 4 : kFull;
+      fillings.push_back({UsualItemTokens(job, m), share});
+    }
+    batch.microbatches.push_back(FilledMicrobatch(job, fillings));
+  }
+  return batch;
+}
+
+semu::Batch VariedBatch(const Job& job, int microbatches, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const auto draw = [&random](int least, int most) {
+    return least + static_cast<int>(random() % (most - least + 1));
+  };
+  semu::Batch batch;
+  for (int b = 0; b < microbatches; ++b) {
+    std::vector<Filling> fillings;
+    for (int m = 0; m < static_cast<int>(job.modules.size()); ++m) {
+      const int64_t length = UsualItemTokens(job, m) * draw(4, 12) / 8;
+      fillings.push_back(
+          {std::clamp<int64_t>(length, 1, job.max_microbatch_tokens[m]),
+           draw(IsConsumed(job, m) ? 0 : kFull / 2, kFull)});
+    }
+    batch.microbatches.push_back(FilledMicrobatch(job, fillings));
   }
   return batch;
 }

@@ -24,6 +24,12 @@ semu::Shape UsualShape(const semu::Job& job, int module, int64_t tokens);
 // for them, and the rest completely.
 semu::Batch UsualBatch(const semu::Job& job, int microbatches);
 
+// A batch in which microbatches differ: in each, items are half to one and a
+// half times as long as usual ones; modules that others consume are empty (but
+// for an item) to full, the others half full to full. The same for the same
+// seed on any machine.
+semu::Batch VariedBatch(const semu::Job& job, int microbatches, uint64_t seed);
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_PARTITION_USUAL_BATCH_H_
