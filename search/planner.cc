@@ -58,6 +58,32 @@ double BubbleRatio(const StageTimes& times) {
                  (static_cast<double>(times.ranks.size()) * times.makespan_ns);
 }
 
+// `graph` with transfers between ranks longer by `padding` mean forwards.
+ProblemGraph Padded(ProblemGraph graph, double padding) {
+  double forwards_ns = 0;
+  for (int p = 0; p < graph.pairs; ++p) {
+    forwards_ns += static_cast<double>(graph.choices_of(p)[0].forward_ns);
+  }
+  const auto room_ns =
+      static_cast<int64_t>(padding * forwards_ns / std::max(1, graph.pairs));
+  for (int p = 0; p < graph.pairs; ++p) {
+    const auto pad = [&](GraphEdge& edge) {
+      if (graph.pair_rank[edge.pair] != graph.pair_rank[p]) {
+        edge.delay_ns += room_ns;
+      }
+    };
+    for (int e = graph.producer_begin[p]; e < graph.producer_begin[p + 1];
+         ++e) {
+      pad(graph.producers[e]);
+    }
+    for (int e = graph.consumer_begin[p]; e < graph.consumer_begin[p + 1];
+         ++e) {
+      pad(graph.consumers[e]);
+    }
+  }
+  return graph;
+}
+
 // No layout of the same stages ends before the ranks have shared their least
 // work evenly.
 int64_t LayoutFreeBound(const Problem& problem) {
@@ -167,31 +193,11 @@ class Planner : public StepPlanner {
           absl::StrCat("strategy: ", name, ": must be one of ",
                        absl::StrJoin(StrategyNames(), ", ")));
     }
-    SearchOptions search = options.search;
-    std::optional<WallClock::time_point>& deadline = search.budget.deadline;
-    const WallClock::duration time =
-        deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
-    bool again = false;
-    return PlanWithRoomForTransfers(
-        job, batch, StepProblemOptions{}, search.threads,
-        [&](const Problem&, const ProblemGraph& graph,
-            StepPlan& plan) -> absl::Status {
-          const WallClock::time_point start = WallClock::now();
-          // A search with no time left would be as good as none.
-          if (again && deadline) {
-            deadline = std::max(*deadline, start + time / 2);
-          }
-          again = true;
-          SetBounds(graph, &plan.report);
-          PW_ASSIGN_OR_RETURN(SearchResult result,
-                              strategy->Solve(graph, search));
-          plan.report.search_ns += NanosecondsSince(start);
-          plan.report.strategy = name;
-          plan.report.evaluations = result.evaluations;
-          plan.report.finished = !deadline || WallClock::now() < *deadline;
-          plan.schedule = std::move(result.schedule);
-          return absl::OkStatus();
-        });
+    if (options.jitter.duration_noise > 0) {
+      return PlanForJitter(job, batch, *strategy, name, options);
+    }
+    return PlanBySearch(job, batch, *strategy, name, options.search,
+                        /*padding=*/0);
   }
 
   absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
@@ -221,6 +227,98 @@ class Planner : public StepPlanner {
   }
 
  private:
+  // Searches a problem whose transfers between ranks take `padding` mean
+  // forwards longer than they do, which keeps dependent stages apart.
+  static absl::StatusOr<StepPlan> PlanBySearch(const PlannableJob& job,
+                                               const semu::Batch& batch,
+                                               const Strategy& strategy,
+                                               const std::string& name,
+                                               SearchOptions search,
+                                               double padding) {
+    std::optional<WallClock::time_point>& deadline = search.budget.deadline;
+    const WallClock::duration time =
+        deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
+    bool again = false;
+    return PlanWithRoomForTransfers(
+        job, batch, StepProblemOptions{}, search.threads,
+        [&](const Problem&, const ProblemGraph& graph,
+            StepPlan& plan) -> absl::Status {
+          const WallClock::time_point start = WallClock::now();
+          // A search with no time left would be as good as none.
+          if (again && deadline) {
+            deadline = std::max(*deadline, start + time / 2);
+          }
+          again = true;
+          SetBounds(graph, &plan.report);
+          PW_ASSIGN_OR_RETURN(
+              SearchResult result,
+              padding > 0 ? strategy.Solve(Padded(graph, padding), search)
+                          : strategy.Solve(graph, search));
+          plan.report.search_ns += NanosecondsSince(start);
+          plan.report.strategy = name;
+          plan.report.evaluations = result.evaluations;
+          plan.report.finished = !deadline || WallClock::now() < *deadline;
+          plan.schedule = std::move(result.schedule);
+          return absl::OkStatus();
+        });
+  }
+
+  // The plan of least expected makespan among those of several paddings.
+  static absl::StatusOr<StepPlan> PlanForJitter(const PlannableJob& job,
+                                                const semu::Batch& batch,
+                                                const Strategy& strategy,
+                                                const std::string& name,
+                                                const PlanOptions& options) {
+    constexpr double kPaddings[] = {0, 0.05, 0.2};
+    constexpr int kPlans = std::size(kPaddings);
+    const JitterOptions& jitter = options.jitter;
+    if (!(jitter.duration_noise <= 1) || jitter.runs < 1) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "jitter: duration_noise ", jitter.duration_noise, " and runs ",
+          jitter.runs, ", must be 0 to 1 and at least 1"));
+    }
+    std::optional<StepPlan> best;
+    int64_t search_ns = 0, evaluations = 0;
+    for (int i = 0; i < kPlans; ++i) {
+      SearchOptions search = options.search;
+      SearchBudget& budget = search.budget;
+      if (budget.evaluations > 0) {
+        budget.evaluations = std::max<int64_t>(1, budget.evaluations / kPlans);
+      }
+      if (budget.deadline) {
+        const WallClock::time_point now = WallClock::now();
+        if (best && now >= *budget.deadline) break;
+        budget.deadline = now + (*budget.deadline - now) / (kPlans - i);
+      }
+      absl::StatusOr<StepPlan> plan =
+          PlanBySearch(job, batch, strategy, name, search, kPaddings[i]);
+      if (!plan.ok()) {
+        if (best) continue;
+        return plan.status();
+      }
+      search_ns += plan->report.search_ns;
+      evaluations += plan->report.evaluations;
+      const PlanEvaluator evaluator(plan->step, plan->programs,
+                                    LinkSpeedsOf(job.job));
+      int64_t sum_ns = 0;
+      for (int run = 0; run < jitter.runs; ++run) {
+        PW_ASSIGN_OR_RETURN(
+            const StepEvaluation evaluation,
+            evaluator.Evaluate({.duration_noise = jitter.duration_noise,
+                                .seed = jitter.seed + run}));
+        sum_ns += evaluation.makespan_ns;
+      }
+      plan->report.expected_makespan_ns = sum_ns / jitter.runs;
+      if (!best || plan->report.expected_makespan_ns <
+                       best->report.expected_makespan_ns) {
+        best = *std::move(plan);
+      }
+    }
+    best->report.search_ns = search_ns;
+    best->report.evaluations = evaluations;
+    return *std::move(best);
+  }
+
   // Plans with `solve`. The scheduling problem counts no transfers; where the
   // values on their way need more than the reserve holds, the problem gets less
   // memory and is solved again.

@@ -53,6 +53,8 @@ struct StepReport {
   BubbleCauses bubbles;
   std::vector<int64_t> peak_memory_bytes;  // [rank], static bytes included
   double measured_share = 0;
+  // Mean makespan of the runs of JitterOptions; 0: not asked for.
+  int64_t expected_makespan_ns = 0;
   bool finished = false;  // the search ended by itself, not by the deadline
   // Wall-clock.
   int64_t search_ns = 0;
@@ -69,6 +71,17 @@ struct StepPlan {
   StepReport report;
 };
 
+// Durations that vary from run to run.
+struct JitterOptions {
+  // Standard deviation of a factor on every duration, 0 .. 1; 0: plans are
+  // judged by their predicted makespan.
+  double duration_noise = 0;
+  // Runs that the expected makespan is the mean of, and the seed of the first;
+  // each costs one emulation of the step.
+  int runs = 16;
+  uint64_t seed = 1;
+};
+
 struct PlanOptions {
   // Name of a strategy (Planner::StrategyNames); empty: the default portfolio.
   std::string strategy;
@@ -76,6 +89,10 @@ struct PlanOptions {
   // The batch for whose mean baselines divide layers; null: the one to be
   // planned, which favours them. Not owned.
   const semu::Batch* reference = nullptr;
+  // With noise, the search's budget is divided among plans that leave more and
+  // more room between dependent stages, and the one of least expected makespan
+  // is taken. Not for baselines.
+  JitterOptions jitter;
 };
 
 // What the server needs of a planner; tests put a puppet in its place.

@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "search/plan_evaluator.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -102,6 +103,38 @@ TEST(PlannerTest, TheSameInputGivesTheSamePlanForAnyThreads) {
   ASSERT_TRUE(one.ok()) << one.status();
   ASSERT_TRUE(four.ok()) << four.status();
   ExpectSamePlan(*one, *four);
+}
+
+TEST(PlannerTest, JitterIsJudgedAlikeForAnyThreads) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, "t2v-s", /*microbatches=*/8);
+  PlanOptions options = Evaluations(60, 1);
+  options.jitter.duration_noise = 0.05;
+  const auto one = planner->Plan(*c.job, c.batch, options);
+  options.search.threads = 4;
+  const auto four = planner->Plan(*c.job, c.batch, options);
+  ASSERT_TRUE(one.ok()) << one.status();
+  ASSERT_TRUE(four.ok()) << four.status();
+  ExpectSamePlan(*one, *four);
+  // No plan of the same budget that leaves no room is expected to end earlier.
+  EXPECT_EQ(one->report.expected_makespan_ns,
+            four->report.expected_makespan_ns);
+  const auto plain = planner->Plan(*c.job, c.batch, Evaluations(20));
+  const PlanEvaluator evaluator(plain->step, plain->programs,
+                                LinkSpeedsOf(c.job->job));
+  int64_t sum_ns = 0;
+  for (int run = 0; run < options.jitter.runs; ++run) {
+    sum_ns += evaluator
+                  .Evaluate({.duration_noise = 0.05,
+                             .seed = options.jitter.seed + run})
+                  ->makespan_ns;
+  }
+  EXPECT_LE(one->report.expected_makespan_ns, sum_ns / options.jitter.runs);
+
+  options.jitter.duration_noise = 2;
+  EXPECT_THAT(
+      std::string(planner->Plan(*c.job, c.batch, options).status().message()),
+      HasSubstr("duration_noise 2"));
 }
 
 TEST(PlannerTest, EveryStrategyThatAppliesPlansTheSampleBatch) {

@@ -1,0 +1,123 @@
+// Joint planning helps the slowest replica; moves keep every microbatch.
+
+#include "search/joint_planner.h"
+
+#include <algorithm>
+#include <memory>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "semu/cost/roofline_cost.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+
+namespace pipeweaver::search {
+namespace {
+
+struct Replicas {
+  semu::Job job;
+  std::vector<semu::Batch> batches;
+  std::vector<const semu::Batch*> pointers;
+};
+
+// The last replica has the most images.
+Replicas UnevenReplicas(int replicas, int microbatches) {
+  const v1::Job proto = *semu::MakeSetup("vlm-s");
+  Replicas result;
+  result.job = *semu::JobFromProto(proto);
+  for (int r = 0; r < replicas; ++r) {
+    semu::SampleOptions sample;
+    sample.seed = 1 + r;
+    sample.microbatches = microbatches;
+    sample.max_images = r + 1 == replicas ? 40 : 12;
+    result.batches.push_back(
+        *semu::BatchFromProto(*semu::SampleBatch(proto, sample), result.job));
+  }
+  for (const semu::Batch& batch : result.batches) {
+    result.pointers.push_back(&batch);
+  }
+  return result;
+}
+
+int64_t Slowest(const std::vector<absl::StatusOr<StepPlan>>& plans) {
+  int64_t slowest_ns = 0;
+  for (const auto& plan : plans) {
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    slowest_ns = std::max(slowest_ns, plan->report.makespan_ns);
+  }
+  return slowest_ns;
+}
+
+class JointPlannerTest : public testing::Test {
+ protected:
+  JointPlannerTest()
+      : planner_(MakeStepPlanner()),
+        replicas_(UnevenReplicas(4, 8)),
+        job_(*planner_->Prepare(replicas_.job, std::nullopt)) {}
+
+  std::unique_ptr<StepPlanner> planner_;
+  Replicas replicas_;
+  std::shared_ptr<const PlannableJob> job_;
+};
+
+TEST_F(JointPlannerTest, TheSlowestGetsTheSearch) {
+  PlanOptions options;
+  options.search.budget.evaluations = 400;
+  const auto plans = PlanJointly(*planner_, *job_, replicas_.pointers, options);
+  ASSERT_EQ(plans.size(), 4);
+  const int64_t joint_ns = Slowest(plans);
+  EXPECT_EQ(plans[3]->report.makespan_ns, joint_ns);
+  int64_t evaluations = 0;
+  for (const auto& plan : plans) evaluations += plan->report.evaluations;
+  EXPECT_GT(plans[3]->report.evaluations, evaluations / 2);
+  // What every replica had first is a start that the joint plan is not above.
+  options.search.budget.evaluations = 25;
+  std::vector<absl::StatusOr<StepPlan>> alone;
+  for (const semu::Batch* batch : replicas_.pointers) {
+    alone.push_back(planner_->Plan(*job_, *batch, options));
+  }
+  EXPECT_LE(joint_ns, Slowest(alone));
+}
+
+TEST_F(JointPlannerTest, IsTheSameForAnyThreads) {
+  std::vector<int64_t> makespans[2];
+  for (const int threads : {1, 3}) {
+    PlanOptions options;
+    options.search.budget.evaluations = 100;
+    options.search.threads = threads;
+    for (const auto& plan :
+         PlanJointly(*planner_, *job_, replicas_.pointers, options)) {
+      makespans[threads / 2].push_back(plan->report.makespan_ns);
+    }
+  }
+  EXPECT_EQ(makespans[0], makespans[1]);
+}
+
+TEST_F(JointPlannerTest, MovesKeepEveryMicrobatchAndEvenOutTheLoad) {
+  const MicrobatchMoves moves =
+      EvenOutReplicas(replicas_.job, replicas_.pointers, semu::RooflineCost());
+  std::set<std::pair<int, int>> seen;
+  for (size_t r = 0; r < moves.size(); ++r) {
+    EXPECT_EQ(moves[r].size(), replicas_.batches[r].microbatches.size());
+    for (const MicrobatchOrigin& origin : moves[r]) {
+      EXPECT_TRUE(seen.emplace(origin.replica, origin.microbatch).second);
+    }
+  }
+  EXPECT_EQ(seen.size(), 4u * 8u);
+  const std::vector<semu::Batch> moved = ApplyMoves(replicas_.pointers, moves);
+  std::vector<const semu::Batch*> pointers;
+  for (const semu::Batch& batch : moved) pointers.push_back(&batch);
+  PlanOptions options;
+  options.search.budget.evaluations = 200;
+  EXPECT_LT(
+      Slowest(PlanJointly(*planner_, *job_, pointers, options)),
+      Slowest(PlanJointly(*planner_, *job_, replicas_.pointers, options)));
+}
+
+}  // namespace
+}  // namespace pipeweaver::search
