@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "search/joint_planner.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::server {
@@ -48,6 +49,7 @@ void PlannerCore::Stop() {
     keeper_wake_.NotifyAll();
   }
   if (keeper_.joinable()) keeper_.join();
+  stopping_ = true;
   table_.AbandonPending(absl::UnavailableError("the server shuts down"));
   pool_.Stop();
 }
@@ -168,6 +170,8 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   request->seed = submission.seed;
   request->budget_evaluations = submission.budget_evaluations;
   request->shadow = submission.shadow;
+  request->joint_wait = submission.joint_wait;
+  request->duration_noise = submission.duration_noise;
   request->submitted_at = now;
   if (submission.needed_in.has_value()) {
     request->seal_at = now + *submission.needed_in - options_.seal_margin;
@@ -180,6 +184,10 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
     return step.status();
   }
   if (request->seal_at.has_value()) WakeKeeper();
+  if (request->joint_wait.has_value()) {
+    JoinStep(*step);
+    return absl::OkStatus();
+  }
   PlanningPool::Task task;
   task.job = request->key.job;
   if (request->seal_at.has_value()) task.needed_at = *request->seal_at;
@@ -190,6 +198,77 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   };
   pool_.Enqueue(std::move(task));
   return absl::OkStatus();
+}
+
+void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
+  const StepRequest& request = *step->request;
+  const size_t replicas = request.job->plannable->job.parallelism.data_parallel;
+  const JointKey key(request.key.job, request.key.attempt, request.key.step);
+  JointSteps ready;
+  {
+    MutexLock lock(&joint_mutex_);
+    const auto [it, first] = joint_.try_emplace(key);
+    JointSteps& joint = it->second;
+    if (first) joint.start_at = request.submitted_at + *request.joint_wait;
+    // A step withdrawn meanwhile may have been submitted again.
+    for (size_t n = std::erase_if(
+             joint.steps, [](const auto& s) { return s->cancelled->load(); });
+         n > 0; --n) {
+      pool_.Release();
+    }
+    joint.steps.push_back(step);
+    if (joint.steps.size() == replicas) {
+      ready = std::move(joint);
+      joint_.erase(it);
+    }
+  }
+  if (ready.steps.empty()) {
+    WakeKeeper();
+  } else {
+    EnqueueJointly(std::move(ready));
+  }
+}
+
+void PlannerCore::EnqueueJointly(JointSteps joint) {
+  // One task takes one of their places.
+  for (size_t i = 1; i < joint.steps.size(); ++i) pool_.Release();
+  PlanningPool::Task task;
+  task.job = joint.steps[0]->request->key.job;
+  for (const auto& step : joint.steps) {
+    if (step->request->seal_at.has_value()) {
+      task.needed_at = std::min(task.needed_at, *step->request->seal_at);
+    }
+  }
+  // Each step is left out by itself when it is cancelled.
+  task.cancelled = std::make_shared<std::atomic<bool>>(false);
+  task.run = [this, steps = std::move(joint.steps)](bool dropped) {
+    if (!dropped) PlanJointSteps(steps);
+  };
+  pool_.Enqueue(std::move(task));
+}
+
+std::vector<PlannerCore::JointSteps> PlannerCore::TakeJointDue(
+    Clock::TimePoint now) {
+  std::vector<JointSteps> due;
+  MutexLock lock(&joint_mutex_);
+  for (auto it = joint_.begin(); it != joint_.end();) {
+    if (it->second.start_at > now) {
+      ++it;
+      continue;
+    }
+    due.push_back(std::move(it->second));
+    it = joint_.erase(it);
+  }
+  return due;
+}
+
+std::optional<Clock::TimePoint> PlannerCore::NextJointStart() const {
+  std::optional<Clock::TimePoint> next;
+  MutexLock lock(&joint_mutex_);
+  for (const auto& [key, joint] : joint_) {
+    next = std::min(next.value_or(joint.start_at), joint.start_at);
+  }
+  return next;
 }
 
 absl::Status PlannerCore::CancelStep(const StepKey& key) {
@@ -316,6 +395,7 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
     }
   }
   options.search.budget.deadline = deadline;
+  options.jitter.duration_noise = request.duration_noise;
 
   auto plan = planner_->Plan(*request.job->plannable, request.batch, options);
   if (step->cancelled->load()) return;
@@ -330,15 +410,79 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   const Clock::TimePoint planned = clock_->Now();
   SealPlan(*step, std::make_shared<search::StepPlan>(*std::move(plan)), origin,
            warm == nullptr ? std::string() : warm->plan_digest,
+           /*joint_batch_digests=*/"",
            Nanoseconds(started - request.submitted_at));
   registry_.NoteSealTime(
       request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
 }
 
+void PlannerCore::PlanJointSteps(
+    const std::vector<std::shared_ptr<const PendingStep>>& all) {
+  std::vector<std::shared_ptr<const PendingStep>> steps;
+  for (const auto& step : all) {
+    if (!step->cancelled->load()) steps.push_back(step);
+  }
+  if (steps.empty()) return;
+  std::sort(steps.begin(), steps.end(), [](const auto& a, const auto& b) {
+    return a->request->key.replica < b->request->key.replica;
+  });
+  const Clock::TimePoint started = clock_->Now();
+  const int count = static_cast<int>(steps.size());
+  const std::string& job = steps[0]->request->key.job;
+  const absl::StatusOr<JobStats> stats = registry_.Stats(job);
+  const std::chrono::nanoseconds seal_time(stats.ok() ? stats->seal_ns : 0);
+
+  search::PlanOptions options;
+  search::SearchBudget& budget = options.search.budget;
+  options.search.seed = steps[0]->request->seed;
+  options.search.threads = ThreadsForSearch();
+  budget.cancelled = &stopping_;
+  std::string batch_digests;
+  std::vector<const semu::Batch*> batches;
+  bool time_budget = false;
+  std::optional<Clock::TimePoint> needed;
+  for (const auto& step : steps) {
+    const StepRequest& request = *step->request;
+    batches.push_back(&request.batch);
+    absl::StrAppend(&batch_digests, request.batch_digest);
+    budget.evaluations += request.budget_evaluations;
+    time_budget |= request.budget_evaluations == 0;
+    if (request.seal_at.has_value()) {
+      // All plans are sealed one after the other.
+      const Clock::TimePoint at = *request.seal_at - count * seal_time;
+      needed = std::min(needed.value_or(at), at);
+    }
+  }
+  if (time_budget) budget.evaluations = 0;
+  budget.deadline = started + count * (time_budget ? options_.search_budget
+                                                   : options_.max_search);
+  bool cut = !time_budget;
+  if (needed.has_value() && *needed < *budget.deadline) {
+    budget.deadline = *needed;
+    cut = true;
+  }
+  std::vector<absl::StatusOr<search::StepPlan>> plans = search::PlanJointly(
+      *planner_, *steps[0]->request->job->plannable, batches, options);
+  for (int i = 0; i < count; ++i) {
+    const PendingStep& step = *steps[i];
+    if (step.cancelled->load()) continue;
+    if (!plans[i].ok()) {
+      SealFallback(step, plans[i].status());
+      continue;
+    }
+    const PlanOrigin origin = plans[i]->report.finished || !cut
+                                  ? PlanOrigin::kSearchFinished
+                                  : PlanOrigin::kSearchCut;
+    SealPlan(step, std::make_shared<search::StepPlan>(*std::move(plans[i])),
+             origin, /*warm_start_digest=*/"", batch_digests,
+             Nanoseconds(started - step.request->submitted_at));
+  }
+}
+
 void PlannerCore::SealPlan(const PendingStep& step,
                            std::shared_ptr<const search::StepPlan> plan,
                            PlanOrigin origin, std::string warm_start_digest,
-                           int64_t queue_ns) {
+                           std::string joint_batch_digests, int64_t queue_ns) {
   const StepRequest& request = *step.request;
   PlanIdentity identity;
   identity.key = request.key;
@@ -350,6 +494,8 @@ void PlannerCore::SealPlan(const PendingStep& step,
   identity.budget_evaluations = request.budget_evaluations;
   identity.warm_start_digest = std::move(warm_start_digest);
   identity.origin = origin;
+  identity.joint_batch_digests = std::move(joint_batch_digests);
+  identity.duration_noise = request.duration_noise;
   PlanTimings timings;
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
@@ -385,7 +531,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
   const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, like->plan, PlanOrigin::kCached, like->plan_digest,
-             queue_ns);
+             /*joint_batch_digests=*/"", queue_ns);
     return;
   }
   auto safe = planner_->PlanSafe(*request.job->plannable, request.batch);
@@ -394,7 +540,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
     return;
   }
   SealPlan(step, std::make_shared<search::StepPlan>(*std::move(safe)),
-           PlanOrigin::kSafe, std::string(), queue_ns);
+           PlanOrigin::kSafe, std::string(), std::string(), queue_ns);
 }
 
 void PlannerCore::WakeKeeper() {
@@ -405,7 +551,10 @@ void PlannerCore::WakeKeeper() {
 
 void PlannerCore::KeepDeadlines() {
   while (true) {
-    const std::optional<Clock::TimePoint> next = table_.NextEvent();
+    std::optional<Clock::TimePoint> next = table_.NextEvent();
+    if (const auto joint = NextJointStart(); joint.has_value()) {
+      next = std::min(next.value_or(*joint), *joint);
+    }
     {
       MutexLock lock(&keeper_mutex_);
       while (!keeper_stopped_ && !keeper_woken_ &&
@@ -416,6 +565,9 @@ void PlannerCore::KeepDeadlines() {
       keeper_woken_ = false;
     }
     const Clock::TimePoint now = clock_->Now();
+    for (JointSteps& joint : TakeJointDue(now)) {
+      EnqueueJointly(std::move(joint));
+    }
     const auto due = table_.TakeDue(now);
     for (const auto& step : due) SealFallback(*step, absl::OkStatus());
     if (!due.empty()) pool_.DropCancelled();

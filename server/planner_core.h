@@ -4,13 +4,16 @@
 #ifndef SERVER_PLANNER_CORE_H_
 #define SERVER_PLANNER_CORE_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -59,6 +62,8 @@ struct StepSubmission {
   uint64_t seed = 0;
   int64_t budget_evaluations = 0;
   bool shadow = false;
+  std::optional<Clock::Duration> joint_wait;
+  double duration_noise = 0;
 };
 
 struct StepReportIn {
@@ -160,11 +165,28 @@ class PlannerCore {
  private:
   struct Comparison;
 
+  // Replicas of a step that wait to be planned together. Each holds a place in
+  // the pool's queue.
+  struct JointSteps {
+    std::vector<std::shared_ptr<const PendingStep>> steps;
+    Clock::TimePoint start_at;
+  };
+  using JointKey = std::tuple<std::string, uint64_t, uint64_t>;
+
   void PlanStep(const std::shared_ptr<const PendingStep>& step);
+  // Lets the step wait for the other replicas; enqueues them if it is the last.
+  void JoinStep(const std::shared_ptr<const PendingStep>& step);
+  void EnqueueJointly(JointSteps joint);
+  // Those whose wait is over, or when the next one's will be.
+  std::vector<JointSteps> TakeJointDue(Clock::TimePoint now);
+  std::optional<Clock::TimePoint> NextJointStart() const;
+  void PlanJointSteps(
+      const std::vector<std::shared_ptr<const PendingStep>>& steps);
   // Seals `plan` under the step's key unless somebody was first.
   void SealPlan(const PendingStep& step,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
-                std::string warm_start_digest, int64_t queue_ns);
+                std::string warm_start_digest, std::string joint_batch_digests,
+                int64_t queue_ns);
   void SealFailure(const PendingStep& step, const absl::Status& status);
   // Seals without a search: a like batch's plan, else the safe program.
   // `why_no_search` is the answer when not even that exists.
@@ -189,6 +211,11 @@ class PlannerCore {
   JobRegistry registry_;
   StepTable table_;
   PlanningPool pool_;
+
+  mutable Mutex joint_mutex_;
+  std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);
+  // Ends joint searches.
+  std::atomic<bool> stopping_ = false;
 
   Mutex keeper_mutex_;
   CondVar keeper_wake_;

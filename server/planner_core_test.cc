@@ -63,7 +63,8 @@ class PlannerCoreTest : public ::testing::Test {
 
   absl::Status Submit(const StepKey& key, int64_t label,
                       std::optional<Clock::Duration> needed_in = {},
-                      int64_t budget_evaluations = 0) {
+                      int64_t budget_evaluations = 0,
+                      std::optional<Clock::Duration> joint_wait = {}) {
     StepSubmission submission;
     submission.key = key;
     auto job = core_.registry().FindAttempt(key.job, key.attempt);
@@ -74,6 +75,7 @@ class PlannerCoreTest : public ::testing::Test {
     submission.batch_digest = "batch " + std::to_string(label);
     submission.needed_in = needed_in;
     submission.budget_evaluations = budget_evaluations;
+    submission.joint_wait = joint_wait;
     return core_.SubmitStep(submission);
   }
 
@@ -99,6 +101,52 @@ TEST_F(PlannerCoreTest, PlansAStepAndSealsWhatTheSearchFound) {
   EXPECT_EQ((*plan)->plan->report.makespan_ns, 7);
   EXPECT_EQ(core_.registry().Stats("vlm")->plans_by_origin[1], 1);
   EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
+}
+
+TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::seconds(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 0, wait).ok());
+  // Another step does not wait, and comes first though it was submitted later.
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 9).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 1, 0}).ok());
+  EXPECT_EQ(planner_.calls().size(), 1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7, {}, 0, wait).ok());
+  for (const uint32_t replica : {0, 1}) {
+    const StepResult plan = Read({"vlm", 1, 0, replica});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ((*plan)->plan->report.makespan_ns, 7 + replica);
+    EXPECT_EQ((*plan)->identity.joint_batch_digests, "batch 7batch 8");
+  }
+}
+
+TEST_F(PlannerCoreTest, AReplicaIsPlannedWhenItsWaitIsOver) {
+  Register("vlm", "a");
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 0, std::chrono::seconds(1)).ok());
+  clock_.Advance(std::chrono::seconds(1));
+  const StepResult plan = Read({"vlm", 1, 0, 1});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ((*plan)->identity.joint_batch_digests, "batch 8");
+}
+
+TEST_F(PlannerCoreTest, WaitingReplicasAreWithdrawnAndHoldNoPlaces) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::seconds(1);
+  // More than the queue holds, were places kept.
+  size_t planned = 0;
+  for (uint64_t step = 0; step < 20; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 1}, 7, {}, 0, wait).ok()) << step;
+    ASSERT_TRUE(core_.CancelStep({"vlm", 1, step, 1}).ok());
+    ASSERT_TRUE(Submit({"vlm", 1, step, 1}, 8, {}, 0, wait).ok()) << step;
+    EXPECT_EQ(planner_.calls().size(), planned);
+    clock_.Advance(wait);
+    const StepResult plan = Read({"vlm", 1, step, 1});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ((*plan)->identity.joint_batch_digests, "batch 8");
+    planned = planner_.calls().size();
+    core_.NoteFetched({"vlm", 1, step, 1}, 0);
+    core_.NoteFetched({"vlm", 1, step, 1}, 1);
+  }
 }
 
 TEST_F(PlannerCoreTest, StepsNeedAConfirmedLayout) {

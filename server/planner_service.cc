@@ -21,6 +21,7 @@ namespace {
 
 constexpr size_t kMaxRequestId = 63;
 constexpr int64_t kMaxNeededInSeconds = 86'400;
+constexpr int64_t kMaxJointWaitSeconds = 600;
 constexpr uint64_t kMaxChunkBytes = 1 << 20;
 constexpr int kMaxSimulationRuns = 1000;
 constexpr double kMaxLinkFactor = 1e6;
@@ -31,21 +32,20 @@ absl::StatusOr<StepKey> KeyFromProto(bool present, const v1::PlanKey& proto) {
   return StepKey{proto.job(), proto.attempt(), proto.step(), proto.replica()};
 }
 
-absl::StatusOr<std::optional<Clock::Duration>> NeededIn(
-    const v1::SubmitStepRequest& request) {
-  if (!request.has_needed_in()) return std::nullopt;
-  const auto& needed_in = request.needed_in();
-  if (needed_in.seconds() < 0 || needed_in.seconds() > kMaxNeededInSeconds) {
+absl::StatusOr<Clock::Duration> DurationFromProto(
+    absl::string_view field, const google::protobuf::Duration& duration,
+    int64_t most_seconds) {
+  if (duration.seconds() < 0 || duration.seconds() > most_seconds) {
     return absl::InvalidArgumentError(
-        absl::StrCat("needed_in.seconds: ", needed_in.seconds(),
-                     ", must be 0 .. ", kMaxNeededInSeconds));
+        absl::StrCat(field, ".seconds: ", duration.seconds(), ", must be 0 .. ",
+                     most_seconds));
   }
-  if (needed_in.nanos() < 0 || needed_in.nanos() > 999'999'999) {
+  if (duration.nanos() < 0 || duration.nanos() > 999'999'999) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "needed_in.nanos: ", needed_in.nanos(), ", must be 0 .. 999999999"));
+        field, ".nanos: ", duration.nanos(), ", must be 0 .. 999999999"));
   }
-  return std::chrono::seconds(needed_in.seconds()) +
-         std::chrono::nanoseconds(needed_in.nanos());
+  return std::chrono::seconds(duration.seconds()) +
+         std::chrono::nanoseconds(duration.nanos());
 }
 
 absl::Status CheckBudget(int64_t budget_evaluations) {
@@ -452,7 +452,26 @@ absl::Status PlannerServiceImpl::Submit(
                       KeyFromProto(request.has_key(), request.key()));
   PW_ASSIGN_OR_RETURN(submission.job, core_->CheckKey(submission.key));
   if (!request.has_batch()) return absl::InvalidArgumentError("batch: missing");
-  PW_ASSIGN_OR_RETURN(submission.needed_in, NeededIn(request));
+  if (request.has_needed_in()) {
+    PW_ASSIGN_OR_RETURN(submission.needed_in,
+                        DurationFromProto("needed_in", request.needed_in(),
+                                          kMaxNeededInSeconds));
+  }
+  if (request.has_joint_wait()) {
+    PW_ASSIGN_OR_RETURN(submission.joint_wait,
+                        DurationFromProto("joint_wait", request.joint_wait(),
+                                          kMaxJointWaitSeconds));
+  }
+  submission.duration_noise = request.duration_noise();
+  if (!(submission.duration_noise >= 0 && submission.duration_noise <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "duration_noise: ", submission.duration_noise, ", must be 0 .. 1"));
+  }
+  if (request.has_joint_wait() && submission.duration_noise > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("duration_noise: ", submission.duration_noise,
+                     ", must be 0 where joint_wait is set"));
+  }
   PW_RETURN_IF_ERROR(CheckBudget(request.budget_evaluations()));
   PW_ASSIGN_OR_RETURN(
       submission.batch,

@@ -432,6 +432,22 @@ INSTANTIATE_TEST_SUITE_P(
                         r->mutable_needed_in()->set_seconds(int64_t{1} << 62);
                       },
                       StatusCode::INVALID_ARGUMENT, "must be 0 .. 86400"},
+        BadSubmission{"LongJointWait",
+                      [](v1::SubmitStepRequest* r) {
+                        r->mutable_joint_wait()->set_seconds(601);
+                      },
+                      StatusCode::INVALID_ARGUMENT,
+                      "joint_wait.seconds: 601, must be 0 .. 600"},
+        BadSubmission{
+            "NoisierThanItself",
+            [](v1::SubmitStepRequest* r) { r->set_duration_noise(1.5); },
+            StatusCode::INVALID_ARGUMENT, "duration_noise: 1.5"},
+        BadSubmission{"JointAndNoise",
+                      [](v1::SubmitStepRequest* r) {
+                        r->mutable_joint_wait()->set_seconds(1);
+                        r->set_duration_noise(0.05);
+                      },
+                      StatusCode::INVALID_ARGUMENT, "duration_noise: 0.05"},
         BadSubmission{"BadNanos",
                       [](v1::SubmitStepRequest* r) {
                         r->mutable_needed_in()->set_nanos(-5);
@@ -452,6 +468,48 @@ TEST_F(PlannerServiceTest, AStepSubmittedTwice) {
       server_.Submit(TestServer::Submission("vlm", job, 3, 78));
   EXPECT_EQ(unlike.error_code(), StatusCode::ALREADY_EXISTS);
   EXPECT_THAT(unlike.error_message(), HasSubstr("batch: job 'vlm'"));
+}
+
+TEST_F(PlannerServiceTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
+  v1::RegisterJobRequest registration;
+  registration.set_request_id("two replicas");
+  *registration.mutable_job() = SmallJob("pair");
+  registration.mutable_job()->mutable_parallelism()->set_data_parallel(2);
+  v1::RegisterJobResponse job;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::RegisterJob, registration, &job).ok());
+  v1::ConfirmLayoutRequest confirm;
+  confirm.set_job("pair");
+  confirm.set_attempt(job.attempt());
+  confirm.set_layout_digest(job.layout_digest());
+  v1::ConfirmLayoutResponse confirmed;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::ConfirmLayout, confirm, &confirmed).ok());
+
+  std::string digests;
+  v1::PlanKey keys[2];
+  for (const uint32_t replica : {0, 1}) {
+    v1::SubmitStepRequest step =
+        TestServer::Submission("pair", job, 5, 70 + replica);
+    step.mutable_key()->set_replica(replica);
+    step.mutable_joint_wait()->set_seconds(600);
+    keys[replica] = step.key();
+    v1::SubmitStepResponse submitted;
+    ASSERT_TRUE(
+        Call(&v1::PlannerService::Stub::SubmitStep, step, &submitted).ok());
+    digests += submitted.batch_digest();
+  }
+  for (const v1::PlanKey& key : keys) {
+    v1::Plan plan;
+    ASSERT_TRUE(GetPlan(key, &plan).ok());
+    EXPECT_EQ(plan.identity().joint_digest(), Sha256(digests));
+    EXPECT_EQ(plan.report().makespan_ns(), 70 + key.replica());
+    v1::GetProgramResponse whole;
+    ASSERT_TRUE(GetProgram(ProgramRequest(key, 1), &whole).ok());
+    v1::Program program;
+    ASSERT_TRUE(program.ParseFromString(whole.data()));
+    EXPECT_TRUE(VerifyProgramDigests(program).ok());
+  }
 }
 
 TEST_F(PlannerServiceTest, AnOldAttemptIsAborted) {

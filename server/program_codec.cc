@@ -2,6 +2,7 @@
 
 #include "server/program_codec.h"
 
+#include <cmath>
 #include <utility>
 
 #include "proto/digest/digest.h"
@@ -26,6 +27,11 @@ v1::PlanIdentity IdentityToProto(const PlanIdentity& identity) {
   proto.set_budget_evaluations(identity.budget_evaluations);
   proto.set_warm_start_digest(identity.warm_start_digest);
   proto.set_origin(static_cast<v1::PlanOrigin>(identity.origin));
+  if (!identity.joint_batch_digests.empty()) {
+    proto.set_joint_digest(Sha256(identity.joint_batch_digests));
+  }
+  proto.set_duration_noise_millionths(
+      static_cast<uint32_t>(std::lround(1e6 * identity.duration_noise)));
   return proto;
 }
 
@@ -44,6 +50,7 @@ v1::PlanReport ReportToProto(const search::StepReport& report) {
                   1);
   }
   proto.set_bubble_ratio(report.bubble_ratio);
+  proto.set_expected_makespan_ns(report.expected_makespan_ns);
   v1::BubbleCauses* bubbles = proto.mutable_bubbles();
   bubbles->set_imbalance_ns(report.bubbles.imbalance_ns);
   bubbles->set_dependency_ns(report.bubbles.dependency_ns);

@@ -48,6 +48,10 @@ struct PlanIdentity {
   int64_t budget_evaluations = 0;
   std::string warm_start_digest;
   PlanOrigin origin = PlanOrigin::kSafe;
+  // Digests of the batches planned together, in the order of replicas, nothing
+  // between; empty: planned alone.
+  std::string joint_batch_digests;
+  double duration_noise = 0;
 };
 
 // Wall-clock figures of how a plan was made, nanoseconds.

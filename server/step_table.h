@@ -37,6 +37,10 @@ struct StepRequest {
   uint64_t seed = 0;
   int64_t budget_evaluations = 0;
   bool shadow = false;
+  // Set: to be planned with the other replicas, waiting this long for them.
+  std::optional<Clock::Duration> joint_wait;
+  // Of durations, to judge plans by; 0: none.
+  double duration_noise = 0;
   Clock::TimePoint submitted_at;
   // When the step is sealed at the latest; nullopt: when its search ends.
   std::optional<Clock::TimePoint> seal_at;
