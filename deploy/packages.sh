@@ -18,6 +18,9 @@ TEST_PACKAGES=(
   prometheus python3 curl redis-server
 )
 
+# The benchmarks, on top: plots.
+BENCH_PACKAGES=(python3-matplotlib)
+
 # install_packages NAME...: installs those that are missing, saying which.
 install_packages() {
   local missing=() name

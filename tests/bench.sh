@@ -2,6 +2,9 @@
 # Runs named benchmarks: tests/bench.sh NAME [ARGUMENT...]
 #
 #   search     gaps to the bound of all problem families by time, first plan by size (JSON lines)
+#   paper      [--out DIR] [--quick] [PART...]: the paper's set-ups against every baseline, and more;
+#              PARTs and budgets: `tests/bench.sh paper --help`; JSON lines in DIR/paper.jsonl (default
+#              bench-out), plots beside it
 #   problems   every problem file at --budget-ms 50, judged by the reference checker
 #   serve      from submission to the last rank's program; sealed programs against a bare echo
 #   partition  splitting and costing a step
@@ -38,6 +41,17 @@ case $name in
       run_target //tests/bench:search_bench scaling
     fi
     ;;
+  paper)
+    out=bench-out
+    if [[ ${1:-} == --out ]]; then
+      out=$2
+      shift 2
+    fi
+    install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}" "${BENCH_PACKAGES[@]}"
+    mkdir -p "$out"
+    run_target //tests/bench:paper_bench "$@" | tee "$out/paper.jsonl"
+    [[ " $* " == *" --help "* ]] || /usr/bin/python3 tests/bench/plot_paper.py "$out/paper.jsonl" "$out"
+    ;;
   problems)
     deploy/pipeweaverctl help >/dev/null
     python3 tests/check_problems.py --ctl bazel-bin/server/ctl/pipeweaverctl --budget-ms 50 "$@"
@@ -49,7 +63,7 @@ case $name in
   store) run_target //tests/bench:store_bench "$@" ;;
   ops) run_target //tests/ops:leave_one_out "$@" ;;
   *)
-    sed -n '2,15s/^# \{0,1\}//p' "$0"
+    sed -n '2,18s/^# \{0,1\}//p' "$0"
     [[ $name == help ]]
     ;;
 esac

@@ -10,6 +10,9 @@
 //   sizes     vlm-s: images of a sub-microbatch
 //   scaling   search time against microbatches and ranks
 //   layout    the refined layout against the paper's rule, on fresh batches
+//   replicas  every replica of vlm-xl and t2v-xl: planned apart, jointly, and
+//             after microbatches moved between replicas
+//   jitter    plans judged by expected makespan at 5 % noise
 //
 // Makespans are those of plans that both checkers passed, transfers contending.
 // Baselines divide layers for a reference batch of 256 microbatches that is
@@ -32,12 +35,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "search/joint_planner.h"
 #include "search/partition/layer_chain.h"
 #include "search/partition/layer_partition.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
 #include "search/plan/plan_checker.h"
+#include "search/plan_evaluator.h"
 #include "search/planner.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
@@ -345,7 +350,8 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
       search.budget.evaluations = most_evals;
       search.budget.deadline.reset();
     }
-    const auto result = MakeStrategy(strategy)->Solve(step->problem, search);
+    const auto result =
+        MakeStrategy(strategy)->Solve(BuildProblemGraph(step->problem), search);
     if (!result.ok()) {
       if (!best.ok()) best = result.status();
       continue;
@@ -515,8 +521,7 @@ void RunScaling(const Options& options) {
       search.threads = options.threads;
       search.budget.evaluations = evaluations;
       const Clock::time_point search_start = Clock::now();
-      const auto result =
-          MakeStrategy("portfolio")->Solve(step->problem, search);
+      const auto result = MakeStrategy("portfolio")->Solve(graph, search);
       const double ms = MillisecondsSince(search_start);
       const std::string evals = absl::StrCat("_", evaluations, "_evals");
       line["search_ms" + evals] = ms;
@@ -584,12 +589,135 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
   }
 }
 
+// --- replicas
+
+void RunReplicas(const StepPlanner& planner, const Options& options) {
+  for (const std::string name : {"vlm-xl", "t2v-xl"}) {
+    Setup setup = MakeSetup(name);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+    const int replicas =
+        options.quick ? 4 : setup.job.parallelism.data_parallel;
+    std::vector<semu::Batch> batches;
+    for (int r = 0; r < replicas; ++r) {
+      batches.push_back(setup.Sample(
+          {.seed = options.seed + r, .microbatches = options.Microbatches()}));
+    }
+    const auto pointers_to = [](const std::vector<semu::Batch>& all) {
+      std::vector<const semu::Batch*> pointers;
+      for (const semu::Batch& batch : all) pointers.push_back(&batch);
+      return pointers;
+    };
+    const auto print = [&](const char* mode, double wall_ms,
+                           const std::vector<absl::StatusOr<StepPlan>>& plans) {
+      double slowest_s = 0, mean_s = 0, bound_s = 0;
+      int64_t evaluations = 0;
+      for (const auto& plan : plans) {
+        PW_CHECK(plan.ok());
+        const StepReport& report = plan->report;
+        slowest_s = std::max(slowest_s, Seconds(report.makespan_ns));
+        bound_s = std::max(bound_s, Seconds(report.lower_bound_ns));
+        mean_s += Seconds(report.makespan_ns) / replicas;
+        evaluations += report.evaluations;
+      }
+      Print({{"bench", "replicas"},
+             {"setup", name},
+             {"mode", mode},
+             {"replicas", replicas},
+             {"slowest_makespan_s", slowest_s},
+             {"mean_makespan_s", mean_s},
+             {"largest_bound_s", bound_s},
+             {"evaluations", evaluations},
+             {"wall_ms", wall_ms}});
+    };
+    const auto jointly = [&](const char* mode,
+                             const std::vector<semu::Batch>& all) {
+      PlanOptions plan_options;
+      plan_options.search = MakeSearchOptions(options);
+      SearchBudget& budget = plan_options.search.budget;
+      budget.evaluations *= replicas;
+      if (budget.deadline) {
+        budget.deadline = Clock::now() + replicas * std::chrono::milliseconds(
+                                                        options.budget_ms);
+      }
+      const Clock::time_point start = Clock::now();
+      const auto plans = PlanJointly(planner, *setup.plannable,
+                                     pointers_to(all), plan_options);
+      print(mode, MillisecondsSince(start), plans);
+    };
+
+    const Clock::time_point start = Clock::now();
+    std::vector<absl::StatusOr<StepPlan>> apart;
+    for (const semu::Batch& batch : batches) {
+      PlanOptions plan_options;
+      plan_options.search = MakeSearchOptions(options);
+      apart.push_back(planner.Plan(*setup.plannable, batch, plan_options));
+    }
+    print("apart", MillisecondsSince(start), apart);
+    jointly("jointly", batches);
+    jointly("jointly, microbatches moved",
+            ApplyMoves(pointers_to(batches),
+                       EvenOutReplicas(setup.job, pointers_to(batches),
+                                       semu::RooflineCost())));
+  }
+}
+
+// --- jitter
+
+void RunJitter(const StepPlanner& planner, const Options& options) {
+  constexpr double kNoise = 0.05;
+  constexpr int kRuns = 64;
+  const int batches = std::min(options.Batches(), 10);
+  for (const std::string name : kPaperSetups) {
+    Setup setup = MakeSetup(name);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+    // [judged by expectation]: means over batches.
+    double predicted_s[2] = {}, expected_s[2] = {}, wall_ms[2] = {};
+    for (int b = 0; b < batches; ++b) {
+      const semu::Batch batch = setup.Sample(
+          {.seed = options.seed + b, .microbatches = options.Microbatches()});
+      for (const int judged : {0, 1}) {
+        PlanOptions plan_options;
+        plan_options.search = MakeSearchOptions(options);
+        if (judged) plan_options.jitter.duration_noise = kNoise;
+        const Clock::time_point start = Clock::now();
+        const auto plan = planner.Plan(*setup.plannable, batch, plan_options);
+        PW_CHECK(plan.ok());
+        wall_ms[judged] += MillisecondsSince(start) / batches;
+        predicted_s[judged] += Seconds(plan->report.makespan_ns) / batches;
+        // Other noise than the plan was judged by.
+        const PlanEvaluator evaluator(plan->step, plan->programs,
+                                      LinkSpeedsOf(setup.job));
+        for (int run = 0; run < kRuns; ++run) {
+          const auto evaluation =
+              evaluator.Evaluate({.duration_noise = kNoise,
+                                  .seed = 100000 + static_cast<uint64_t>(run)});
+          PW_CHECK(evaluation.ok());
+          expected_s[judged] +=
+              Seconds(evaluation->makespan_ns) / (kRuns * batches);
+        }
+      }
+    }
+    Print({{"bench", "jitter"},
+           {"setup", name},
+           {"batches", batches},
+           {"noise", kNoise},
+           {"predicted_s", predicted_s[0]},
+           {"expected_s", expected_s[0]},
+           {"wall_ms", wall_ms[0]},
+           {"judged_predicted_s", predicted_s[1]},
+           {"judged_expected_s", expected_s[1]},
+           {"judged_wall_ms", wall_ms[1]},
+           {"gain", expected_s[0] / expected_s[1] - 1}});
+  }
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("Benchmark of planned steps on the paper's set-ups.");
   Options options;
   std::vector<std::string> parts;
-  const std::vector<std::string> all = {"setups", "ablation", "trace",
-                                        "sizes",  "scaling",  "layout"};
+  const std::vector<std::string> all = {"setups",   "ablation", "trace",
+                                        "sizes",    "scaling",  "layout",
+                                        "replicas", "jitter"};
   app.add_option("PART", parts, "default: all")->check(CLI::IsMember(all));
   app.add_flag("--quick", options.quick,
                "2 batches of 16 microbatches, smaller sweeps");
@@ -611,6 +739,8 @@ int Main(int argc, char** argv) {
     if (part == "sizes") RunSizes(*planner, options);
     if (part == "scaling") RunScaling(options);
     if (part == "layout") RunLayout(*planner, options);
+    if (part == "replicas") RunReplicas(*planner, options);
+    if (part == "jitter") RunJitter(*planner, options);
   }
   return 0;
 }
