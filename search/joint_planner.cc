@@ -17,7 +17,7 @@ namespace {
 using WallClock = std::chrono::steady_clock;
 
 // Of the budget, for a first plan of every replica.
-constexpr double kFirstShare = 0.25;
+constexpr double kFirstShare = 0.5;
 // Pieces without gain after which the slowest replica is left as it is.
 constexpr int kMostFruitless = 3;
 
@@ -114,32 +114,9 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
 MicrobatchMoves EvenOutReplicas(const semu::Job& job,
                                 absl::Span<const semu::Batch* const> batches,
                                 const semu::CostModel& costs) {
-  semu::Batch all;
-  std::vector<int64_t> tokens(job.modules.size(), 0);
-  for (const semu::Batch* batch : batches) {
-    all.forward_only |= batch->forward_only;
-    for (const semu::Microbatch& microbatch : batch->microbatches) {
-      all.microbatches.push_back(microbatch);
-      for (size_t m = 0; m < tokens.size(); ++m) {
-        tokens[m] +=
-            std::accumulate(microbatch.item_tokens[m].begin(),
-                            microbatch.item_tokens[m].end(), int64_t{0});
-      }
-    }
-  }
-  const LayerTimes times = MeanLayerTimes(job, all, costs);
-  std::vector<double> ns_per_token;
-  for (size_t m = 0; m < tokens.size(); ++m) {
-    const double mean_tokens = static_cast<double>(tokens[m]) /
-                               static_cast<double>(all.microbatches.size());
-    const double ns = static_cast<double>(
-        std::accumulate(times[m].begin(), times[m].end(), int64_t{0}));
-    ns_per_token.push_back(mean_tokens > 0 ? ns / mean_tokens : 0);
-  }
-
   struct Load {
     MicrobatchOrigin origin;
-    double ns = 0;
+    int64_t ns = 0;
   };
   std::vector<Load> loads;
   for (size_t r = 0; r < batches.size(); ++r) {
@@ -147,18 +124,17 @@ MicrobatchMoves EvenOutReplicas(const semu::Job& job,
     for (size_t b = 0; b < microbatches.size(); ++b) {
       Load& load = loads.emplace_back();
       load.origin = {static_cast<int>(r), static_cast<int>(b)};
-      for (size_t m = 0; m < tokens.size(); ++m) {
-        const auto& items = microbatches[b].item_tokens[m];
-        load.ns +=
-            ns_per_token[m] * static_cast<double>(std::accumulate(
-                                  items.begin(), items.end(), int64_t{0}));
+      semu::Batch alone;
+      alone.microbatches = {microbatches[b]};
+      for (const auto& module : MeanLayerTimes(job, alone, costs)) {
+        load.ns += std::accumulate(module.begin(), module.end(), int64_t{0});
       }
     }
   }
   std::stable_sort(loads.begin(), loads.end(),
                    [](const Load& a, const Load& b) { return a.ns > b.ns; });
   MicrobatchMoves moves(batches.size());
-  std::vector<double> work_ns(batches.size(), 0);
+  std::vector<int64_t> work_ns(batches.size(), 0);
   for (const Load& load : loads) {
     int to = -1;
     for (size_t r = 0; r < batches.size(); ++r) {

@@ -17,7 +17,7 @@ namespace pipeweaver::search {
 
 // Plans `batches`, one a replica. The budget of `options` is that of all
 // together: evaluations are summed, the deadline is that of the last. First
-// every replica gets an equal part of a quarter of it; what is left goes, piece
+// every replica gets an equal part of a half of it; what is left goes, piece
 // by piece, to whichever replica is the slowest at the time, warm-started from
 // its plan, until it meets its bound or pieces bring nothing any more. A budget
 // of evaluations makes the plans depend on the input alone.
@@ -43,8 +43,8 @@ using MicrobatchMoves = std::vector<std::vector<MicrobatchOrigin>>;
 // Deals the replicas' microbatches out anew so that all replicas have about
 // equal work: as many microbatches each as before, heaviest first to the
 // replica with the least work so far that still has a place. Work is the time
-// of all layers at each module's mean shape, in proportion to tokens. Within a
-// replica they stand by origin. Deterministic.
+// of all layers at the microbatch's shapes. Within a replica they stand by
+// origin. Deterministic.
 MicrobatchMoves EvenOutReplicas(const semu::Job& job,
                                 absl::Span<const semu::Batch* const> batches,
                                 const semu::CostModel& costs);

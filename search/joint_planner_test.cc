@@ -10,7 +10,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -100,7 +100,7 @@ TEST_F(JointPlannerTest, IsTheSameForAnyThreads) {
 
 TEST_F(JointPlannerTest, MovesKeepEveryMicrobatchAndEvenOutTheLoad) {
   const MicrobatchMoves moves =
-      EvenOutReplicas(replicas_.job, replicas_.pointers, semu::RooflineCost());
+      EvenOutReplicas(replicas_.job, replicas_.pointers, semu::OpGraphCost());
   std::set<std::pair<int, int>> seen;
   for (size_t r = 0; r < moves.size(); ++r) {
     EXPECT_EQ(moves[r].size(), replicas_.batches[r].microbatches.size());

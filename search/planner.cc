@@ -269,8 +269,10 @@ class Planner : public StepPlanner {
                                                 const Strategy& strategy,
                                                 const std::string& name,
                                                 const PlanOptions& options) {
+    // Of padding, and of the budget: the plain plan needs most of it, the
+    // others start from that.
     constexpr double kPaddings[] = {0, 0.05, 0.2};
-    constexpr int kPlans = std::size(kPaddings);
+    constexpr double kShares[] = {0.7, 0.15, 0.15};
     const JitterOptions& jitter = options.jitter;
     if (!(jitter.duration_noise <= 1) || jitter.runs < 1) {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -278,17 +280,26 @@ class Planner : public StepPlanner {
           jitter.runs, ", must be 0 to 1 and at least 1"));
     }
     std::optional<StepPlan> best;
+    Schedule plain;
     int64_t search_ns = 0, evaluations = 0;
-    for (int i = 0; i < kPlans; ++i) {
+    const WallClock::time_point start = WallClock::now();
+    for (size_t i = 0; i < std::size(kPaddings); ++i) {
       SearchOptions search = options.search;
+      if (i > 0) search.warm_start = &plain;
       SearchBudget& budget = search.budget;
       if (budget.evaluations > 0) {
-        budget.evaluations = std::max<int64_t>(1, budget.evaluations / kPlans);
+        budget.evaluations = std::max<int64_t>(
+            1, static_cast<int64_t>(kShares[i] *
+                                    static_cast<double>(budget.evaluations)));
       }
       if (budget.deadline) {
         const WallClock::time_point now = WallClock::now();
         if (best && now >= *budget.deadline) break;
-        budget.deadline = now + (*budget.deadline - now) / (kPlans - i);
+        budget.deadline = std::min(
+            *budget.deadline,
+            now + std::chrono::duration_cast<WallClock::duration>(
+                      kShares[i] *
+                      std::chrono::duration<double>(*budget.deadline - start)));
       }
       absl::StatusOr<StepPlan> plan =
           PlanBySearch(job, batch, strategy, name, search, kPaddings[i]);
@@ -296,6 +307,7 @@ class Planner : public StepPlanner {
         if (best) continue;
         return plan.status();
       }
+      if (i == 0) plain = plan->schedule;
       search_ns += plan->report.search_ns;
       evaluations += plan->report.evaluations;
       const PlanEvaluator evaluator(plan->step, plan->programs,

@@ -164,7 +164,7 @@ TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
   const semu::Batch held_out = VariedBatch(job, 8, 1);
   const auto refined =
-      RefineLayout(job, semu::RooflineCost(), samples, held_out, Bound);
+      RefineLayout(job, semu::OpGraphCost(), samples, held_out, Bound);
   ASSERT_TRUE(refined.ok()) << refined.status();
   EXPECT_GT(refined->paper_ns, 0);
   EXPECT_LE(refined->refined_ns, refined->paper_ns);
@@ -173,7 +173,7 @@ TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
       semu::LayoutFromProto(semu::LayoutToProto(refined->layout, job), job)
           .ok());
   const auto again =
-      RefineLayout(job, semu::RooflineCost(), samples, held_out, Bound);
+      RefineLayout(job, semu::OpGraphCost(), samples, held_out, Bound);
   EXPECT_EQ(semu::LayoutToProto(refined->layout, job).SerializeAsString(),
             semu::LayoutToProto(again->layout, job).SerializeAsString());
 }
@@ -195,7 +195,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
     const semu::Job job = *semu::JobFromProto(proto);
     const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
     const auto refined =
-        RefineLayout(job, semu::RooflineCost(), samples, samples[0], wants_v);
+        RefineLayout(job, semu::OpGraphCost(), samples, samples[0], wants_v);
     ASSERT_TRUE(refined.ok());
     bool any = false;
     for (const auto& module : refined->shape.modules) {
@@ -218,11 +218,11 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
       return 1000 * static_cast<int64_t>(step.problem.sweeps.size());
     };
     const auto refined =
-        RefineLayout(job, semu::RooflineCost(), samples, held_out, evaluator);
+        RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
     ASSERT_TRUE(refined.ok());
     EXPECT_LT(refined->refined_ns, refined->paper_ns);
     EXPECT_EQ(refined->is_paper, !agrees);
-    const LayoutShape paper = PaperLayoutShape(job, semu::RooflineCost());
+    const LayoutShape paper = PaperLayoutShape(job, semu::OpGraphCost());
     bool same = true;
     for (size_t m = 0; m < job.modules.size(); ++m) {
       same &= refined->shape.modules[m].segments == paper.modules[m].segments &&
@@ -237,7 +237,7 @@ TEST(RefineLayoutTest, StopsAtItsMostStages) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
   const auto refined =
-      RefineLayout(job, semu::RooflineCost(), samples, samples[0], Bound,
+      RefineLayout(job, semu::OpGraphCost(), samples, samples[0], Bound,
                    {.max_layouts = 100, .max_stages = 1});
   ASSERT_TRUE(refined.ok());
   EXPECT_EQ(refined->layouts_evaluated, 1);
@@ -252,7 +252,7 @@ TEST(RefineLayoutTest, SaysWhyNothingFits) {
     return absl::ResourceExhaustedError("rank 3 is full");
   };
   const auto refined =
-      RefineLayout(job, semu::RooflineCost(), samples, samples[0], never);
+      RefineLayout(job, semu::OpGraphCost(), samples, samples[0], never);
   EXPECT_EQ(refined.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(refined.status().message(), HasSubstr("rank 3 is full"));
 }

@@ -48,7 +48,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/strategy/registry.h"
 #include "semu/base/check.h"
-#include "semu/cost/roofline_cost.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/module_graph.h"
@@ -88,6 +88,13 @@ double Seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 double MillisecondsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start)
       .count();
+}
+
+// The planner's costs, each query simulated once.
+const semu::CostModel& Costs() {
+  static const std::shared_ptr<const semu::CostModel> costs =
+      semu::MakeReusingOpGraphCost();
+  return *costs;
 }
 
 // A set-up with what its batches are drawn from.
@@ -286,7 +293,7 @@ absl::StatusOr<int64_t> Judge(const Problem& problem,
 absl::StatusOr<int64_t> PartitionerOnly(const Setup& setup,
                                         const semu::Batch& reference,
                                         const semu::Batch& batch) {
-  const semu::RooflineCost costs;
+  const semu::CostModel& costs = Costs();
   const int ranks = setup.job.parallelism.pipeline_parallel;
   const LayoutShape shape = PaperLayoutShape(setup.job, costs);
   const LayerTimes times = MeanLayerTimes(setup.job, reference, costs);
@@ -328,7 +335,7 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
                                  const std::string& strategy,
                                  int64_t most_evals, bool memory_choices,
                                  bool split, const Options& options) {
-  const semu::RooflineCost costs;
+  const semu::CostModel& costs = Costs();
   const auto memory = PlanMemory(setup.job, layout, costs);
   if (!memory.ok()) return memory.status();
   std::vector<std::optional<semu::MemoryStrategy>> strategies;
@@ -366,7 +373,7 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
 void RunAblation(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
   setup.plannable = *planner.Prepare(setup.job, std::nullopt);
-  const semu::RooflineCost costs;
+  const semu::CostModel& costs = Costs();
   const semu::Layout paper_layout = PlanLayout(setup.job, costs);
   const semu::Batch reference = setup.Reference();
   struct Step {
@@ -452,7 +459,7 @@ void RunTrace(const StepPlanner& planner, const Options& options) {
 
 void RunSizes(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  const semu::RooflineCost costs;
+  const semu::CostModel& costs = Costs();
   const int vision = semu::RolesOf(setup.proto)->vision;
   constexpr int64_t kImageTokens = 52 * 52;
   const semu::Layout paper_layout = PlanLayout(setup.job, costs);
@@ -493,7 +500,7 @@ void RunSizes(const StepPlanner& planner, const Options& options) {
 // --- scaling
 
 void RunScaling(const Options& options) {
-  const semu::RooflineCost costs;
+  const semu::CostModel& costs = Costs();
   const auto measure = [&](int ranks, int microbatches) {
     Setup setup = MakeSetup("vlm-s");
     setup.job.parallelism.pipeline_parallel = ranks;
@@ -560,7 +567,7 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
         static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
     PW_CHECK(refined.ok());
     const auto paper =
-        planner.Prepare(setup.job, PlanLayout(setup.job, semu::RooflineCost()));
+        planner.Prepare(setup.job, PlanLayout(setup.job, Costs()));
     Json line = {{"bench", "layout"},
                  {"setup", name},
                  {"batches", batches},
@@ -654,10 +661,10 @@ void RunReplicas(const StepPlanner& planner, const Options& options) {
     }
     print("apart", MillisecondsSince(start), apart);
     jointly("jointly", batches);
-    jointly("jointly, microbatches moved",
-            ApplyMoves(pointers_to(batches),
-                       EvenOutReplicas(setup.job, pointers_to(batches),
-                                       semu::RooflineCost())));
+    jointly(
+        "jointly, microbatches moved",
+        ApplyMoves(pointers_to(batches),
+                   EvenOutReplicas(setup.job, pointers_to(batches), Costs())));
   }
 }
 
