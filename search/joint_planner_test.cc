@@ -72,9 +72,9 @@ TEST_F(JointPlannerTest, TheSlowestGetsTheSearch) {
   ASSERT_EQ(plans.size(), 4);
   const int64_t joint_ns = Slowest(plans);
   EXPECT_EQ(plans[3]->report.makespan_ns, joint_ns);
-  int64_t evaluations = 0;
-  for (const auto& plan : plans) evaluations += plan->report.evaluations;
-  EXPECT_GT(plans[3]->report.evaluations, evaluations / 2);
+  for (int r = 0; r < 3; ++r) {
+    EXPECT_GT(plans[3]->report.evaluations, plans[r]->report.evaluations);
+  }
   // What every replica had first is a start that the joint plan is not above.
   options.search.budget.evaluations = 25;
   std::vector<absl::StatusOr<StepPlan>> alone;
