@@ -75,12 +75,13 @@ bazel_tests "all tests" --test_summary=short //...
 # threads; gRPC itself is Debian's, without sanitizers.
 bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_summary=short \
   //tests/fuzz/... //search/lower/... //search/plan/... //search/problem/... //semu/engine/... \
-  //semu/model/... //semu/cost/ops/... //profiler:trace_import_test //profiler:profile_builder_test \
+  //semu/model/... //semu/cost/ops/... //semu/graph/... //semu/store/... //profiler:trace_import_test //profiler:profile_builder_test \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test
 bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_registry_test //server/testing:seeded_race_test //search/lower/testing/... \
-  //search/strategy/... //semu/store:memory_store_test //semu/store:subgraph_cache_test
+  //search/strategy/... //semu/store:memory_store_test \
+  //semu/store:subgraph_cache_test //semu/store:redis_store_test
 script_test "clang's thread-safety analysis" \
   bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \
   //search/strategy/...
