@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <set>
@@ -85,14 +84,6 @@ absl::Status ValidateProfile(const v1::Profile& profile) {
     if (!status.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat("points[", i, "]: ", status.message()));
-    }
-  }
-  for (int i = 0; i < profile.curves_size(); ++i) {
-    for (const v1::CurveFactor& factor : profile.curves(i).factors()) {
-      if (!std::isfinite(factor.value())) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "curves[", i, "]: factor ", factor.name(), " must be finite"));
-      }
     }
   }
   return absl::OkStatus();

@@ -142,17 +142,35 @@ absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
   return std::move(refined.layout);
 }
 
+// Takes `extra` bytes a rank from the activations. RESOURCE_EXHAUSTED where
+// they are not there.
+absl::Status SetAside(const semu::Job& job, const std::vector<int64_t>& extra,
+                      MemoryPlan* memory) {
+  for (size_t rank = 0; rank < extra.size(); ++rank) {
+    if (extra[rank] >= memory->activation_limit_bytes[rank]) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "rank ", rank, " needs ", memory->static_bytes[rank], " bytes and ",
+          extra[rank],
+          " more that it was seen to use: the limit is memory_budget_bytes = ",
+          job.memory_budget_bytes));
+    }
+    memory->static_bytes[rank] += extra[rank];
+    memory->activation_limit_bytes[rank] -= extra[rank];
+  }
+  return absl::OkStatus();
+}
+
 class Planner : public StepPlanner {
  public:
   explicit Planner(std::shared_ptr<const semu::CostModel> costs)
       : costs_(std::move(costs)) {}
 
   absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
-      const semu::Job& job,
-      const std::optional<semu::Layout>& pinned) const override {
+      const semu::Job& job, const std::optional<semu::Layout>& pinned,
+      const PrepareOptions& options) const override {
     auto prepared = std::make_shared<PlannableJob>();
     prepared->job = job;
-    prepared->costs = costs_;
+    prepared->costs = options.costs != nullptr ? options.costs : costs_;
     if (pinned) {
       prepared->layout = *pinned;
     } else {
@@ -161,6 +179,8 @@ class Planner : public StepPlanner {
     }
     PW_ASSIGN_OR_RETURN(MemoryPlan memory,
                         PlanMemory(job, prepared->layout, *prepared->costs));
+    PW_RETURN_IF_ERROR(SetAside(job, options.extra_reserve_bytes, &memory));
+    prepared->extra_reserve_bytes = options.extra_reserve_bytes;
     prepared->static_bytes = std::move(memory.static_bytes);
     prepared->activation_limit_bytes = std::move(memory.activation_limit_bytes);
     prepared->transfer_bytes = memory.transfer_bytes;
@@ -216,6 +236,10 @@ class Planner : public StepPlanner {
           plan.report.finished = true;
           return absl::OkStatus();
         });
+  }
+
+  std::shared_ptr<const semu::CostModel> Costs() const override {
+    return costs_;
   }
 
   std::vector<std::string> StrategyNames() const override {

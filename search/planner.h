@@ -38,6 +38,17 @@ struct PlannableJob {
   std::vector<int64_t> activation_limit_bytes;
   // For the buffers of transfers beside the activations; on every rank.
   int64_t transfer_bytes = 0;
+  // Of static_bytes, those of PrepareOptions::extra_reserve_bytes.
+  std::vector<int64_t> extra_reserve_bytes;
+};
+
+// What a job is prepared with beside what it says itself.
+struct PrepareOptions {
+  // Cost its layers; null: the planner's own.
+  std::shared_ptr<const semu::CostModel> costs;
+  // [rank], bytes per GPU, set aside on top of what the memory plan does;
+  // empty: none.
+  std::vector<int64_t> extra_reserve_bytes;
 };
 
 // Figures of a plan; see PlanReport in plan.proto.
@@ -105,8 +116,11 @@ class StepPlanner {
   // breaks a rule; RESOURCE_EXHAUSTED when weights or the safe program do not
   // fit, naming rank, bytes and limit.
   virtual absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
-      const semu::Job& job,
-      const std::optional<semu::Layout>& pinned) const = 0;
+      const semu::Job& job, const std::optional<semu::Layout>& pinned,
+      const PrepareOptions& options) const = 0;
+
+  // What costs layers where PrepareOptions say nothing else. Never null.
+  virtual std::shared_ptr<const semu::CostModel> Costs() const = 0;
 
   // Plans a step. Errors: RESOURCE_EXHAUSTED when the batch does not fit in
   // memory; FAILED_PRECONDITION when the strategy does not apply;

@@ -26,7 +26,7 @@ void BM_PlanWithOneEvaluation(benchmark::State& state, const char* setup) {
           proto, {.seed = 1, .microbatches = static_cast<int>(state.range(0))}),
       job);
   const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
-  const auto prepared = planner->Prepare(job, std::nullopt);
+  const auto prepared = planner->Prepare(job, std::nullopt, {});
   PW_CHECK(prepared.ok());
   PlanOptions options;
   options.search.budget.evaluations = 1;

@@ -29,7 +29,7 @@ Case MakeCase(const StepPlanner& planner, const std::string& setup,
   const v1::Job proto = *semu::MakeSetup(setup);
   const semu::Job job = *semu::JobFromProto(proto);
   Case result;
-  auto prepared = planner.Prepare(job, std::nullopt);
+  auto prepared = planner.Prepare(job, std::nullopt, {});
   EXPECT_TRUE(prepared.ok()) << setup << ": " << prepared.status();
   if (!prepared.ok()) return result;
   result.job = *std::move(prepared);
@@ -188,7 +188,7 @@ TEST(PlannerTest, AJobWhoseWeightsDoNotFitIsRefusedWithTheRank) {
   v1::Job proto = *semu::MakeSetup("vlm-s");
   proto.set_memory_budget_bytes(int64_t{1} << 30);
   const absl::Status status =
-      planner->Prepare(*semu::JobFromProto(proto), std::nullopt).status();
+      planner->Prepare(*semu::JobFromProto(proto), std::nullopt, {}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("1073741824"));

@@ -83,7 +83,7 @@ Json VectorOf(const Case& c, const StepPlanner& planner) {
       PlanLayout(*semu::JobFromProto(proto), semu::OpGraphCost());
   if (c.change != nullptr) c.change(proto);
   const semu::Job job = *semu::JobFromProto(proto);
-  const auto prepared = planner.Prepare(job, layout);
+  const auto prepared = planner.Prepare(job, layout, {});
   EXPECT_TRUE(prepared.ok()) << c.setup << ": " << prepared.status();
   if (!prepared.ok()) return {};
   *proto.mutable_layout() = semu::LayoutToProto((*prepared)->layout, job);

@@ -14,7 +14,9 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
+#include "profiler/profile_file.h"
 #include "semu/base/status_macros.h"
+#include "semu/model/job_proto.h"
 #include "server/auth.h"
 
 namespace pipeweaver::server {
@@ -156,7 +158,26 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   if (!config.token_file().empty()) {
     PW_RETURN_IF_ERROR(TokenAuth::FromFile(config.token_file()).status());
   }
+  PW_RETURN_IF_ERROR(LoadProfiles(config).status());
   return config;
+}
+
+absl::StatusOr<std::vector<LoadedProfile>> LoadProfiles(
+    const v1::ServerConfig& config) {
+  std::vector<LoadedProfile> loaded;
+  for (int i = 0; i < config.profiles_size(); ++i) {
+    const v1::JobProfile& entry = config.profiles(i);
+    PW_RETURN_IF_ERROR(
+        semu::ValidateName(absl::StrCat("profiles[", i, "].job"), entry.job()));
+    absl::StatusOr<v1::Profile> profile =
+        profiler::ReadProfileFile(entry.file());
+    if (!profile.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("profiles[", i, "].file: ", profile.status().message()));
+    }
+    loaded.push_back({entry.job(), *std::move(profile)});
+  }
+  return loaded;
 }
 
 PlannerCoreOptions CoreOptions(const v1::ServerConfig& config) {

@@ -113,6 +113,25 @@ INSTANTIATE_TEST_SUITE_P(
                     c->set_key_file("/nonexistent/k");
                   },
                   "cert_file: cannot read"},
+        BadConfig{"MissingProfile",
+                  [](v1::ServerConfig* c) {
+                    c->add_profiles()->set_job("vlm");
+                    c->mutable_profiles(0)->set_file("/nonexistent/p");
+                  },
+                  "profiles[0].file: /nonexistent/p"},
+        BadConfig{"BadProfile",
+                  [](v1::ServerConfig* c) {
+                    c->add_profiles()->set_job("vlm");
+                    c->mutable_profiles(0)->set_file(
+                        WriteFile("bad.profile", "format_version: 2"));
+                  },
+                  "format_version 2 must be 1"},
+        BadConfig{"ProfileWithoutJob",
+                  [](v1::ServerConfig* c) {
+                    c->add_profiles()->set_file(WriteFile(
+                        "good.profile", "format_version: 1 version: 1"));
+                  },
+                  "profiles[0].job"},
         BadConfig{"NotPem",
                   [](v1::ServerConfig* c) {
                     c->set_cert_file(WriteFile("not.pem", "text"));

@@ -72,9 +72,7 @@ JobRegistry::TryRegisterLocked(const Registration& registration) {
 }
 
 absl::StatusOr<std::shared_ptr<const RegisteredJob>> JobRegistry::Commit(
-    const Registration& registration,
-    std::shared_ptr<const search::PlannableJob> plannable,
-    std::string layout_digest) {
+    const Registration& registration, PreparedJob prepared) {
   MutexLock lock(&mutex_);
   PW_ASSIGN_OR_RETURN(
       std::optional<std::shared_ptr<const RegisteredJob>> answered,
@@ -86,13 +84,34 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>> JobRegistry::Commit(
   job.name = name;
   job.job_bytes = registration.job_bytes;
   job.job_digest = registration.job_digest;
-  job.layout_digest = std::move(layout_digest);
+  job.layout_digest = std::move(prepared.layout_digest);
   job.attempt =
       (it == jobs_.end() ? attempts_removed_ : it->second.job->attempt) + 1;
   job.layout_confirmed = registration.pinned.has_value();
-  job.plannable = std::move(plannable);
+  job.plannable = std::move(prepared.plannable);
+  job.profile_digest = std::move(prepared.profile_digest);
+  job.cost_version = std::move(prepared.cost_version);
+  job.costs = std::move(prepared.costs);
   Entry& entry = it == jobs_.end() ? jobs_[name] : it->second;
   return Answer(entry, registration.request_id, std::move(job));
+}
+
+bool JobRegistry::Reprice(absl::string_view name, PreparedJob prepared) {
+  MutexLock lock(&mutex_);
+  const auto it = jobs_.find(name);
+  if (it == jobs_.end()) return false;
+  const RegisteredJob& job = *it->second.job;
+  if (job.costs != prepared.costs ||
+      job.layout_digest != prepared.layout_digest ||
+      job.cost_version->number >= prepared.cost_version->number) {
+    return false;
+  }
+  RegisteredJob repriced = job;
+  repriced.plannable = std::move(prepared.plannable);
+  repriced.profile_digest = std::move(prepared.profile_digest);
+  repriced.cost_version = std::move(prepared.cost_version);
+  it->second.job = std::make_shared<const RegisteredJob>(std::move(repriced));
+  return true;
 }
 
 std::shared_ptr<const RegisteredJob> JobRegistry::Answer(

@@ -19,6 +19,7 @@
 #include "search/planner.h"
 #include "semu/base/mutex.h"
 #include "semu/model/job.h"
+#include "server/job_costs.h"
 #include "server/sealed_plan.h"
 
 namespace pipeweaver::server {
@@ -33,6 +34,20 @@ struct RegisteredJob {
   uint64_t attempt = 0;
   bool layout_confirmed = false;
   std::shared_ptr<const search::PlannableJob> plannable;
+  // Of the plans made with `plannable`, and the version of its costs.
+  std::string profile_digest;
+  std::shared_ptr<const CostVersion> cost_version;
+  // Lives as long as the job, across its layouts and attempts; not null.
+  std::shared_ptr<JobCosts> costs;
+};
+
+// A job made ready under a version of its costs.
+struct PreparedJob {
+  std::shared_ptr<const search::PlannableJob> plannable;
+  std::string layout_digest;
+  std::string profile_digest;
+  std::shared_ptr<const CostVersion> cost_version;
+  std::shared_ptr<JobCosts> costs;
 };
 
 // What a trainer registers, validated.
@@ -77,9 +92,12 @@ class JobRegistry {
   // else may have registered the name since TryRegister, so the same rules and
   // errors apply again.
   absl::StatusOr<std::shared_ptr<const RegisteredJob>> Commit(
-      const Registration& registration,
-      std::shared_ptr<const search::PlannableJob> plannable,
-      std::string layout_digest);
+      const Registration& registration, PreparedJob prepared);
+
+  // Replaces a job's costs: steps submitted from now on are planned with them.
+  // False, and nothing changes, when the job is gone, was registered anew, has
+  // another layout, or has these costs or later ones.
+  bool Reprice(absl::string_view name, PreparedJob prepared);
 
   // Errors: NOT_FOUND; ABORTED for an old attempt; FAILED_PRECONDITION when the
   // digest is not the proposed layout's.

@@ -31,7 +31,32 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>> Register(
   if (known->has_value()) return **known;
   auto plannable = std::make_shared<search::PlannableJob>();
   plannable->job = registration.job;
-  return registry.Commit(registration, plannable, layout_digest);
+  return registry.Commit(registration,
+                         {plannable, layout_digest, "profile",
+                          std::make_shared<CostVersion>(), nullptr});
+}
+
+PreparedJob Repriced(int64_t number, const std::string& layout = "layout") {
+  CostVersion version;
+  version.number = number;
+  return {std::make_shared<search::PlannableJob>(), layout, "other profile",
+          std::make_shared<CostVersion>(version), nullptr};
+}
+
+TEST(JobRegistryTest, NewCostsReplaceOlderOnesOfTheSameLayout) {
+  JobRegistry registry(4);
+  Register(registry, MakeRegistration("vlm", "a")).value();
+  EXPECT_FALSE(registry.Reprice("t2v", Repriced(1)));
+  EXPECT_FALSE(registry.Reprice("vlm", Repriced(1, "other layout")));
+  EXPECT_FALSE(registry.Reprice("vlm", Repriced(0)));
+  EXPECT_EQ((*registry.Find("vlm"))->profile_digest, "profile");
+  EXPECT_TRUE(registry.Reprice("vlm", Repriced(2)));
+  EXPECT_FALSE(registry.Reprice("vlm", Repriced(1))) << "an older one";
+  EXPECT_EQ((*registry.Find("vlm"))->profile_digest, "other profile");
+  EXPECT_EQ((*registry.Find("vlm"))->cost_version->number, 2);
+  EXPECT_EQ((*Register(registry, MakeRegistration("vlm", "b")))->profile_digest,
+            "other profile")
+      << "attempts go on with what is known";
 }
 
 TEST(JobRegistryTest, AttemptsCountStartsOfTheRun) {

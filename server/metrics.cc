@@ -2,6 +2,9 @@
 
 #include "server/metrics.h"
 
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -12,9 +15,10 @@ namespace {
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
 constexpr const char* kMethodNames[kNumRpcMethods] = {
-    "RegisterJob", "ConfirmLayout", "DescribeJob",       "ListJobs",
-    "RemoveJob",   "SubmitStep",    "CancelStep",        "GetPlan",
-    "GetProgram",  "ReportStep",    "CompareStrategies", "SimulatePlan"};
+    "RegisterJob",  "ConfirmLayout", "DescribeJob",       "ListJobs",
+    "RemoveJob",    "SubmitStep",    "CancelStep",        "GetPlan",
+    "GetProgram",   "ReportStep",    "CompareStrategies", "SimulatePlan",
+    "UploadProfile"};
 
 constexpr const char* kOriginNames[kNumPlanOrigins] = {
     "unspecified", "search_finished", "search_cut", "cached", "safe"};
@@ -93,7 +97,31 @@ Metrics::Metrics(int max_job_labels)
                       "latest step.")),
       job_measured_over_predicted_(
           Gauges(registry_, "pipeweaver_job_measured_over_predicted_ratio",
-                 "Measured over predicted time of the job's latest report.")) {
+                 "Measured over predicted time of the job's latest report.")),
+      job_measured_share_(
+          Gauges(registry_, "pipeweaver_job_measured_share_ratio",
+                 "Share of the job's latest predicted compute time that comes "
+                 "from measured layers.")),
+      job_cost_version_(Gauges(registry_, "pipeweaver_job_cost_version",
+                               "Version of the costs that the job's next step "
+                               "is planned with.")),
+      job_measured_layers_(Gauges(registry_, "pipeweaver_job_measured_layers",
+                                  "Layers measured, by shape and pass.")),
+      job_error_before_(
+          Gauges(registry_, "pipeweaver_job_stage_error_before_ratio",
+                 "Mean error of predicted stage times that calibration was "
+                 "fitted to, without its factors.")),
+      job_error_after_(
+          Gauges(registry_, "pipeweaver_job_stage_error_after_ratio",
+                 "Mean error of predicted stage times that calibration was "
+                 "fitted to, with its factors.")),
+      job_extra_reserve_bytes_(
+          Gauges(registry_, "pipeweaver_job_extra_reserve_bytes",
+                 "Bytes set aside since reported peaks passed predictions, on "
+                 "the rank with most.")),
+      job_drift_(Gauges(registry_, "pipeweaver_job_drift",
+                        "1 when the latest reported step's time parted from "
+                        "the prediction, else 0.")) {
   auto& rpc_seconds =
       Histograms(registry_, "pipeweaver_rpc_seconds",
                  "Time of a call in the server, waiting for a plan included.");
@@ -131,6 +159,18 @@ Metrics::Metrics(int max_job_labels)
       &Histograms(registry_, "pipeweaver_measured_over_predicted_ratio",
                   "Measured over predicted step time, as rank 0 reports it.")
            .Add({}, Ratio());
+  cost_versions_ = &Counters(registry_, "pipeweaver_cost_versions_total",
+                             "Versions of jobs' costs taken up.")
+                        .Add({});
+  cost_versions_refused_ =
+      &Counters(registry_, "pipeweaver_cost_versions_refused_total",
+                "Versions of jobs' costs with which the job could not be "
+                "planned.")
+           .Add({});
+  drifted_steps_ = &Counters(registry_, "pipeweaver_drifted_steps_total",
+                             "Steps whose measured time parted from the "
+                             "prediction.")
+                        .Add({});
   like_lookups_ = &Counters(registry_, "pipeweaver_plan_cache_lookups_total",
                             "Steps for which a plan of the same metadata was "
                             "looked up.")
@@ -182,9 +222,17 @@ void Metrics::OnJobRegistered(const std::string& job, uint64_t) {
     return;
   }
   const prometheus::Labels labels = {{"job", job}};
-  job_gauges_[job] = {
-      &job_steps_held_.Add(labels), &job_predicted_seconds_.Add(labels),
-      &job_gap_.Add(labels), &job_measured_over_predicted_.Add(labels)};
+  job_gauges_[job] = {&job_steps_held_.Add(labels),
+                      &job_predicted_seconds_.Add(labels),
+                      &job_gap_.Add(labels),
+                      &job_measured_over_predicted_.Add(labels),
+                      &job_measured_share_.Add(labels),
+                      &job_cost_version_.Add(labels),
+                      &job_measured_layers_.Add(labels),
+                      &job_error_before_.Add(labels),
+                      &job_error_after_.Add(labels),
+                      &job_extra_reserve_bytes_.Add(labels),
+                      &job_drift_.Add(labels)};
 }
 
 void Metrics::OnJobRemoved(const std::string& job) {
@@ -195,6 +243,13 @@ void Metrics::OnJobRemoved(const std::string& job) {
   job_predicted_seconds_.Remove(it->second.predicted_seconds);
   job_gap_.Remove(it->second.gap);
   job_measured_over_predicted_.Remove(it->second.measured_over_predicted);
+  job_measured_share_.Remove(it->second.measured_share);
+  job_cost_version_.Remove(it->second.cost_version);
+  job_measured_layers_.Remove(it->second.measured_layers);
+  job_error_before_.Remove(it->second.error_before);
+  job_error_after_.Remove(it->second.error_after);
+  job_extra_reserve_bytes_.Remove(it->second.extra_reserve_bytes);
+  job_drift_.Remove(it->second.drift);
   job_gauges_.erase(it);
 }
 
@@ -221,6 +276,7 @@ void Metrics::OnPlanSealed(const SealedPlan& sealed,
   if (it == job_gauges_.end()) return;
   it->second.predicted_seconds->Set(Seconds(report.makespan_ns));
   it->second.gap->Set(GapOf(report));
+  it->second.measured_share->Set(report.measured_share);
 }
 
 void Metrics::OnStepFailed(const StepKey&, const absl::Status& status) {
@@ -233,6 +289,63 @@ void Metrics::OnReport(const std::string& job, double ratio) {
   MutexLock lock(&mutex_);
   const auto it = job_gauges_.find(job);
   if (it != job_gauges_.end()) it->second.measured_over_predicted->Set(ratio);
+}
+
+void Metrics::OnCosts(const std::string& job, const CostVersion& version) {
+  if (version.number > 0) cost_versions_->Increment();
+  const semu::Calibration& calibration = version.calibration;
+  if (version.number > 0) {
+    spdlog::info(
+        "job '{}': costs version {}: {} measured layers, {} stage times with a "
+        "mean error of {:.4f} before and {:.4f} after calibration",
+        job, version.number, version.measured_layers, calibration.observations,
+        calibration.error_before, calibration.error_after);
+  }
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(job);
+  if (it == job_gauges_.end()) return;
+  it->second.cost_version->Set(static_cast<double>(version.number));
+  it->second.measured_layers->Set(static_cast<double>(version.measured_layers));
+  it->second.error_before->Set(calibration.error_before);
+  it->second.error_after->Set(calibration.error_after);
+  int64_t most_bytes = 0;
+  for (const int64_t bytes : version.extra_reserve_bytes) {
+    most_bytes = std::max(most_bytes, bytes);
+  }
+  it->second.extra_reserve_bytes->Set(static_cast<double>(most_bytes));
+}
+
+void Metrics::OnCostsRefused(const std::string& job,
+                             const absl::Status& status) {
+  cost_versions_refused_->Increment();
+  spdlog::warn(
+      "job '{}': planned with older costs, since new ones are refused: "
+      "{}",
+      job, status.ToString());
+}
+
+void Metrics::OnDrift(const StepKey& key, const semu::Drift& drift,
+                      bool first) {
+  drifted_steps_->Increment();
+  if (first) {
+    spdlog::warn(
+        "{}: took {:.3f} s, predicted {:.3f} s: {:+.1f} %, beyond {:.1f} %; "
+        "said again when it ends",
+        DebugString(key), Seconds(drift.measured_ns),
+        Seconds(drift.predicted_ns), 100 * drift.relative_error,
+        100 * drift.limit);
+  }
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(key.job);
+  if (it != job_gauges_.end()) it->second.drift->Set(1);
+}
+
+void Metrics::OnNoDrift(const StepKey& key) {
+  MutexLock lock(&mutex_);
+  const auto it = job_gauges_.find(key.job);
+  if (it == job_gauges_.end() || it->second.drift->Value() == 0) return;
+  it->second.drift->Set(0);
+  spdlog::info("{}: as predicted again", DebugString(key));
 }
 
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {

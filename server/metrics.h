@@ -41,8 +41,9 @@ enum class RpcMethod {
   kReportStep,
   kCompareStrategies,
   kSimulatePlan,
+  kUploadProfile,
 };
-constexpr int kNumRpcMethods = 12;
+constexpr int kNumRpcMethods = 13;
 
 // Thread-safe.
 class Metrics final : public PlannerObserver, public prometheus::Collectable {
@@ -75,6 +76,13 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
                     const PlanTimings& timings) override;
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
   void OnReport(const std::string& job, double ratio) override;
+  void OnCosts(const std::string& job, const CostVersion& version) override;
+  void OnCostsRefused(const std::string& job,
+                      const absl::Status& status) override;
+  // Also says so in the log when a drift begins and when it ends.
+  void OnDrift(const StepKey& key, const semu::Drift& drift,
+               bool first) override;
+  void OnNoDrift(const StepKey& key) override;
 
   int rpcs_in_flight() const { return rpcs_in_flight_; }
 
@@ -86,6 +94,13 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
     prometheus::Gauge* predicted_seconds;
     prometheus::Gauge* gap;
     prometheus::Gauge* measured_over_predicted;
+    prometheus::Gauge* measured_share;
+    prometheus::Gauge* cost_version;
+    prometheus::Gauge* measured_layers;
+    prometheus::Gauge* error_before;
+    prometheus::Gauge* error_after;
+    prometheus::Gauge* extra_reserve_bytes;
+    prometheus::Gauge* drift;
   };
 
   const size_t max_job_labels_;
@@ -110,6 +125,9 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Histogram* gap_;
   prometheus::Histogram* predicted_seconds_;
   prometheus::Histogram* measured_over_predicted_;
+  prometheus::Counter* cost_versions_;
+  prometheus::Counter* cost_versions_refused_;
+  prometheus::Counter* drifted_steps_;
   prometheus::Counter* like_lookups_;
   prometheus::Counter* like_hits_;
   prometheus::Gauge* jobs_;
@@ -121,6 +139,13 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Family<prometheus::Gauge>& job_predicted_seconds_;
   prometheus::Family<prometheus::Gauge>& job_gap_;
   prometheus::Family<prometheus::Gauge>& job_measured_over_predicted_;
+  prometheus::Family<prometheus::Gauge>& job_measured_share_;
+  prometheus::Family<prometheus::Gauge>& job_cost_version_;
+  prometheus::Family<prometheus::Gauge>& job_measured_layers_;
+  prometheus::Family<prometheus::Gauge>& job_error_before_;
+  prometheus::Family<prometheus::Gauge>& job_error_after_;
+  prometheus::Family<prometheus::Gauge>& job_extra_reserve_bytes_;
+  prometheus::Family<prometheus::Gauge>& job_drift_;
 
   mutable Mutex mutex_;
   std::function<Levels()> levels_ ABSL_GUARDED_BY(mutex_);

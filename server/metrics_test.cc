@@ -45,6 +45,15 @@ void Exercise(Metrics& metrics) {
   metrics.OnPlanSealed(MakePlan("vlm"), {1'000, 2'000});
   metrics.OnStepFailed({"vlm", 1, 0, 0}, absl::ResourceExhaustedError("full"));
   metrics.OnReport("vlm", 1.25);
+  CostVersion version;
+  version.number = 3;
+  version.measured_layers = 8;
+  version.calibration.error_before = 0.25;
+  version.calibration.error_after = 0.125;
+  version.extra_reserve_bytes = {0, 64};
+  metrics.OnCosts("vlm", version);
+  metrics.OnCostsRefused("vlm", absl::ResourceExhaustedError("full"));
+  metrics.OnDrift({"vlm", 1, 0, 0}, {0, 100, 150, 0.5, 0.03}, true);
   metrics.OnLikeBatchLookup(true);
   metrics.CountRpc(RpcMethod::kGetProgram, absl::StatusCode::kNotFound,
                    std::chrono::microseconds(3));
@@ -55,13 +64,24 @@ TEST(MetricsTest, CountsWhatHappens) {
   Exercise(metrics);
   const std::string page = Page(metrics);
   for (const char* line :
-       {"pipeweaver_jobs 1", "pipeweaver_queue_length 2",
-        "pipeweaver_planning_threads_busy 3", "pipeweaver_steps_held 4",
+       {"pipeweaver_jobs 1",
+        "pipeweaver_queue_length 2",
+        "pipeweaver_planning_threads_busy 3",
+        "pipeweaver_steps_held 4",
         "pipeweaver_plan_bytes 5",
         "pipeweaver_plans_sealed_total{origin=\"safe\"} 1",
         "pipeweaver_steps_failed_total{code=\"RESOURCE_EXHAUSTED\"} 1",
         "pipeweaver_gap_ratio_sum 0.5",
         "pipeweaver_predicted_step_seconds_sum 2",
+        "pipeweaver_cost_versions_total 1",
+        "pipeweaver_cost_versions_refused_total 1",
+        "pipeweaver_drifted_steps_total 1",
+        "pipeweaver_job_cost_version{job=\"vlm\"} 3",
+        "pipeweaver_job_measured_layers{job=\"vlm\"} 8",
+        "pipeweaver_job_stage_error_before_ratio{job=\"vlm\"} 0.25",
+        "pipeweaver_job_stage_error_after_ratio{job=\"vlm\"} 0.125",
+        "pipeweaver_job_extra_reserve_bytes{job=\"vlm\"} 64",
+        "pipeweaver_job_drift{job=\"vlm\"} 1",
         "pipeweaver_plan_cache_hits_total 1",
         "pipeweaver_rpc_seconds_count{method=\"GetProgram\"} 1",
         "pipeweaver_job_steps_held{job=\"vlm\"} 7",
@@ -69,6 +89,14 @@ TEST(MetricsTest, CountsWhatHappens) {
         "pipeweaver_job_measured_over_predicted_ratio{job=\"vlm\"} 1.25"}) {
     EXPECT_THAT(page, HasSubstr(line));
   }
+}
+
+TEST(MetricsTest, DriftEndsWithAStepAsPredicted) {
+  Metrics metrics(1);
+  Exercise(metrics);
+  metrics.OnNoDrift({"vlm", 1, 1, 0});
+  EXPECT_THAT(Page(metrics), HasSubstr("pipeweaver_job_drift{job=\"vlm\"} 0"));
+  EXPECT_THAT(Page(metrics), HasSubstr("pipeweaver_drifted_steps_total 1"));
 }
 
 TEST(MetricsTest, JobLabelsAreCappedAndGoWithTheJob) {

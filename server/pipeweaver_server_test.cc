@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <google/protobuf/text_format.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -19,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client_agents/cc/planner_client.h"
@@ -253,6 +255,153 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   EXPECT_EQ(server->Metric(
                 "pipeweaver_plans_sealed_total{origin=\"search_finished\"}"),
             1);
+}
+
+// Layers of every module of `job`, as if measured at `factor` microseconds a
+// token forward and twice that backward.
+v1::Profile MeasuredProfile(const v1::Job& job, double factor) {
+  v1::Profile profile;
+  profile.set_format_version(1);
+  profile.set_version(1);
+  for (const v1::Module& module : job.modules()) {
+    for (const v1::LayerGroup& group : module.layers()) {
+      for (const v1::LayerPass pass :
+           {v1::LAYER_PASS_FORWARD, v1::LAYER_PASS_BACKWARD}) {
+        for (const int64_t tokens : {1, 1'000'000}) {
+          v1::MeasuredPoint* point = profile.add_points();
+          point->mutable_key()->set_kind(v1::POINT_KIND_LAYER);
+          v1::LayerKey* layer = point->mutable_key()->mutable_layer();
+          layer->set_module(module.name());
+          const std::string kind = v1::LayerKind_Name(group.kind());
+          layer->set_layer(absl::AsciiStrToLower(
+              kind.substr(std::string("LAYER_KIND_").size())));
+          layer->set_pass(pass);
+          layer->set_items(1);
+          layer->set_tokens(tokens);
+          layer->set_sum_squares(tokens * tokens);
+          layer->set_max_tokens(tokens);
+          const auto ns =
+              static_cast<int64_t>(factor * 1e3 * static_cast<double>(tokens) *
+                                   (pass == v1::LAYER_PASS_FORWARD ? 1 : 2));
+          point->set_count(1);
+          point->set_min_ns(ns);
+          point->set_median_ns(ns);
+          point->set_max_ns(ns);
+          point->set_total_ns(ns);
+        }
+      }
+    }
+  }
+  return profile;
+}
+
+TEST(PipeweaverServerTest, PlansRestOnUploadedProfiles) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::RegisterJobResponse registered = Register(client, job);
+  v1::SubmitStepRequest step = Submission(job, registered, 0, 8);
+  step.set_budget_evaluations(20);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  const auto analytic = client.GetPlan(step.key());
+  ASSERT_TRUE(analytic.ok()) << analytic.status();
+  EXPECT_EQ(analytic->report().measured_share(), 0);
+
+  v1::UploadProfileRequest upload;
+  upload.set_job(job.name());
+  *upload.mutable_profile() = MeasuredProfile(job, 50);
+  const auto uploaded = client.UploadProfile(upload);
+  ASSERT_TRUE(uploaded.ok()) << uploaded.status();
+  EXPECT_GT(uploaded->points_taken(), 0);
+  EXPECT_EQ(uploaded->points_left_out(), 0);
+  v1::DescribeJobRequest describe;
+  describe.set_job(job.name());
+  while (client.DescribeJob(describe)->costs().version() == 0) {
+  }
+  step.mutable_key()->set_step(1);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  const auto measured = client.GetPlan(step.key());
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_EQ(measured->report().measured_share(), 1);
+  EXPECT_TRUE(measured->report().certified());
+  EXPECT_EQ(measured->identity().profile_digest(),
+            client.DescribeJob(describe)->costs().profile_digest());
+  EXPECT_NE(measured->identity().profile_digest(),
+            analytic->identity().profile_digest());
+  EXPECT_NE(measured->report().makespan_ns(), analytic->report().makespan_ns());
+  EXPECT_EQ(server->Metric("pipeweaver_job_cost_version{job=\"vlm-s\"}"), 1);
+  EXPECT_EQ(
+      server->Metric("pipeweaver_job_measured_share_ratio{job=\"vlm-s\"}"), 1);
+}
+
+TEST(PipeweaverServerTest, AProfileOfTheConfigIsThereAtRegistration) {
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(MeasuredProfile(job, 50), &text);
+  const std::string profile = ::testing::TempDir() + "/vlm-s.profile";
+  std::ofstream(profile) << text;
+  const std::string config = ::testing::TempDir() + "/profiles.textproto";
+  std::ofstream(config) << "profiles { job: \"vlm-s\" file: \"" << profile
+                        << "\" }\n";
+  const auto server = ServerProcess::Serving({"--config=" + config});
+  client::PlannerClient client = Connect(*server);
+  const v1::RegisterJobResponse registered = Register(client, job);
+  const v1::SubmitStepRequest step = Submission(job, registered, 0, 8);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  const auto plan = client.GetPlan(step.key());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->report().measured_share(), 1);
+}
+
+// Ranks report stage times by another machine than the rules describe: the
+// predictions follow.
+TEST(PipeweaverServerTest, ReportsOfAnotherMachineCorrectPredictions) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::RegisterJobResponse registered = Register(client, job);
+  constexpr double kSlower = 1.3;
+  const auto plan_of = [&](uint64_t number) {
+    v1::SubmitStepRequest step = Submission(job, registered, 0, 8);
+    step.mutable_key()->set_step(number);
+    step.set_budget_evaluations(20);
+    EXPECT_TRUE(client.SubmitStep(step).ok());
+    return *client.GetPlan(step.key());
+  };
+  const v1::Plan first = plan_of(0);
+  for (int rank = 0; rank < job.parallelism().pipeline_parallel(); ++rank) {
+    const auto program = client.GetProgram(first.identity().key(), rank);
+    ASSERT_TRUE(program.ok()) << program.status();
+    v1::ActionColumns actions;
+    ASSERT_TRUE(actions.ParseFromString(program->actions()));
+    v1::ReportStepRequest report;
+    *report.mutable_key() = first.identity().key();
+    report.set_plan_digest(first.plan_digest());
+    report.set_rank(rank);
+    for (const uint64_t duration_ns : actions.duration_ns()) {
+      report.add_start_offset_ns(0);
+      report.add_duration_ns(
+          static_cast<uint64_t>(kSlower * static_cast<double>(duration_ns)));
+    }
+    report.set_step_ns(static_cast<uint64_t>(
+        kSlower * static_cast<double>(first.report().makespan_ns())));
+    ASSERT_TRUE(client.ReportStep(report).ok());
+  }
+  v1::DescribeJobRequest describe;
+  describe.set_job(job.name());
+  v1::JobCosts costs;
+  do {
+    costs = client.DescribeJob(describe)->costs();
+  } while (costs.observations() == 0 || costs.drifted_steps() == 0);
+  EXPECT_NEAR(costs.error_before(), 1 - 1 / kSlower, 0.01);
+  EXPECT_LT(costs.error_after(), 0.01);
+  EXPECT_EQ(server->Metric("pipeweaver_job_drift{job=\"vlm-s\"}"), 1);
+  const v1::Plan second = plan_of(1);
+  EXPECT_NEAR(static_cast<double>(second.report().makespan_ns()) /
+                  static_cast<double>(first.report().makespan_ns()),
+              kSlower, 0.03);
+  EXPECT_EQ(second.identity().profile_digest(),
+            client.DescribeJob(describe)->costs().profile_digest());
 }
 
 TEST(PipeweaverServerTest, SigtermUnderLoadLosesNoAcceptedCall) {

@@ -23,9 +23,14 @@ class PlanCodec {
   virtual std::string LayoutDigest(const semu::Job& job,
                                    const semu::Layout& layout) const = 0;
 
-  // Serialises a plan: all fields of the answer but `shadow` and
-  // `forward_only`. The digest and the programs depend on `plan` and `identity`
-  // alone, never on `timings`. `job` is the one that `plan` was made for.
+  // What plans made with the job's costs carry as profile_digest: 32 bytes that
+  // are others when their fingerprint or the extra reserve is another.
+  virtual std::string ProfileDigest(const search::PlannableJob& job) const = 0;
+
+  // Serialises a plan: all fields of the answer but `shadow`, `forward_only`,
+  // `job` and `costs`. The digest and the programs depend on `plan` and
+  // `identity` alone, never on `timings`. `job` is the one that `plan` was made
+  // for.
   virtual absl::StatusOr<SealedPlan> Seal(
       const search::PlannableJob& job,
       std::shared_ptr<const search::StepPlan> plan,

@@ -3,15 +3,27 @@
 #include "server/planner_core.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "search/cost_observations.h"
 #include "search/joint_planner.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::server {
 namespace {
+
+// Of what a report may claim: 11 days, a PiB.
+constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
+constexpr uint64_t kMaxReportedBytes = uint64_t{1} << 50;
+
+absl::Status CheckMost(absl::string_view field, uint64_t value, uint64_t most) {
+  if (value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": ", value, ", must be at most ", most));
+}
 
 int64_t Nanoseconds(Clock::Duration duration) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
@@ -78,7 +90,22 @@ void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
 void PlannerCore::Begin(const RegisteredJob& job) {
   table_.BeginAttempt(job.name, job.attempt);
   pool_.DropCancelled();
-  if (observer_ != nullptr) observer_->OnJobRegistered(job.name, job.attempt);
+  if (observer_ == nullptr) return;
+  observer_->OnJobRegistered(job.name, job.attempt);
+  observer_->OnCosts(job.name, *job.cost_version);
+}
+
+std::shared_ptr<JobCosts> PlannerCore::CostsOf(
+    const Registration& registration) const {
+  const auto known = registry_.Find(registration.job.name);
+  if (known.ok() && (*known)->job_digest == registration.job_digest) {
+    return (*known)->costs;
+  }
+  return std::make_shared<JobCosts>(
+      registration.job, planner_->Costs(),
+      options_.measured_layers == nullptr
+          ? std::vector<semu::MeasuredLayer>()
+          : options_.measured_layers(registration.job));
 }
 
 void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
@@ -108,23 +135,34 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
               done(status);
               return;
             }
+            PreparedJob prepared;
+            prepared.costs = CostsOf(registration);
+            prepared.cost_version = prepared.costs->current();
+            // What is known of memory is of the layout before.
             auto plannable =
-                planner_->Prepare(registration.job, registration.pinned);
+                planner_->Prepare(registration.job, registration.pinned,
+                                  {prepared.cost_version->costs, {}});
             if (!plannable.ok()) {
               done(plannable.status());
               return;
             }
-            std::string layout_digest =
-                codec_->LayoutDigest((*plannable)->job, (*plannable)->layout);
+            prepared.plannable = *std::move(plannable);
+            prepared.layout_digest = codec_->LayoutDigest(
+                prepared.plannable->job, prepared.plannable->layout);
+            prepared.profile_digest =
+                codec_->ProfileDigest(*prepared.plannable);
+            const auto costs = prepared.costs;
             absl::StatusOr<std::shared_ptr<const RegisteredJob>> job;
             {
               MutexLock lock(&lifecycle_mutex_);
               if (cancelled->load()) {
                 job = absl::CancelledError("the call was cancelled");
               } else {
-                job = registry_.Commit(registration, *std::move(plannable),
-                                       std::move(layout_digest));
-                if (job.ok()) Begin(**job);
+                job = registry_.Commit(registration, std::move(prepared));
+                if (job.ok()) {
+                  if ((*job)->costs == costs) costs->BeginLayout();
+                  Begin(**job);
+                }
               }
             }
             done(std::move(job));
@@ -313,7 +351,7 @@ StepResult PlannerCore::SealedStep(const StepKey& key) {
   return table_.Peek(key);
 }
 
-absl::Status PlannerCore::ReportStep(const StepReportIn& report) {
+absl::Status PlannerCore::ReportStep(StepReportIn report) {
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
                       SealedStep(report.key));
   if (report.rank >= sealed->programs.size()) {
@@ -329,24 +367,122 @@ absl::Status PlannerCore::ReportStep(const StepReportIn& report) {
   }
   const int64_t actions =
       static_cast<int64_t>(sealed->plan->programs.ranks[report.rank].size());
-  if (report.num_start_offsets != report.num_durations ||
-      (report.num_durations != 0 && report.num_durations != actions)) {
+  const auto durations = static_cast<int64_t>(report.duration_ns.size());
+  if (report.num_start_offsets != durations ||
+      (durations != 0 && durations != actions)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "start_offset_ns and duration_ns: ", report.num_start_offsets, " and ",
-        report.num_durations, " values, must be one for each of the ", actions,
+        durations, " values, must be one for each of the ", actions,
         " actions of the rank's program, or none"));
+  }
+  for (int64_t i = 0; i < durations; ++i) {
+    PW_RETURN_IF_ERROR(CheckMost(absl::StrCat("duration_ns[", i, "]"),
+                                 report.duration_ns[i], kMaxReportedNs));
   }
   if (report.step_ns == 0) {
     return absl::InvalidArgumentError("step_ns: 0, must be above 0");
   }
+  PW_RETURN_IF_ERROR(CheckMost("step_ns", report.step_ns, kMaxReportedNs));
+  PW_RETURN_IF_ERROR(CheckMost("peak_memory_bytes", report.peak_memory_bytes,
+                               kMaxReportedBytes));
   if (!table_.NoteReported(report.key, report.rank)) return absl::OkStatus();
   const int64_t predicted_ns = sealed->plan->report.makespan_ns;
-  if (report.rank != 0 || predicted_ns <= 0) return absl::OkStatus();
-  const double ratio =
-      static_cast<double>(report.step_ns) / static_cast<double>(predicted_ns);
-  registry_.CountReport(report.key.job, ratio);
-  if (observer_ != nullptr) observer_->OnReport(report.key.job, ratio);
+  if (report.rank == 0 && predicted_ns > 0) {
+    const double ratio =
+        static_cast<double>(report.step_ns) / static_cast<double>(predicted_ns);
+    registry_.CountReport(report.key.job, ratio);
+    if (observer_ != nullptr) observer_->OnReport(report.key.job, ratio);
+  }
+  // Nobody executes a shadow step's programs.
+  if (sealed->shadow) return absl::OkStatus();
+  const std::string job = report.key.job;
+  RunTask(job, std::make_shared<std::atomic<bool>>(false),
+          [this, sealed, report = std::move(report)](absl::Status status) {
+            if (status.ok()) Learn(*sealed, report);
+          });
   return absl::OkStatus();
+}
+
+void PlannerCore::Learn(const SealedPlan& sealed, const StepReportIn& report) {
+  const auto job = registry_.Find(report.key.job);
+  if (!job.ok() || (*job)->attempt != report.key.attempt) return;
+  JobCosts& costs = *(*job)->costs;
+  const search::StepReport& predicted = sealed.plan->report;
+  if (report.rank == 0 && predicted.makespan_ns > 0) {
+    const auto named = costs.ObserveStep(
+        report.key.replica, static_cast<int64_t>(report.key.step),
+        predicted.makespan_ns, static_cast<int64_t>(report.step_ns));
+    if (observer_ != nullptr && named) {
+      observer_->OnDrift(report.key, named->drift, named->first);
+    } else if (observer_ != nullptr) {
+      observer_->OnNoDrift(report.key);
+    }
+  }
+  if (report.peak_memory_bytes > 0) {
+    const std::vector<int64_t>& extra = sealed.job->extra_reserve_bytes;
+    costs.AddPeak(static_cast<int>(report.rank),
+                  predicted.peak_memory_bytes[report.rank] -
+                      (extra.empty() ? 0 : extra[report.rank]),
+                  static_cast<int64_t>(report.peak_memory_bytes));
+  }
+  if (!report.duration_ns.empty()) {
+    const std::vector<int64_t> duration_ns(report.duration_ns.begin(),
+                                           report.duration_ns.end());
+    costs.AddObservations(
+        *sealed.costs,
+        search::ObserveCosts(*sealed.job, *sealed.plan,
+                             static_cast<int>(report.rank), duration_ns,
+                             sealed.costs->costs->measured(),
+                             JobCosts::kObservationsPerReport));
+  }
+  RepriceIfDue(*job);
+}
+
+absl::Status PlannerCore::AddMeasuredLayers(
+    absl::string_view name, const std::vector<semu::MeasuredLayer>& layers) {
+  PW_ASSIGN_OR_RETURN(const std::shared_ptr<const RegisteredJob> job,
+                      registry_.Find(name));
+  job->costs->AddLayers(layers);
+  RepriceIfDue(job);
+  return absl::OkStatus();
+}
+
+void PlannerCore::RepriceIfDue(
+    const std::shared_ptr<const RegisteredJob>& job) {
+  if (!job->costs->TakeDue()) return;
+  RunTask(job->name, std::make_shared<std::atomic<bool>>(false),
+          [this, job](absl::Status status) {
+            if (status.ok()) {
+              Reprice(job->name);
+            } else {
+              job->costs->NotPublished();
+            }
+          });
+}
+
+void PlannerCore::Reprice(const std::string& name) {
+  const auto job = registry_.Find(name);
+  if (!job.ok()) return;
+  PreparedJob prepared;
+  prepared.costs = (*job)->costs;
+  prepared.cost_version = prepared.costs->Publish();
+  if (prepared.cost_version == nullptr) return;
+  const std::shared_ptr<const CostVersion> version = prepared.cost_version;
+  auto plannable = planner_->Prepare(
+      (*job)->plannable->job, (*job)->plannable->layout, version->Prepare());
+  if (!plannable.ok()) {
+    if (observer_ != nullptr) {
+      observer_->OnCostsRefused(name, plannable.status());
+    }
+    return;
+  }
+  prepared.plannable = *std::move(plannable);
+  prepared.layout_digest = (*job)->layout_digest;
+  prepared.profile_digest = codec_->ProfileDigest(*prepared.plannable);
+  MutexLock lock(&lifecycle_mutex_);
+  if (registry_.Reprice(name, std::move(prepared)) && observer_ != nullptr) {
+    observer_->OnCosts(name, *version);
+  }
 }
 
 int PlannerCore::ThreadsForSearch() const {
@@ -356,7 +492,7 @@ int PlannerCore::ThreadsForSearch() const {
 
 std::shared_ptr<const SealedPlan> PlannerCore::LikeBatch(
     const StepRequest& request) {
-  auto like = table_.Like(request, options_.profile_digest);
+  auto like = table_.Like(request, request.job->profile_digest);
   if (observer_ != nullptr) observer_->OnLikeBatchLookup(like != nullptr);
   return like;
 }
@@ -489,7 +625,7 @@ void PlannerCore::SealPlan(const PendingStep& step,
   identity.job_digest = request.job->job_digest;
   identity.layout_digest = request.job->layout_digest;
   identity.batch_digest = request.batch_digest;
-  identity.profile_digest = options_.profile_digest;
+  identity.profile_digest = request.job->profile_digest;
   identity.seed = request.seed;
   identity.budget_evaluations = request.budget_evaluations;
   identity.warm_start_digest = std::move(warm_start_digest);
@@ -507,6 +643,8 @@ void PlannerCore::SealPlan(const PendingStep& step,
   }
   sealed->shadow = request.shadow;
   sealed->forward_only = request.batch.forward_only;
+  sealed->job = request.job->plannable;
+  sealed->costs = request.job->cost_version;
   auto value = std::make_shared<const SealedPlan>(*std::move(sealed));
   const auto count = [&] {
     registry_.CountPlan(request.key.job, origin);

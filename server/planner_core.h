@@ -21,8 +21,11 @@
 #include "absl/strings/string_view.h"
 #include "search/planner.h"
 #include "semu/base/mutex.h"
+#include "semu/cost/measured/measured_cost.h"
 #include "semu/model/batch.h"
+#include "semu/model/job.h"
 #include "server/clock.h"
+#include "server/job_costs.h"
 #include "server/job_registry.h"
 #include "server/plan_codec.h"
 #include "server/planner_observer.h"
@@ -46,8 +49,9 @@ struct PlannerCoreOptions {
   // A step is sealed this long before it is needed.
   Clock::Duration seal_margin = std::chrono::milliseconds(2);
   StepTable::Options steps;
-  // Digest of the cost profile that plans are made with.
-  std::string profile_digest;
+  // Layers measured before a job comes; null: none.
+  std::function<std::vector<semu::MeasuredLayer>(const semu::Job&)>
+      measured_layers;
 };
 
 // A step as a trainer submits it, validated against its job.
@@ -72,8 +76,9 @@ struct StepReportIn {
   uint32_t rank = 0;
   // Sizes of the columns of measured times; 0 when they are absent.
   int64_t num_start_offsets = 0;
-  int64_t num_durations = 0;
+  std::vector<uint64_t> duration_ns;
   uint64_t step_ns = 0;
+  uint64_t peak_memory_bytes = 0;  // 0: not measured
 };
 
 // One strategy's answer to a batch. The first outcome of a comparison is the
@@ -130,10 +135,16 @@ class PlannerCore {
   // FAILED_PRECONDITION when it is not sealed yet.
   StepResult SealedStep(const StepKey& key);
 
-  // Takes what a rank measured.
+  // Takes what a rank measured. What it says of costs is worked out on a
+  // planning thread, and left out when none is free.
   // Errors: those of SealedStep; FAILED_PRECONDITION for another digest than
-  // the plan's; INVALID_ARGUMENT for columns that do not fit the program.
-  absl::Status ReportStep(const StepReportIn& report);
+  // the plan's; INVALID_ARGUMENT for columns that do not fit the program, or
+  // times or sizes out of range.
+  absl::Status ReportStep(StepReportIn report);
+
+  // Takes measured layers of a job. Errors: those of JobRegistry::Find.
+  absl::Status AddMeasuredLayers(
+      absl::string_view job, const std::vector<semu::MeasuredLayer>& layers);
 
   // Plans `batch` by the planner and by each strategy of `strategies`, each as
   // a task of the job. Stops early at `deadline` or when `cancelled` is set.
@@ -194,9 +205,17 @@ class PlannerCore {
   int ThreadsForSearch() const;
   // A plan of a batch with the same metadata; null: none.
   std::shared_ptr<const SealedPlan> LikeBatch(const StepRequest& request);
+  // Those of the job if it is known, else new ones.
+  std::shared_ptr<JobCosts> CostsOf(const Registration& registration) const;
   // Brings a registration to the table.
   void Begin(const RegisteredJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
+  // Learns from a rank's report, on a planning thread.
+  void Learn(const SealedPlan& sealed, const StepReportIn& report);
+  // Brings out a new version of the job's costs, on a planning thread, if one
+  // is due.
+  void RepriceIfDue(const std::shared_ptr<const RegisteredJob>& job);
+  void Reprice(const std::string& name);
   void KeepDeadlines();
   void WakeKeeper();
 

@@ -31,7 +31,6 @@ class PlannerCoreTest : public ::testing::Test {
     PlannerCoreOptions options;
     options.planner_threads = 1;
     options.max_queued = 8;
-    options.profile_digest = "profile";
     return options;
   }
 
@@ -358,7 +357,7 @@ TEST_F(PlannerCoreTest, ReportsAreCheckedAndCountedOnce) {
   Register("vlm", "a");
   ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 100).ok());
   const StepResult plan = Read({"vlm", 1, 0, 0});
-  StepReportIn report{{"vlm", 1, 0, 0}, (*plan)->plan_digest, 0, 0, 0, 150};
+  StepReportIn report{{"vlm", 1, 0, 0}, (*plan)->plan_digest, 0, 0, {}, 150};
   EXPECT_TRUE(core_.ReportStep(report).ok());
   EXPECT_TRUE(core_.ReportStep(report).ok());
   EXPECT_EQ(core_.registry().Stats("vlm")->reports, 1);
@@ -372,10 +371,19 @@ TEST_F(PlannerCoreTest, ReportsAreCheckedAndCountedOnce) {
   EXPECT_THAT(std::string(core_.ReportStep(bad).message()),
               HasSubstr("rank: 2"));
   bad = report;
-  bad.num_durations = 3;
+  bad.num_start_offsets = 3;
+  bad.duration_ns = {1, 2, 3};
   EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
   bad = report;
+  bad.num_start_offsets = 2;
+  bad.duration_ns = {1, uint64_t{1} << 60};
+  EXPECT_THAT(
+      std::string(core_.ReportStep(bad).message()),
+      HasSubstr("duration_ns[1]: 1152921504606846976, must be at most"));
+  bad = report;
   bad.step_ns = 0;
+  EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
+  bad.step_ns = uint64_t{1} << 63;
   EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
 }
 

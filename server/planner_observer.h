@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "server/job_costs.h"
 #include "server/sealed_plan.h"
 
 namespace pipeweaver::server {
@@ -35,6 +36,24 @@ class PlannerObserver {
                         double measured_over_predicted) {
     (void)job, (void)measured_over_predicted;
   }
+  // A version of the job's costs is in use from the next step on; the first one
+  // comes with the registration.
+  virtual void OnCosts(const std::string& job, const CostVersion& version) {
+    (void)job, (void)version;
+  }
+  // A version was not taken up: the job cannot be planned with it.
+  virtual void OnCostsRefused(const std::string& job,
+                              const absl::Status& status) {
+    (void)job, (void)status;
+  }
+  // A step's measured time parted from the prediction; `first`: that of the
+  // replica's step before had not.
+  virtual void OnDrift(const StepKey& key, const semu::Drift& drift,
+                       bool first) {
+    (void)key, (void)drift, (void)first;
+  }
+  // A step did as predicted.
+  virtual void OnNoDrift(const StepKey& key) { (void)key; }
 };
 
 }  // namespace pipeweaver::server

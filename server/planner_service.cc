@@ -9,8 +9,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/io/coded_stream.h"
+#include "profiler/profile_file.h"
 #include "proto/digest/digest.h"
 #include "semu/base/status_macros.h"
+#include "semu/cost/measured/profile_layers.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "server/grpc_status.h"
@@ -168,6 +170,33 @@ void WriteJob(const RegisteredJob& job, v1::RegisterJobResponse* response) {
   response->mutable_activation_limit_bytes()->Add(
       plannable.activation_limit_bytes.begin(),
       plannable.activation_limit_bytes.end());
+}
+
+void WriteCosts(const RegisteredJob& job, v1::JobCosts* costs) {
+  const CostVersion& version = *job.cost_version;
+  costs->set_version(version.number);
+  costs->set_profile_digest(job.profile_digest);
+  costs->set_measured_layers(version.measured_layers);
+  const semu::Calibration& calibration = version.calibration;
+  costs->set_observations(calibration.observations);
+  costs->set_error_before(calibration.error_before);
+  costs->set_error_after(calibration.error_after);
+  constexpr v1::LayerPass kPasses[semu::kNumCostPasses] = {
+      v1::LAYER_PASS_FORWARD, v1::LAYER_PASS_INPUT_GRAD,
+      v1::LAYER_PASS_WEIGHT_GRAD};
+  for (int part = 0; part < semu::kNumCostParts; ++part) {
+    if (calibration.factors[part] == 1) continue;
+    v1::CostFactor* factor = costs->add_factors();
+    // The proto's kinds are the model's, behind UNSPECIFIED.
+    factor->set_layer(
+        static_cast<v1::LayerKind>(part / semu::kNumCostPasses + 1));
+    factor->set_pass(kPasses[part % semu::kNumCostPasses]);
+    factor->set_factor(calibration.factors[part]);
+  }
+  costs->mutable_extra_reserve_bytes()->Add(
+      job.plannable->extra_reserve_bytes.begin(),
+      job.plannable->extra_reserve_bytes.end());
+  costs->set_drifted_steps(job.costs->drifted_steps());
 }
 
 // REQUIRES: the first outcome is the planner's own.
@@ -408,6 +437,7 @@ absl::Status PlannerServiceImpl::Describe(
                                            stats.plans_by_origin.end());
   response->set_reports(stats.reports);
   response->set_measured_over_predicted(stats.measured_over_predicted);
+  WriteCosts(*job, response->mutable_costs());
   return absl::OkStatus();
 }
 
@@ -583,9 +613,37 @@ absl::Status PlannerServiceImpl::Report(const v1::ReportStepRequest& request) {
   report.plan_digest = request.plan_digest();
   report.rank = request.rank();
   report.num_start_offsets = request.start_offset_ns_size();
-  report.num_durations = request.duration_ns_size();
+  report.duration_ns.assign(request.duration_ns().begin(),
+                            request.duration_ns().end());
   report.step_ns = request.step_ns();
-  return core_->ReportStep(report);
+  report.peak_memory_bytes = request.peak_memory_bytes();
+  return core_->ReportStep(std::move(report));
+}
+
+absl::Status PlannerServiceImpl::Upload(const v1::UploadProfileRequest& request,
+                                        v1::UploadProfileResponse* response) {
+  PW_RETURN_IF_ERROR(semu::ValidateName("job", request.job()));
+  PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
+                      core_->registry().Find(request.job()));
+  if (const absl::Status status = profiler::ValidateProfile(request.profile());
+      !status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("profile: ", status.message()));
+  }
+  const std::vector<semu::MeasuredLayer> layers =
+      semu::MeasuredLayersOf(request.profile(), job->plannable->job);
+  const auto taken = static_cast<int64_t>(layers.size());
+  response->set_points_taken(taken);
+  response->set_points_left_out(request.profile().points_size() - taken);
+  return core_->AddMeasuredLayers(request.job(), layers);
+}
+
+grpc::ServerUnaryReactor* PlannerServiceImpl::UploadProfile(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+    grpc::ByteBuffer* response) {
+  return Answer<v1::UploadProfileRequest, v1::UploadProfileResponse>(
+      RpcMethod::kUploadProfile, context, request, response,
+      [this](const auto& in, auto* out) { return Upload(in, out); });
 }
 
 grpc::ServerUnaryReactor* PlannerServiceImpl::ReportStep(

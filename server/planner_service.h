@@ -54,12 +54,12 @@ using RawPlannerService = v1::PlannerService::WithRawCallbackMethod_RegisterJob<
                                 v1::PlannerService::WithRawCallbackMethod_GetProgram<
                                     v1::PlannerService::
                                         WithRawCallbackMethod_ReportStep<
-                                            v1::PlannerService::
-                                                WithRawCallbackMethod_CompareStrategies<
-                                                    v1::PlannerService::
-                                                        WithRawCallbackMethod_SimulatePlan<
+                                            v1::PlannerService::WithRawCallbackMethod_CompareStrategies<
+                                                v1::PlannerService::
+                                                    WithRawCallbackMethod_SimulatePlan<
+                                                        v1::PlannerService::WithRawCallbackMethod_UploadProfile<
                                                             v1::PlannerService::
-                                                                Service>>>>>>>>>>>>;
+                                                                Service>>>>>>>>>>>>>;
 
 // Thread-safe.
 class PlannerServiceImpl final : public RawPlannerService {
@@ -107,6 +107,9 @@ class PlannerServiceImpl final : public RawPlannerService {
   grpc::ServerUnaryReactor* SimulatePlan(grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer* request,
                                          grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* UploadProfile(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
 
  private:
   class Call;
@@ -134,6 +137,8 @@ class PlannerServiceImpl final : public RawPlannerService {
                       const v1::SubmitStepRequest& request,
                       v1::SubmitStepResponse* response);
   absl::Status Report(const v1::ReportStepRequest& request);
+  absl::Status Upload(const v1::UploadProfileRequest& request,
+                      v1::UploadProfileResponse* response);
   absl::Status StartCompare(const grpc::CallbackServerContext& context,
                             MessageCall<v1::CompareStrategiesRequest,
                                         v1::CompareStrategiesResponse>* call);

@@ -82,6 +82,174 @@ class PlannerServiceTest : public ::testing::Test {
   TestServer server_;
 };
 
+// A forward of SmallJob's transformer layers on `tokens` tokens of one item.
+v1::Profile SmallProfile(int64_t tokens, int64_t ns,
+                         const std::string& module = "text") {
+  v1::Profile profile;
+  profile.set_format_version(1);
+  profile.set_version(1);
+  v1::MeasuredPoint* point = profile.add_points();
+  point->mutable_key()->set_kind(v1::POINT_KIND_LAYER);
+  v1::LayerKey* layer = point->mutable_key()->mutable_layer();
+  layer->set_module(module);
+  layer->set_layer("transformer");
+  layer->set_pass(v1::LAYER_PASS_FORWARD);
+  layer->set_items(1);
+  layer->set_tokens(tokens);
+  layer->set_sum_squares(tokens * tokens);
+  layer->set_max_tokens(tokens);
+  point->set_count(1);
+  point->set_min_ns(ns);
+  point->set_median_ns(ns);
+  point->set_max_ns(ns);
+  point->set_total_ns(ns);
+  return profile;
+}
+
+TEST_F(PlannerServiceTest, MeasuredLayersChangeThePlansOfLaterSteps) {
+  const v1::RegisterJobResponse job = server_.Register("vlm");
+  server_.planner().HoldPlans();
+  const v1::SubmitStepRequest before = TestServer::Submission("vlm", job, 0, 7);
+  ASSERT_TRUE(server_.Submit(before).ok());
+
+  v1::UploadProfileRequest upload;
+  upload.set_job("vlm");
+  *upload.mutable_profile() = SmallProfile(7, 1000);
+  *upload.mutable_profile()->add_points() =
+      SmallProfile(7, 1000, "another module").points(0);
+  v1::UploadProfileResponse uploaded;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::UploadProfile, upload, &uploaded).ok());
+  EXPECT_EQ(uploaded.points_taken(), 1);
+  EXPECT_EQ(uploaded.points_left_out(), 1);
+  v1::DescribeJobResponse described;
+  do {
+    ASSERT_TRUE(Describe("vlm", &described).ok());
+  } while (described.costs().version() == 0);
+  EXPECT_EQ(described.costs().measured_layers(), 1);
+
+  // The step submitted before keeps its costs, however late it is planned, and
+  // the same batch submitted after is no batch of a known plan.
+  const v1::SubmitStepRequest after = TestServer::Submission("vlm", job, 1, 7);
+  ASSERT_TRUE(server_.Submit(after).ok());
+  server_.planner().Finish(7);
+  server_.planner().Finish(7);
+  v1::Plan old_plan;
+  v1::Plan new_plan;
+  ASSERT_TRUE(GetPlan(before.key(), &old_plan).ok());
+  ASSERT_TRUE(GetPlan(after.key(), &new_plan).ok());
+  EXPECT_EQ(new_plan.identity().profile_digest(),
+            described.costs().profile_digest());
+  EXPECT_NE(old_plan.identity().profile_digest(),
+            new_plan.identity().profile_digest());
+  // All ranks of the earlier step read the plan of the earlier costs.
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    v1::GetProgramResponse response;
+    ASSERT_TRUE(GetProgram(ProgramRequest(before.key(), rank), &response).ok());
+    v1::Program program;
+    ASSERT_TRUE(program.ParseFromString(response.data()));
+    EXPECT_EQ(program.identity().profile_digest(),
+              old_plan.identity().profile_digest());
+  }
+}
+
+TEST_F(PlannerServiceTest, BadProfilesAreRefused) {
+  server_.Register("vlm");
+  v1::UploadProfileRequest upload;
+  v1::UploadProfileResponse uploaded;
+  const auto refused = [&] {
+    return Call(&v1::PlannerService::Stub::UploadProfile, upload, &uploaded);
+  };
+  upload.set_job("t2v");
+  *upload.mutable_profile() = SmallProfile(7, 1000);
+  EXPECT_EQ(refused().error_code(), StatusCode::NOT_FOUND);
+  upload.set_job("vlm");
+  upload.mutable_profile()->mutable_points(0)->set_min_ns(2000);
+  EXPECT_EQ(refused().error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused().error_message(),
+              HasSubstr("profile: points[0]: times must satisfy"));
+  upload.clear_profile();
+  EXPECT_THAT(refused().error_message(),
+              HasSubstr("profile: format_version 0 must be 1"));
+  v1::DescribeJobResponse described;
+  ASSERT_TRUE(Describe("vlm", &described).ok());
+  EXPECT_EQ(described.costs().version(), 0);
+}
+
+TEST_F(PlannerServiceTest, ReportsCalibrateCostsAndCorrectTheReserve) {
+  const v1::RegisterJobResponse job = server_.Register("vlm");
+  constexpr uint32_t kTokens = 1'000'000;
+  v1::DescribeJobResponse described;
+  // Forwards take 1.5 times what the puppet's rule says, five layers of them.
+  for (uint64_t step = 0; step < 8; ++step) {
+    const v1::SubmitStepRequest submit =
+        TestServer::Submission("vlm", job, step, kTokens + step);
+    ASSERT_TRUE(server_.Submit(submit).ok());
+    v1::Plan plan;
+    ASSERT_TRUE(GetPlan(submit.key(), &plan).ok());
+    v1::ReportStepRequest report;
+    *report.mutable_key() = submit.key();
+    report.set_plan_digest(plan.plan_digest());
+    report.add_start_offset_ns(0);
+    report.add_duration_ns(7'500'000);
+    report.add_start_offset_ns(7'500'000);
+    report.add_duration_ns(10'000'000);
+    report.set_step_ns(kTokens * 2);
+    report.set_peak_memory_bytes(uint64_t{40} << 20);
+    v1::ReportStepResponse reported;
+    ASSERT_TRUE(
+        Call(&v1::PlannerService::Stub::ReportStep, report, &reported).ok());
+  }
+  do {
+    ASSERT_TRUE(Describe("vlm", &described).ok());
+  } while (described.costs().observations() == 0 ||
+           described.costs().drifted_steps() < 8);
+  // Four layers and a head: only their sum can be known.
+  double forward = 0;
+  for (const v1::CostFactor& factor : described.costs().factors()) {
+    if (factor.pass() != v1::LAYER_PASS_FORWARD) continue;
+    const int layers = factor.layer() == v1::LAYER_KIND_TRANSFORMER ? 4 : 1;
+    forward += layers * factor.factor();
+  }
+  EXPECT_NEAR(forward / 5, 1.5, 0.02);
+  EXPECT_GT(described.costs().error_before(), 0.1);
+  EXPECT_LT(described.costs().error_after(), 0.02);
+  // 40 MiB where next to nothing was predicted, in steps of 16 MiB.
+  EXPECT_THAT(described.costs().extra_reserve_bytes(),
+              ElementsAre(48 << 20, 0));
+  v1::ReportStepRequest huge;
+  *huge.mutable_key() = TestServer::Submission("vlm", job, 7, 1).key();
+  v1::Plan plan;
+  ASSERT_TRUE(GetPlan(huge.key(), &plan).ok());
+  huge.set_plan_digest(plan.plan_digest());
+  huge.set_step_ns(1);
+  huge.set_peak_memory_bytes(uint64_t{1} << 51);
+  v1::ReportStepResponse reported;
+  EXPECT_THAT(
+      Call(&v1::PlannerService::Stub::ReportStep, huge, &reported)
+          .error_message(),
+      HasSubstr("peak_memory_bytes: 2251799813685248, must be at most"));
+}
+
+TEST_F(PlannerServiceTest, CostsThatDoNotFitAreNotTakenUp) {
+  const v1::RegisterJobResponse job = server_.Register("vlm");
+  server_.planner().FailPrepare(absl::ResourceExhaustedError("no room"));
+  v1::UploadProfileRequest upload;
+  upload.set_job("vlm");
+  *upload.mutable_profile() = SmallProfile(7, 1000);
+  v1::UploadProfileResponse uploaded;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::UploadProfile, upload, &uploaded).ok());
+  // One planning thread a job's turn: a step submitted now is planned after.
+  const v1::SubmitStepRequest step = TestServer::Submission("vlm", job, 0, 7);
+  ASSERT_TRUE(server_.Submit(step).ok());
+  v1::Plan plan;
+  EXPECT_TRUE(GetPlan(step.key(), &plan).ok());
+  v1::DescribeJobResponse described;
+  ASSERT_TRUE(Describe("vlm", &described).ok());
+  EXPECT_EQ(described.costs().version(), 0);
+}
+
 TEST_F(PlannerServiceTest, TheLifeOfAJob) {
   const v1::RegisterJobResponse job = server_.Register("vlm");
   EXPECT_EQ(job.attempt(), 1);

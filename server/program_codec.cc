@@ -5,6 +5,8 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "proto/digest/digest.h"
 #include "search/lower/program_proto.h"
 #include "semu/model/job_proto.h"
@@ -74,16 +76,20 @@ std::string ProgramCodec::LayoutDigest(const semu::Job& job,
   return CanonicalDigest(semu::LayoutToProto(layout, job));
 }
 
+std::string ProgramCodec::ProfileDigest(const search::PlannableJob& job) const {
+  std::string text = job.costs == nullptr ? "" : job.costs->Fingerprint();
+  if (!job.extra_reserve_bytes.empty()) {
+    absl::StrAppend(&text, " reserve ",
+                    absl::StrJoin(job.extra_reserve_bytes, ","));
+  }
+  return Sha256(text);
+}
+
 absl::StatusOr<SealedPlan> ProgramCodec::Seal(
-    const search::PlannableJob& job,
-    std::shared_ptr<const search::StepPlan> plan, const PlanIdentity& identity,
-    const PlanTimings& timings) const {
+    const search::PlannableJob&, std::shared_ptr<const search::StepPlan> plan,
+    const PlanIdentity& identity, const PlanTimings& timings) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
-  if (job.costs != nullptr) {
-    proto.mutable_identity()->set_profile_digest(
-        Sha256(job.costs->Fingerprint()));
-  }
   search::PlanBytes bytes =
       search::SerializePlan(plan->step, plan->programs, proto.identity());
   proto.set_plan_digest(bytes.plan_digest);

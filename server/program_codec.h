@@ -18,6 +18,8 @@ class ProgramCodec final : public PlanCodec {
   std::string LayoutDigest(const semu::Job& job,
                            const semu::Layout& layout) const override;
 
+  std::string ProfileDigest(const search::PlannableJob& job) const override;
+
   absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,
                                   std::shared_ptr<const search::StepPlan> plan,
                                   const PlanIdentity& identity,

@@ -21,7 +21,8 @@ int64_t NestedBytes(const std::vector<std::vector<T>>& rows) {
 }
 
 int64_t StepBytes(const search::StepProblem& step) {
-  int64_t bytes = VectorBytes(step.sub_microbatches) + VectorBytes(step.sweeps);
+  int64_t bytes = VectorBytes(step.sub_microbatches) +
+                  VectorBytes(step.shapes) + VectorBytes(step.sweeps);
   for (const search::SubMicrobatch& part : step.sub_microbatches) {
     bytes += VectorBytes(part.items);
   }

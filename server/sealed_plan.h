@@ -15,6 +15,8 @@
 
 namespace pipeweaver::server {
 
+struct CostVersion;
+
 // Names one plan; see PlanKey in plan.proto.
 struct StepKey {
   std::string job;
@@ -72,6 +74,9 @@ struct SealedPlan {
   bool forward_only = false;
   // What was sealed, for warm starts, like batches and simulation.
   std::shared_ptr<const search::StepPlan> plan;
+  // What it was planned with, and the version of its costs.
+  std::shared_ptr<const search::PlannableJob> job;
+  std::shared_ptr<const CostVersion> costs;
 };
 
 // What a step ends with: its plan, or why it has none.

@@ -23,8 +23,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "proto/digest/digest.h"
 #include "semu/base/status_macros.h"
+#include "semu/cost/measured/profile_layers.h"
 #include "server/auth.h"
 #include "server/config.h"
 #include "server/metrics.h"
@@ -142,9 +142,20 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     PW_ASSIGN_OR_RETURN(auth, TokenAuth::FromFile(config.token_file()));
   }
   PlannerCoreOptions options = CoreOptions(config);
-  // Tells costs apart within this process, where one planner gives all jobs the
-  // same; the plans name their fingerprint (program_codec.cc).
-  options.profile_digest = Sha256("");
+  PW_ASSIGN_OR_RETURN(std::vector<LoadedProfile> profiles,
+                      LoadProfiles(config));
+  options.measured_layers = [profiles =
+                                 std::move(profiles)](const semu::Job& job) {
+    std::vector<semu::MeasuredLayer> layers;
+    for (const LoadedProfile& loaded : profiles) {
+      if (loaded.job != job.name) continue;
+      for (const semu::MeasuredLayer& layer :
+           semu::MeasuredLayersOf(loaded.profile, job)) {
+        layers.push_back(layer);
+      }
+    }
+    return layers;
+  };
   auto parts = std::make_unique<Parts>(
       config, options, planner, std::move(simulate), clock, std::move(auth));
 

@@ -79,8 +79,8 @@ bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_su
   //server:step_table_test //server:planning_pool_test //server:planner_core_test
 bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
-  //server:job_registry_test //server/testing:seeded_race_test //search/lower/testing/... \
-  //search/strategy/... //semu/store:memory_store_test \
+  //server:job_costs_test //server:job_registry_test //server/testing:seeded_race_test \
+  //search/lower/testing/... //search/strategy/... //semu/store:memory_store_test \
   //semu/store:subgraph_cache_test //semu/store:redis_store_test
 script_test "clang's thread-safety analysis" \
   bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \

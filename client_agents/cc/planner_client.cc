@@ -216,6 +216,12 @@ absl::StatusOr<v1::ReportStepResponse> PlannerClient::ReportStep(
                      impl_->Deadline());
 }
 
+absl::StatusOr<v1::UploadProfileResponse> PlannerClient::UploadProfile(
+    const v1::UploadProfileRequest& request) {
+  return impl_->Call(&v1::PlannerService::Stub::UploadProfile, request,
+                     impl_->Deadline());
+}
+
 absl::StatusOr<v1::CompareStrategiesResponse> PlannerClient::CompareStrategies(
     const v1::CompareStrategiesRequest& request) {
   return impl_->Call(&v1::PlannerService::Stub::CompareStrategies, request,

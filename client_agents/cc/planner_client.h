@@ -37,9 +37,9 @@ struct PlannerClientOptions {
 };
 
 // One connection to a planner. Calls that may be repeated without harm (all but
-// CancelStep, RemoveJob and CompareStrategies) are tried up to five times, with
-// backoff, while the server is UNAVAILABLE. Every error is the server's own
-// status (see planner_service.proto), or
+// CancelStep, RemoveJob, UploadProfile and CompareStrategies) are tried up to
+// five times, with backoff, while the server is UNAVAILABLE. Every error is the
+// server's own status (see planner_service.proto), or
 // - UNAVAILABLE, DEADLINE_EXCEEDED: the server cannot be reached in time,
 // - DATA_LOSS: what came is not what its digests say.
 // Thread-safe; calls block. Keep it: a fresh connection costs milliseconds.
@@ -70,6 +70,8 @@ class PlannerClient {
       const v1::CancelStepRequest& request);
   absl::StatusOr<v1::ReportStepResponse> ReportStep(
       const v1::ReportStepRequest& request);
+  absl::StatusOr<v1::UploadProfileResponse> UploadProfile(
+      const v1::UploadProfileRequest& request);
   absl::StatusOr<v1::CompareStrategiesResponse> CompareStrategies(
       const v1::CompareStrategiesRequest& request);
   absl::StatusOr<v1::SimulatePlanResponse> SimulatePlan(

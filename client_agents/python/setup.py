@@ -13,7 +13,7 @@ from setuptools import Command, setup
 from setuptools.command.egg_info import egg_info
 
 HERE = pathlib.Path(__file__).resolve().parent
-PROTOS = ["job", "batch", "plan", "planner_service"]
+PROTOS = ["job", "batch", "plan", "profile", "planner_service"]
 
 
 class GenerateProtos(Command):

@@ -20,40 +20,6 @@ using semu::StrategyCost;
 
 constexpr int kMostLayersBySingleSteps = 32;
 
-struct Piece {
-  const LayerCost* layer = nullptr;
-  const StrategyCost* cost = nullptr;
-  int64_t count = 0;
-};
-
-std::vector<Piece> PiecesOf(absl::Span<const LayerRun> runs,
-                            absl::Span<const LayerCost> costs,
-                            const MemoryChoice& choice) {
-  const int left_by_strategy[] = {
-      choice.offload_layers, choice.full_recompute_layers,
-      choice.selective_recompute_layers, choice.keep_layers};
-  std::vector<Piece> pieces;
-  pieces.reserve(runs.size() + semu::kNumMemoryStrategies);
-  int strategy = 0;
-  int left = left_by_strategy[0];
-  for (const LayerRun& run : runs) {
-    int count = run.count;
-    while (count > 0) {
-      while (left == 0) {
-        ++strategy;
-        PW_CHECK(strategy < semu::kNumMemoryStrategies);
-        left = left_by_strategy[strategy];
-      }
-      const int taken = std::min(count, left);
-      const LayerCost& layer = costs[run.group];
-      pieces.push_back({&layer, &layer.strategies[strategy], taken});
-      count -= taken;
-      left -= taken;
-    }
-  }
-  return pieces;
-}
-
 int NumLayers(absl::Span<const LayerRun> runs) {
   int layers = 0;
   for (const LayerRun& run : runs) layers += run.count;
@@ -83,13 +49,41 @@ int64_t OffloadBytes(absl::Span<const LayerRun> runs,
                      absl::Span<const LayerCost> costs,
                      const MemoryChoice& choice) {
   int64_t bytes = 0;
-  for (const Piece& piece : PiecesOf(runs, costs, choice)) {
+  for (const LayerPiece& piece : PiecesOf(runs, costs, choice)) {
     bytes += piece.count * piece.cost->copy_bytes;
   }
   return bytes;
 }
 
 }  // namespace
+
+std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
+                                 absl::Span<const LayerCost> costs,
+                                 const MemoryChoice& choice) {
+  const int left_by_strategy[] = {
+      choice.offload_layers, choice.full_recompute_layers,
+      choice.selective_recompute_layers, choice.keep_layers};
+  std::vector<LayerPiece> pieces;
+  pieces.reserve(runs.size() + semu::kNumMemoryStrategies);
+  int strategy = 0;
+  int left = left_by_strategy[0];
+  for (const LayerRun& run : runs) {
+    int count = run.count;
+    while (count > 0) {
+      while (left == 0) {
+        ++strategy;
+        PW_CHECK(strategy < semu::kNumMemoryStrategies);
+        left = left_by_strategy[strategy];
+      }
+      const int taken = std::min(count, left);
+      const LayerCost& layer = costs[run.group];
+      pieces.push_back({run.group, &layer, &layer.strategies[strategy], taken});
+      count -= taken;
+      left -= taken;
+    }
+  }
+  return pieces;
+}
 
 std::vector<LayerRun> RunsOf(const semu::Module& module,
                              const semu::Chunk& chunk) {
@@ -109,13 +103,13 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
 Choice StageChoice(absl::Span<const LayerRun> runs,
                    absl::Span<const LayerCost> costs,
                    const MemoryChoice& choice, const StageMode& mode) {
-  const std::vector<Piece> pieces = PiecesOf(runs, costs, choice);
+  const std::vector<LayerPiece> pieces = PiecesOf(runs, costs, choice);
   Choice result;
   result.name = choice.name;
   int64_t forward_peak = 0;
   int64_t copy_ns = 0;
   int64_t fused_ns = 0;
-  for (const Piece& piece : pieces) {
+  for (const LayerPiece& piece : pieces) {
     const StrategyCost& cost = *piece.cost;
     result.forward_ns += piece.count * cost.forward_ns;
     result.input_grad_ns += piece.count * cost.input_grad_ns;

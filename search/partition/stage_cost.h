@@ -28,6 +28,21 @@ struct LayerRun {
 std::vector<LayerRun> RunsOf(const semu::Module& module,
                              const semu::Chunk& chunk);
 
+// Equal layers of a chunk under one strategy.
+struct LayerPiece {
+  int group = 0;  // index into Module::layers
+  const semu::LayerCost* layer = nullptr;
+  const semu::StrategyCost* cost = nullptr;
+  int64_t count = 0;
+};
+
+// A chunk's layers under `choice`, in their order; points into `costs`, which
+// has the cost of one layer of each of the module's groups. REQUIRES: `choice`
+// is for as many layers.
+std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
+                                 absl::Span<const semu::LayerCost> costs,
+                                 const MemoryChoice& choice);
+
 // What a stage's executor and sweep allow.
 struct StageMode {
   bool backward = true;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "search/problem/problem.h"
+#include "semu/cost/cost_model.h"
 
 namespace pipeweaver::search {
 
@@ -42,6 +43,8 @@ struct MemoryChoice {
 struct StepProblem {
   Problem problem;
   std::vector<SubMicrobatch> sub_microbatches;
+  // One a sub-microbatch: what its layers' costs depend on, padding included.
+  std::vector<semu::Shape> shapes;
   // One a sweep of `problem`.
   std::vector<SweepOrigin> sweeps;
   // [sweep][stage]: bytes per GPU of the stage's output, as it crosses to the

@@ -133,6 +133,7 @@ class Builder {
     std::vector<int64_t> most_tokens(job_.modules.size(), -1);
     for (const SubMicrobatch& sub : step_.sub_microbatches) {
       const Shape shape = ShapeOf(job_, batch_, sub);
+      step_.shapes.push_back(shape);
       const auto [it, inserted] =
           shapes_.try_emplace(std::pair(sub.module, shape));
       ShapeCosts& costs = it->second;

@@ -7,8 +7,11 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "client_agents/cc/planner_client.h"
 #include "pipeweaver/v1/planner_service.pb.h"
+#include "profiler/profile_file.h"
 #include "semu/base/check.h"
 #include "server/ctl/command.h"
 #include "server/ctl/planning_input.h"
@@ -70,6 +73,20 @@ int Describe(client::PlannerClient& client, const std::string& name,
     row("measured over predicted",
         absl::StrCat(response->measured_over_predicted()));
   }
+  const v1::JobCosts& costs = response->costs();
+  row("costs version", absl::StrCat(costs.version()));
+  row("measured layers", absl::StrCat(costs.measured_layers()));
+  if (costs.observations() > 0) {
+    row("stage times calibrated on", absl::StrCat(costs.observations()));
+    row("error before, after",
+        absl::StrFormat("%.2f %%, %.2f %%", 100 * costs.error_before(),
+                        100 * costs.error_after()));
+  }
+  if (costs.extra_reserve_bytes_size() > 0) {
+    row("extra reserve, bytes",
+        absl::StrJoin(costs.extra_reserve_bytes(), ", "));
+  }
+  row("steps drifted", absl::StrCat(costs.drifted_steps()));
   for (int m = 0; m < response->layout().modules_size(); ++m) {
     const v1::ModuleLayout& module = response->layout().modules(m);
     for (int s = 0; s < module.segments_size(); ++s) {
@@ -111,6 +128,26 @@ int Register(client::PlannerClient& client, const std::string& job,
            << ", layout "
            << absl::BytesToHexString(response->layout_digest()).substr(0, 12)
            << " confirmed\n";
+  }
+  return kExitOk;
+}
+
+int UploadProfile(client::PlannerClient& client, const std::string& name,
+                  const std::string& path, absl::string_view output,
+                  const CommandIo& io) {
+  absl::StatusOr<v1::Profile> profile = profiler::ReadProfileFile(path);
+  if (!profile.ok()) return Report(profile.status(), io);
+  v1::UploadProfileRequest request;
+  request.set_job(name);
+  *request.mutable_profile() = *std::move(profile);
+  const auto response = client.UploadProfile(request);
+  if (!response.ok()) return Report(response.status(), io);
+  if (output == "json") {
+    io.out << ToJson(*response) << "\n";
+  } else {
+    io.out << name << ": " << response->points_taken() << " points taken, "
+           << response->points_left_out()
+           << " left out that are not of its layers\n";
   }
   return kExitOk;
 }
@@ -177,6 +214,13 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
       ->capture_default_str();
   plan->add_option("--replica", replica, "the data-parallel replica")
       ->capture_default_str();
+  std::string profile_path;
+  CLI::App* upload =
+      app.add_subcommand("profile", "hands in measured layers of a job");
+  upload->add_option("NAME", name, "the job's name")->required();
+  upload
+      ->add_option("FILE", profile_path, "a v1.Profile as text, plain or gzip")
+      ->required();
   if (const auto code = ParseArguments(app, args, io)) return *code;
 
   absl::StatusOr<client::PlannerClient> client =
@@ -186,6 +230,9 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   if (list->parsed()) return List(*client, output, io);
   if (describe->parsed()) return Describe(*client, name, output, io);
   if (reg->parsed()) return Register(*client, name, request_id, output, io);
+  if (upload->parsed()) {
+    return UploadProfile(*client, name, profile_path, output, io);
+  }
   if (plan->parsed()) {
     v1::PlanKey key;
     key.set_job(name);

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "pipeweaver/v1/plan.pb.h"
 #include "pipeweaver/v1/planner_service.pb.h"
+#include "profiler/profile_file.h"
 #include "search/lower/program_proto.h"
 #include "search/planner.h"
 #include "semu/base/check.h"
@@ -51,6 +52,7 @@ std::vector<Table::Cell> PlanRow(const StepReport& report) {
           Table::Percent(Gap(report)),
           Table::Percent(report.bubble_ratio),
           Table::Gibibytes(Peak(report)),
+          Table::Percent(report.measured_share),
           Table::Count(report.evaluations),
           Table::Milliseconds(report.search_ns),
           Table::Milliseconds(report.check_ns),
@@ -59,8 +61,9 @@ std::vector<Table::Cell> PlanRow(const StepReport& report) {
 
 const std::vector<std::string>& PlanColumns() {
   static const auto* columns = new std::vector<std::string>{
-      "strategy",   "makespan_ns", "bound_ns",  "gap",      "bubble",
-      "peak_bytes", "evaluations", "search_ns", "check_ns", "lower_ns"};
+      "strategy",  "makespan_ns", "bound_ns", "gap",
+      "bubble",    "peak_bytes",  "measured", "evaluations",
+      "search_ns", "check_ns",    "lower_ns"};
   return *columns;
 }
 
@@ -85,6 +88,7 @@ v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
   saved.set_seed(arguments.seed);
   saved.set_budget_evaluations(plan.report.evaluations);
   saved.set_strategy(strategy);
+  if (input.profile) *saved.mutable_profile() = *input.profile;
   for (std::string& digest : RankDigests(plan)) {
     saved.add_rank_digests(std::move(digest));
   }
@@ -164,7 +168,17 @@ absl::Status Replay(const std::string& path, int threads, bool& same,
   PW_ASSIGN_OR_RETURN(const semu::Job job, semu::JobFromProto(saved.job()));
   PW_ASSIGN_OR_RETURN(const semu::Layout layout,
                       semu::LayoutFromProto(saved.job().layout(), job));
-  PW_ASSIGN_OR_RETURN(const auto prepared, planner->Prepare(job, layout));
+  search::PrepareOptions measured;
+  if (saved.has_profile()) {
+    if (const absl::Status status = profiler::ValidateProfile(saved.profile());
+        !status.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": profile: ", status.message()));
+    }
+    measured = MeasuredBy(saved.profile(), job, *planner);
+  }
+  PW_ASSIGN_OR_RETURN(const auto prepared,
+                      planner->Prepare(job, layout, measured));
   PW_ASSIGN_OR_RETURN(const semu::Batch batch,
                       semu::BatchFromProto(saved.batch(), job));
   search::PlanOptions options;

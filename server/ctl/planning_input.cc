@@ -9,7 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
+#include "profiler/profile_file.h"
 #include "semu/base/status_macros.h"
+#include "semu/cost/calibration/corrected_costs.h"
+#include "semu/cost/measured/profile_layers.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -91,6 +94,9 @@ void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option("--microbatches", microbatches, "of the sample batch")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  app.add_option(
+      "--profile", profile_file,
+      "measured layers of the job: a file with a v1.Profile as text");
   app.add_option("--seed", seed, "of the sample batch and of the search")
       ->capture_default_str();
   app.add_option("--budget-evals", budget_evals,
@@ -104,6 +110,15 @@ void PlanningArguments::AddTo(CLI::App& app) {
       ->capture_default_str();
 }
 
+search::PrepareOptions MeasuredBy(const v1::Profile& profile,
+                                  const semu::Job& job,
+                                  const search::StepPlanner& planner) {
+  return {std::make_shared<semu::CorrectedCosts>(
+              planner.Costs(), semu::MeasuredLayersOf(profile, job),
+              semu::Calibration()),
+          {}};
+}
+
 absl::StatusOr<PlanningInput> ReadPlanningInput(
     const PlanningArguments& arguments, const search::StepPlanner& planner) {
   PlanningInput input;
@@ -114,7 +129,13 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
     PW_ASSIGN_OR_RETURN(pinned,
                         semu::LayoutFromProto(input.job_proto.layout(), job));
   }
-  PW_ASSIGN_OR_RETURN(input.job, planner.Prepare(job, pinned));
+  search::PrepareOptions options;
+  if (!arguments.profile_file.empty()) {
+    PW_ASSIGN_OR_RETURN(input.profile,
+                        profiler::ReadProfileFile(arguments.profile_file));
+    options = MeasuredBy(*input.profile, job, planner);
+  }
+  PW_ASSIGN_OR_RETURN(input.job, planner.Prepare(job, pinned, options));
   *input.job_proto.mutable_layout() =
       semu::LayoutToProto(input.job->layout, job);
   if (arguments.batch_file.empty()) {

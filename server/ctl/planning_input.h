@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "CLI/CLI.hpp"
@@ -12,6 +13,7 @@
 #include "google/protobuf/message.h"
 #include "pipeweaver/v1/batch.pb.h"
 #include "pipeweaver/v1/job.pb.h"
+#include "pipeweaver/v1/profile.pb.h"
 #include "search/planner.h"
 #include "semu/model/batch.h"
 
@@ -34,10 +36,11 @@ absl::StatusOr<v1::Job> ReadJob(const std::string& name);
 
 // The arguments that plan, compare and trace have in common.
 struct PlanningArguments {
-  std::string job;         // a set-up or a file
-  std::string batch_file;  // empty: a sample batch
-  int microbatches = 64;   // of a sample batch
-  uint64_t seed = 1;       // of the sample batch and of the search
+  std::string job;           // a set-up or a file
+  std::string batch_file;    // empty: a sample batch
+  int microbatches = 64;     // of a sample batch
+  std::string profile_file;  // empty: no measured layers
+  uint64_t seed = 1;         // of the sample batch and of the search
   int64_t budget_evals = 0;
   int64_t budget_ms = 50;
   int threads = 2;
@@ -49,9 +52,15 @@ struct PlanningArguments {
 struct PlanningInput {
   v1::Job job_proto;  // with the layout
   v1::BatchMetadata batch_proto;
+  std::optional<v1::Profile> profile;
   std::shared_ptr<const search::PlannableJob> job;
   semu::Batch batch;
 };
+
+// How to prepare `job`, where layers of it were measured.
+search::PrepareOptions MeasuredBy(const v1::Profile& profile,
+                                  const semu::Job& job,
+                                  const search::StepPlanner& planner);
 
 absl::StatusOr<PlanningInput> ReadPlanningInput(
     const PlanningArguments& arguments, const search::StepPlanner& planner);

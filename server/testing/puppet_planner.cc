@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace pipeweaver::server {
 namespace {
@@ -17,7 +18,28 @@ int64_t LabelOf(const semu::Batch& batch) {
   return 0;
 }
 
+class TokenCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform&,
+                       const semu::LayerQuery& query) const override {
+    semu::LayerCost cost;
+    for (semu::StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns = query.shape.tokens;
+      strategy.input_grad_ns = query.shape.tokens;
+      strategy.weight_grad_ns = query.shape.tokens;
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "tokens"; }
+};
+
 }  // namespace
+
+std::shared_ptr<const semu::CostModel> PuppetPlanner::Costs() const {
+  static const auto* costs =
+      new std::shared_ptr<const semu::CostModel>(std::make_shared<TokenCost>());
+  return *costs;
+}
 
 semu::Batch LabelledBatch(int64_t label) {
   semu::Batch batch;
@@ -60,7 +82,8 @@ void PuppetPlanner::FailSafe(absl::Status status) {
 
 absl::StatusOr<std::shared_ptr<const search::PlannableJob>>
 PuppetPlanner::Prepare(const semu::Job& job,
-                       const std::optional<semu::Layout>& pinned) const {
+                       const std::optional<semu::Layout>& pinned,
+                       const search::PrepareOptions& options) const {
   {
     MutexLock lock(&mutex_);
     if (!prepare_status_.ok()) return prepare_status_;
@@ -83,6 +106,8 @@ PuppetPlanner::Prepare(const semu::Job& job,
       plannable->layout.modules.push_back(layout);
     }
   }
+  plannable->costs = options.costs;
+  plannable->extra_reserve_bytes = options.extra_reserve_bytes;
   plannable->activation_limit_bytes.assign(ranks, int64_t{1} << 30);
   plannable->static_bytes.assign(ranks, 0);
   return plannable;
@@ -95,6 +120,7 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
   search::StepPlan plan;
   plan.step.problem.ranks = ranks;
   plan.step.sub_microbatches.push_back({0, 0, {0}, label});
+  plan.step.shapes.push_back({1, label, label * label, label, 0, 0});
   plan.step.sweeps.push_back({0, 0});
   search::Sweep sweep;
   sweep.stages.resize(ranks);
@@ -103,8 +129,15 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
     sweep.stages[rank].choices.Mutable().emplace_back();
   }
   plan.step.problem.sweeps.push_back(sweep);
-  plan.step.choices = {{std::vector<std::vector<search::MemoryChoice>>(
-      ranks, {{"keep", 0, 0, 0, 1, 0}})}};
+  std::vector<std::vector<search::MemoryChoice>> choices;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const int layers =
+        job.layout.modules.empty()
+            ? 1
+            : job.layout.modules[0].segments[0].chunks[rank].num_layers;
+    choices.push_back({{"keep", 0, 0, 0, layers, 0}});
+  }
+  plan.step.choices = {{std::move(choices)}};
   plan.schedule.ranks.resize(ranks);
   plan.programs.ranks.resize(ranks);
   for (int rank = 0; rank < ranks; ++rank) {
@@ -127,7 +160,8 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
   plan.report.makespan_ns = label;
   plan.report.schedule_makespan_ns = label;
   plan.report.lower_bound_ns = label;
-  plan.report.peak_memory_bytes.assign(ranks, 1);
+  plan.report.peak_memory_bytes = job.extra_reserve_bytes;
+  plan.report.peak_memory_bytes.resize(ranks, 0);
   return plan;
 }
 

@@ -54,8 +54,10 @@ class PuppetPlanner final : public search::StepPlanner {
   }
 
   absl::StatusOr<std::shared_ptr<const search::PlannableJob>> Prepare(
-      const semu::Job& job,
-      const std::optional<semu::Layout>& pinned) const override;
+      const semu::Job& job, const std::optional<semu::Layout>& pinned,
+      const search::PrepareOptions& options) const override;
+  // Layers take a nanosecond a token forward, two backward.
+  std::shared_ptr<const semu::CostModel> Costs() const override;
   absl::StatusOr<search::StepPlan> Plan(
       const search::PlannableJob& job, const semu::Batch& batch,
       const search::PlanOptions& options) const override;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "server/plan_codec.h"
 
 namespace pipeweaver::server {
@@ -20,6 +21,11 @@ class TextCodec final : public PlanCodec {
     return absl::StrCat(
         "layout of ", job.name, " ",
         layout.modules.empty() ? 0 : layout.modules[0].sub_microbatch_tokens);
+  }
+
+  std::string ProfileDigest(const search::PlannableJob& job) const override {
+    return absl::StrCat(job.costs->Fingerprint(), " reserve ",
+                        absl::StrJoin(job.extra_reserve_bytes, ","));
   }
 
   absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,

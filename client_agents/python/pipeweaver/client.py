@@ -10,7 +10,7 @@ from pipeweaver.v1 import planner_service_pb2 as service_pb2
 SERVICE = "pipeweaver.v1.PlannerService"
 METHODS = ("RegisterJob", "ConfirmLayout", "DescribeJob", "ListJobs",
            "RemoveJob", "SubmitStep", "CancelStep", "GetPlan", "GetProgram",
-           "ReportStep", "CompareStrategies", "SimulatePlan")
+           "ReportStep", "UploadProfile", "CompareStrategies", "SimulatePlan")
 
 
 @dataclass

@@ -34,22 +34,23 @@ auto OrderTuple(const MeasuredLayer& point) {
 
 std::vector<MeasuredLayer> Ordered(std::vector<MeasuredLayer> points) {
   std::erase_if(points, [](const MeasuredLayer& point) {
-    return point.shape.tokens <= 0 || point.ns <= 0;
+    return point.shape.tokens <= 0 || point.ns <= 0 || point.count <= 0;
   });
-  std::stable_sort(points.begin(), points.end(),
-                   [](const MeasuredLayer& a, const MeasuredLayer& b) {
-                     return OrderTuple(a) < OrderTuple(b);
-                   });
+  std::stable_sort(points.begin(), points.end(), MeasuredBefore());
   std::vector<MeasuredLayer> merged;
   for (std::size_t begin = 0; begin < points.size();) {
     std::size_t end = begin;
     double sum_ns = 0;
+    int64_t count = 0;
     while (end < points.size() &&
            OrderTuple(points[end]) == OrderTuple(points[begin])) {
-      sum_ns += static_cast<double>(points[end++].ns);
+      sum_ns += static_cast<double>(points[end].ns) *
+                static_cast<double>(points[end].count);
+      count += points[end++].count;
     }
     merged.push_back(points[begin]);
-    merged.back().ns = std::llround(sum_ns / static_cast<double>(end - begin));
+    merged.back().ns = std::llround(sum_ns / static_cast<double>(count));
+    merged.back().count = count;
     begin = end;
   }
   return merged;
@@ -77,6 +78,11 @@ int64_t Scaled(int64_t ns, double factor) {
 }
 
 }  // namespace
+
+bool MeasuredBefore::operator()(const MeasuredLayer& a,
+                                const MeasuredLayer& b) const {
+  return OrderTuple(a) < OrderTuple(b);
+}
 
 MeasuredCost::MeasuredCost(const CostModel& base,
                            std::vector<MeasuredLayer> points)
@@ -170,6 +176,19 @@ LayerCost MeasuredCost::Cost(const Platform& platform,
                   (!query.input_grad || input_grad.inside || fused.inside) &&
                   (!query.weight_grad || weight_grad.inside || fused.inside);
   return cost;
+}
+
+std::optional<int64_t> MeasuredCost::PredictNs(
+    const Platform& platform, const MeasuredLayer& point) const {
+  Platform own = platform;
+  own.parallelism.tensor_parallel = point.tensor_parallel;
+  own.parallelism.context_parallel = point.context_parallel;
+  LayerQuery query;
+  query.layer = point.layer;
+  query.shape = point.shape;
+  const Ratio ratio = RatioAt(own, query, point.pass);
+  if (!ratio.inside) return std::nullopt;
+  return Scaled(PassNs(base_.Cost(own, query), point.pass), ratio.value);
 }
 
 std::string MeasuredCost::Fingerprint() const {

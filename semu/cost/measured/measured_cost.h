@@ -4,6 +4,7 @@
 #define SEMU_COST_MEASURED_MEASURED_COST_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,14 @@ struct MeasuredLayer {
   MeasuredPass pass = MeasuredPass::kForward;
   Shape shape;
   int64_t ns = 0;
+  // How many times it was measured, >= 1: its weight.
+  int64_t count = 1;
+};
+
+// Orders by what was measured (layer, parallelism, pass, shape), not by how
+// long it took.
+struct MeasuredBefore {
+  bool operator()(const MeasuredLayer& a, const MeasuredLayer& b) const;
 };
 
 // Takes the base's cost and multiplies its times by measured over predicted, as
@@ -39,12 +48,21 @@ struct MeasuredLayer {
 class MeasuredCost : public CostModel {
  public:
   // `base` must outlive the model. Points without tokens or time (> 0) are left
-  // out; of points at equal shapes the mean is taken.
+  // out; of points at equal shapes the mean is taken, weighted by count.
   MeasuredCost(const CostModel& base, std::vector<MeasuredLayer> points);
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
   std::string Fingerprint() const override;
+
+  // As held: ordered, of equal shapes one.
+  const std::vector<MeasuredLayer>& points() const { return points_; }
+
+  // What this model holds a point's time to be, were it asked: nanoseconds on
+  // `platform` with the point's parallelism. nullopt: the point lies outside
+  // what was measured.
+  std::optional<int64_t> PredictNs(const Platform& platform,
+                                   const MeasuredLayer& point) const;
 
  private:
   struct Ratio {

@@ -57,6 +57,26 @@ LayerQuery Query(int64_t tokens) {
   return query;
 }
 
+TEST(MeasuredCostTest, EqualShapesCountAsOftenAsTheyWereMeasured) {
+  const LinearCost base;
+  MeasuredLayer often = Point(MeasuredPass::kForward, 10, 1000);
+  often.count = 3;
+  const MeasuredCost model(base,
+                           {often, Point(MeasuredPass::kForward, 10, 5000)});
+  EXPECT_EQ(model.Cost({}, Query(10)).strategies[3].forward_ns, 2000);
+}
+
+TEST(MeasuredCostTest, PredictsPointsWithinWhatWasMeasured) {
+  const LinearCost base;
+  const MeasuredCost model(base, {Point(MeasuredPass::kForward, 10, 2000),
+                                  Point(MeasuredPass::kForward, 40, 8000)});
+  EXPECT_EQ(model.PredictNs({}, Point(MeasuredPass::kForward, 20, 1)), 4000);
+  EXPECT_EQ(model.PredictNs({}, Point(MeasuredPass::kForward, 41, 1)),
+            std::nullopt);
+  EXPECT_EQ(model.PredictNs({}, Point(MeasuredPass::kBackward, 20, 1)),
+            std::nullopt);
+}
+
 TEST(MeasuredCostTest, InterpolatesTheRatioAndFlagsExtrapolation) {
   const LinearCost base;
   const MeasuredCost model(base,

@@ -2,6 +2,8 @@
 
 #include "semu/cost/measured/profile_layers.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -9,6 +11,9 @@
 
 namespace pipeweaver::semu {
 namespace {
+
+// Weighs as much as any count need.
+constexpr int64_t kMaxCount = 1'000'000;
 
 absl::string_view KindName(LayerKind kind) {
   switch (kind) {
@@ -78,6 +83,7 @@ std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
     measured.shape.sum_squares = key.sum_squares();
     measured.shape.max_tokens = key.max_tokens();
     measured.ns = point.median_ns();
+    measured.count = std::min(point.count(), kMaxCount);
     layers.push_back(measured);
   }
   return layers;

@@ -1,0 +1,213 @@
+// See job_costs.h.
+
+#include "server/job_costs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace pipeweaver::server {
+namespace {
+
+// Observations since the last fit after which the next is due: a quarter of
+// those held, as many as say anything at all.
+int64_t FitAfter(int64_t observations) {
+  const semu::CalibratorOptions options;
+  return std::clamp(observations / 4,
+                    static_cast<int64_t>(options.min_observations),
+                    static_cast<int64_t>(options.window) / 4);
+}
+
+}  // namespace
+
+JobCosts::JobCosts(const semu::Job& job,
+                   std::shared_ptr<const semu::CostModel> analytic,
+                   std::vector<semu::MeasuredLayer> layers)
+    : platform_(semu::PlatformOf(job)), analytic_(std::move(analytic)) {
+  MutexLock fit_lock(&fit_mutex_);
+  calibrator_.emplace();
+  MutexLock lock(&mutex_);
+  for (const semu::MeasuredLayer& layer : layers) AddLayer(layer);
+  auto version = std::make_shared<CostVersion>();
+  version->measured_layers = static_cast<int64_t>(layers_.size());
+  version->costs = std::make_shared<semu::CorrectedCosts>(analytic_, Layers(),
+                                                          version->calibration);
+  current_ = std::move(version);
+}
+
+std::shared_ptr<const CostVersion> JobCosts::current() const {
+  MutexLock lock(&mutex_);
+  return current_;
+}
+
+void JobCosts::AddLayer(const semu::MeasuredLayer& layer) {
+  if (layer.shape.tokens <= 0 || layer.ns <= 0 || layer.count <= 0) return;
+  const auto [it, inserted] = layers_.try_emplace(layer);
+  Held& held = it->second;
+  if (inserted) {
+    held.layer = layer;
+  } else {
+    // Old and new by their counts, the old ones fading.
+    const auto old_weight =
+        static_cast<double>(std::min(held.layer.count, kMaxWeight));
+    const auto new_weight = static_cast<double>(layer.count);
+    held.layer.ns =
+        std::llround((old_weight * static_cast<double>(held.layer.ns) +
+                      new_weight * static_cast<double>(layer.ns)) /
+                     (old_weight + new_weight));
+    held.layer.count = std::min(held.layer.count, kMaxWeight) + layer.count;
+    by_age_.erase(held.added);
+  }
+  held.added = next_age_++;
+  by_age_[held.added] = layer;
+  if (static_cast<int>(layers_.size()) > kMaxLayers) {
+    layers_.erase(by_age_.begin()->second);
+    by_age_.erase(by_age_.begin());
+  }
+}
+
+void JobCosts::AddLayers(const std::vector<semu::MeasuredLayer>& layers) {
+  MutexLock lock(&mutex_);
+  for (const semu::MeasuredLayer& layer : layers) AddLayer(layer);
+  layers_added_ |= !layers.empty();
+}
+
+std::vector<semu::MeasuredLayer> JobCosts::Layers() const {
+  std::vector<semu::MeasuredLayer> layers;
+  layers.reserve(layers_.size());
+  for (const auto& [key, held] : layers_) layers.push_back(held.layer);
+  return layers;
+}
+
+bool JobCosts::LayersMoved() const {
+  const semu::MeasuredCost& published = current_->costs->measured();
+  double error = 0;
+  for (const auto& [key, held] : layers_) {
+    const std::optional<int64_t> predicted_ns =
+        published.PredictNs(platform_, held.layer);
+    if (!predicted_ns) return true;
+    error += std::abs(static_cast<double>(*predicted_ns) /
+                          static_cast<double>(held.layer.ns) -
+                      1);
+  }
+  return error > kPublishError * static_cast<double>(layers_.size());
+}
+
+void JobCosts::AddObservations(
+    const CostVersion& basis,
+    const std::vector<semu::CostObservation>& observations) {
+  MutexLock fit_lock(&fit_mutex_);
+  MutexLock lock(&mutex_);
+  if (basis.layers_number != current_->layers_number) return;
+  for (const semu::CostObservation& observation : observations) {
+    calibrator_->Add(observation);
+  }
+  observations_ += static_cast<int64_t>(observations.size());
+  unfitted_ += static_cast<int64_t>(observations.size());
+  fit_due_ = unfitted_ >= FitAfter(observations_);
+}
+
+void JobCosts::AddPeak(int rank, int64_t predicted_bytes,
+                       int64_t reported_bytes) {
+  const int64_t excess_bytes =
+      semu::CorrectedReserveBytes(0, {{predicted_bytes, reported_bytes}});
+  if (excess_bytes == 0) return;
+  const int64_t steps =
+      (excess_bytes + kReserveStepBytes - 1) / kReserveStepBytes;
+  MutexLock lock(&mutex_);
+  extra_reserve_bytes_.resize(platform_.parallelism.pipeline_parallel, 0);
+  extra_reserve_bytes_[rank] =
+      std::max(extra_reserve_bytes_[rank], steps * kReserveStepBytes);
+}
+
+void JobCosts::BeginLayout() {
+  MutexLock lock(&mutex_);
+  extra_reserve_bytes_.clear();
+  if (current_->extra_reserve_bytes.empty()) return;
+  CostVersion same = *current_;
+  same.extra_reserve_bytes.clear();
+  current_ = std::make_shared<const CostVersion>(std::move(same));
+}
+
+std::optional<JobCosts::NamedDrift> JobCosts::ObserveStep(uint32_t replica,
+                                                          int64_t step,
+                                                          int64_t predicted_ns,
+                                                          int64_t measured_ns) {
+  MutexLock lock(&mutex_);
+  Watch& watch = watches_[replica];
+  const std::optional<semu::Drift> drift =
+      watch.alarm.Observe(step, predicted_ns, measured_ns);
+  const bool first = !watch.drifting;
+  watch.drifting = drift.has_value();
+  if (!drift) return std::nullopt;
+  ++drifted_steps_;
+  return NamedDrift{*drift, first};
+}
+
+int64_t JobCosts::drifted_steps() const {
+  MutexLock lock(&mutex_);
+  return drifted_steps_;
+}
+
+bool JobCosts::TakeDue() {
+  MutexLock lock(&mutex_);
+  const bool memory_moved =
+      extra_reserve_bytes_ != current_->extra_reserve_bytes;
+  if (publishing_ || !(fit_due_ || layers_added_ || memory_moved)) return false;
+  publishing_ = true;
+  return true;
+}
+
+void JobCosts::NotPublished() {
+  MutexLock lock(&mutex_);
+  publishing_ = false;
+}
+
+std::shared_ptr<const CostVersion> JobCosts::Publish() {
+  MutexLock fit_lock(&fit_mutex_);
+  CostVersion next;
+  std::vector<semu::MeasuredLayer> layers;
+  bool layers_moved = false;
+  bool fit = false;
+  {
+    MutexLock lock(&mutex_);
+    next = *current_;
+    layers_moved = layers_added_ && LayersMoved();
+    layers_added_ = false;
+    fit = fit_due_;
+    fit_due_ = false;
+    if (layers_moved) layers = Layers();
+  }
+  bool changed = layers_moved;
+  if (layers_moved) {
+    calibrator_.emplace();
+    observations_ = 0;
+    unfitted_ = 0;
+    next.calibration = {};
+    next.measured_layers = static_cast<int64_t>(layers.size());
+    ++next.layers_number;
+  } else if (fit) {
+    unfitted_ = 0;
+    if (const auto calibration = calibrator_->Publish()) {
+      next.calibration = *calibration;
+      changed = true;
+    }
+  }
+  MutexLock lock(&mutex_);
+  publishing_ = false;
+  const bool memory_moved =
+      extra_reserve_bytes_ != current_->extra_reserve_bytes;
+  next.extra_reserve_bytes = extra_reserve_bytes_;
+  if (!changed && !memory_moved) return nullptr;
+  if (changed) {
+    next.costs = std::make_shared<semu::CorrectedCosts>(
+        analytic_,
+        layers_moved ? std::move(layers) : next.costs->measured().points(),
+        next.calibration);
+  }
+  ++next.number;
+  current_ = std::make_shared<const CostVersion>(std::move(next));
+  return current_;
+}
+
+}  // namespace pipeweaver::server

@@ -1,0 +1,142 @@
+// What a server learns of one job's costs: measured layers, factors fitted to
+// executed steps, peaks of memory, drift; published in discrete versions.
+
+#ifndef SERVER_JOB_COSTS_H_
+#define SERVER_JOB_COSTS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "search/planner.h"
+#include "semu/base/mutex.h"
+#include "semu/cost/calibration/calibration.h"
+#include "semu/cost/calibration/corrected_costs.h"
+#include "semu/cost/calibration/drift_alarm.h"
+#include "semu/cost/cost_model.h"
+#include "semu/cost/measured/measured_cost.h"
+#include "semu/model/job.h"
+
+namespace pipeweaver::server {
+
+// What plans are made with. Immutable once published.
+struct CostVersion {
+  // Counts up with each publication; 0: nothing was learnt yet.
+  int64_t number = 0;
+  std::shared_ptr<const semu::CorrectedCosts> costs;
+  // Counts up when the measured layers below change.
+  int64_t layers_number = 0;
+  semu::Calibration calibration;
+  // Measured layers that `costs` rest on.
+  int64_t measured_layers = 0;
+  // [rank], bytes per GPU by which a reported peak passed its prediction, in
+  // whole steps; empty: by nothing.
+  std::vector<int64_t> extra_reserve_bytes;
+
+  search::PrepareOptions Prepare() const {
+    return {costs, extra_reserve_bytes};
+  }
+};
+
+// A version comes out when it would change plans, not at each report: each
+// makes cached plans stale.
+//   Measured layers: when they miss what the version before holds of them by
+//     more than kPublishError in the mean, or lie outside what it has measured.
+//     Factors start anew then, since they corrected other costs.
+//   Factors: as semu::Calibrator says, fitted after each quarter of its window.
+//   Memory: when a rank's excess grows by a step of kReserveStepBytes.
+// Thread-safe.
+class JobCosts {
+ public:
+  static constexpr double kPublishError = 0.01;
+  static constexpr int64_t kReserveStepBytes = int64_t{16} << 20;
+  // Measured layers held; those not measured for the longest time go first.
+  static constexpr int kMaxLayers = 4096;
+  // Earlier measurements of a layer weigh as this many at most.
+  static constexpr int64_t kMaxWeight = 64;
+  // Observations taken of one report.
+  static constexpr int kObservationsPerReport = 256;
+
+  JobCosts(const semu::Job& job,
+           std::shared_ptr<const semu::CostModel> analytic,
+           std::vector<semu::MeasuredLayer> layers);
+
+  // The latest version published.
+  std::shared_ptr<const CostVersion> current() const;
+
+  void AddLayers(const std::vector<semu::MeasuredLayer>& layers);
+  // What ObserveCosts made of a rank's report, on top of the measured layers of
+  // `basis`; left out when those are no longer the published ones.
+  void AddObservations(const CostVersion& basis,
+                       const std::vector<semu::CostObservation>& observations);
+  // A rank's peak as predicted without the extra reserve, and as reported.
+  // REQUIRES: rank is one of the job's.
+  void AddPeak(int rank, int64_t predicted_bytes, int64_t reported_bytes);
+  // Forgets peaks: what ranks hold has changed.
+  void BeginLayout();
+
+  // A replica's step (both times > 0); the drift if the alarm names it. `first`
+  // tells whether the replica's step before was not named.
+  struct NamedDrift {
+    semu::Drift drift;
+    bool first = false;
+  };
+  std::optional<NamedDrift> ObserveStep(uint32_t replica, int64_t step,
+                                        int64_t predicted_ns,
+                                        int64_t measured_ns);
+  // Steps named since registration.
+  int64_t drifted_steps() const;
+
+  // True once for each time that Publish should be called: something new is
+  // there, and no other caller is on its way to publish.
+  bool TakeDue();
+  // The caller of TakeDue does not publish after all.
+  void NotPublished();
+  // Fits and publishes; null: nothing has changed enough.
+  std::shared_ptr<const CostVersion> Publish();
+
+ private:
+  struct Held {
+    semu::MeasuredLayer layer;
+    uint64_t added = 0;  // key into by_age_
+  };
+
+  void AddLayer(const semu::MeasuredLayer& layer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<semu::MeasuredLayer> Layers() const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Measured layers say something else than the version published.
+  bool LayersMoved() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const semu::Platform platform_;
+  const std::shared_ptr<const semu::CostModel> analytic_;
+
+  // Held while factors are fitted, tens of milliseconds; taken before mutex_.
+  Mutex fit_mutex_;
+  std::optional<semu::Calibrator> calibrator_ ABSL_GUARDED_BY(fit_mutex_);
+  int64_t observations_ ABSL_GUARDED_BY(fit_mutex_) = 0;
+  int64_t unfitted_ ABSL_GUARDED_BY(fit_mutex_) = 0;
+
+  mutable Mutex mutex_;
+  std::shared_ptr<const CostVersion> current_ ABSL_GUARDED_BY(mutex_);
+  bool publishing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool fit_due_ ABSL_GUARDED_BY(mutex_) = false;
+  bool layers_added_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<semu::MeasuredLayer, Held, semu::MeasuredBefore> layers_
+      ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, semu::MeasuredLayer> by_age_ ABSL_GUARDED_BY(mutex_);
+  uint64_t next_age_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<int64_t> extra_reserve_bytes_ ABSL_GUARDED_BY(mutex_);
+  struct Watch {
+    semu::DriftAlarm alarm;
+    bool drifting = false;
+  };
+  std::map<uint32_t, Watch> watches_ ABSL_GUARDED_BY(mutex_);
+  int64_t drifted_steps_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace pipeweaver::server
+
+#endif  // SERVER_JOB_COSTS_H_

@@ -1,0 +1,170 @@
+// Tests of what a job's costs learn, and when a version comes out.
+
+#include "server/job_costs.h"
+
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/testing/puppet_planner.h"
+
+namespace pipeweaver::server {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+semu::Job SmallJob() {
+  semu::Job job;
+  job.parallelism.pipeline_parallel = 2;
+  return job;
+}
+
+// The puppet's layers take a nanosecond a token.
+semu::MeasuredLayer Forward(int64_t tokens, int64_t ns, int64_t count = 1) {
+  semu::MeasuredLayer layer;
+  layer.pass = semu::MeasuredPass::kForward;
+  layer.shape = {1, tokens, tokens * tokens, tokens, 0, 0};
+  layer.ns = ns;
+  layer.count = count;
+  return layer;
+}
+
+int64_t ForwardNs(const JobCosts& costs, int64_t tokens) {
+  semu::LayerQuery query;
+  query.shape = {1, tokens, tokens * tokens, tokens, 0, 0};
+  return costs.current()
+      ->costs->Cost(semu::PlatformOf(SmallJob()), query)
+      .strategies[3]
+      .forward_ns;
+}
+
+std::vector<semu::CostObservation> Observations(int count, double factor) {
+  semu::CostObservation observation;
+  observation.predicted_ns[semu::CostPart(
+      semu::LayerKind::kTransformer, semu::CostPass::kForward)] = 1'000'000;
+  observation.measured_ns = static_cast<int64_t>(factor * 1e6);
+  return std::vector<semu::CostObservation>(count, observation);
+}
+
+class JobCostsTest : public ::testing::Test {
+ protected:
+  PuppetPlanner planner_;
+  JobCosts costs_{SmallJob(), planner_.Costs(), {}};
+};
+
+TEST_F(JobCostsTest, NothingIsDueWhereNothingIsLearnt) {
+  EXPECT_EQ(costs_.current()->number, 0);
+  EXPECT_EQ(ForwardNs(costs_, 100), 100);
+  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_EQ(costs_.Publish(), nullptr);
+}
+
+TEST_F(JobCostsTest, LayersKnownAheadAreInTheFirstVersion) {
+  const JobCosts costs(SmallJob(), planner_.Costs(), {Forward(100, 250)});
+  EXPECT_EQ(costs.current()->number, 0);
+  EXPECT_EQ(costs.current()->measured_layers, 1);
+  EXPECT_EQ(ForwardNs(costs, 100), 250);
+}
+
+TEST_F(JobCostsTest, LayersComeOutWhenTheySaySomethingNew) {
+  costs_.AddLayers({Forward(100, 300), Forward(200, 600)});
+  EXPECT_EQ(ForwardNs(costs_, 100), 100) << "not published yet";
+  EXPECT_TRUE(costs_.TakeDue());
+  EXPECT_FALSE(costs_.TakeDue()) << "somebody is at it";
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_EQ(costs_.current()->number, 1);
+  EXPECT_EQ(ForwardNs(costs_, 100), 300);
+  // Within a hundredth of what is known: the published version stays.
+  costs_.AddLayers({Forward(150, 451)});
+  EXPECT_TRUE(costs_.TakeDue());
+  EXPECT_EQ(costs_.Publish(), nullptr);
+  EXPECT_EQ(costs_.current()->number, 1);
+  // Outside what was measured.
+  costs_.AddLayers({Forward(400, 1200)});
+  EXPECT_TRUE(costs_.TakeDue());
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_EQ(costs_.current()->number, 2);
+  EXPECT_EQ(costs_.current()->measured_layers, 4);
+}
+
+TEST_F(JobCostsTest, EarlierMeasurementsFade) {
+  costs_.AddLayers({Forward(100, 300, 1'000'000)});
+  costs_.AddLayers({Forward(100, 600, JobCosts::kMaxWeight)});
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_EQ(ForwardNs(costs_, 100), 450);
+}
+
+TEST_F(JobCostsTest, LayersNotMeasuredForLongGoFirst) {
+  std::vector<semu::MeasuredLayer> many;
+  for (int i = 1; i <= JobCosts::kMaxLayers; ++i) {
+    many.push_back(Forward(i, 2 * i));
+  }
+  costs_.AddLayers(many);
+  costs_.AddLayers({Forward(1, 2), Forward(1'000'000, 2'000'000)});
+  const auto version = costs_.Publish();
+  ASSERT_NE(version, nullptr);
+  EXPECT_EQ(version->measured_layers, JobCosts::kMaxLayers);
+  EXPECT_EQ(version->costs->measured().points().front().shape.tokens, 1);
+  EXPECT_EQ(version->costs->measured().points()[1].shape.tokens, 3);
+}
+
+TEST_F(JobCostsTest, FactorsComeOutInDiscreteVersions) {
+  costs_.AddObservations(*costs_.current(), Observations(7, 1.5));
+  EXPECT_FALSE(costs_.TakeDue()) << "too few";
+  costs_.AddObservations(*costs_.current(), Observations(20, 1.5));
+  EXPECT_TRUE(costs_.TakeDue());
+  const auto version = costs_.Publish();
+  ASSERT_NE(version, nullptr);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.5e6, 2e3);
+  EXPECT_NEAR(version->calibration.error_before, 1.0 / 3, 0.01);
+  EXPECT_LT(version->calibration.error_after, 0.01);
+  costs_.AddObservations(*costs_.current(), Observations(200, 1.5));
+  EXPECT_TRUE(costs_.TakeDue());
+  EXPECT_EQ(costs_.Publish(), nullptr) << "nothing moved";
+}
+
+TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
+  const auto before = costs_.current();
+  costs_.AddObservations(*before, Observations(20, 1.5));
+  ASSERT_NE(costs_.Publish(), nullptr);
+  costs_.AddLayers({Forward(100, 300)});
+  const auto version = costs_.Publish();
+  ASSERT_NE(version, nullptr);
+  EXPECT_EQ(version->calibration.observations, 0);
+  EXPECT_EQ(ForwardNs(costs_, 100), 300);
+  // What was observed on top of the old layers says nothing of the new ones.
+  costs_.AddObservations(*before, Observations(200, 1.5));
+  EXPECT_FALSE(costs_.TakeDue());
+}
+
+TEST_F(JobCostsTest, PeaksBeyondThePredictionAreSetAsideInSteps) {
+  costs_.AddPeak(1, 1000, 900);
+  EXPECT_FALSE(costs_.TakeDue());
+  costs_.AddPeak(1, 1000, 1001);
+  EXPECT_TRUE(costs_.TakeDue());
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_THAT(costs_.current()->extra_reserve_bytes,
+              ElementsAre(0, JobCosts::kReserveStepBytes));
+  costs_.AddPeak(1, 1000, 2000);
+  EXPECT_FALSE(costs_.TakeDue()) << "within the step";
+  costs_.BeginLayout();
+  EXPECT_THAT(costs_.current()->extra_reserve_bytes, IsEmpty());
+  EXPECT_FALSE(costs_.TakeDue());
+}
+
+TEST_F(JobCostsTest, NamesDriftAndWhenItBegins) {
+  EXPECT_FALSE(costs_.ObserveStep(0, 1, 1000, 1010));
+  const auto first = costs_.ObserveStep(0, 2, 1000, 1500);
+  ASSERT_TRUE(first);
+  EXPECT_TRUE(first->first);
+  EXPECT_NEAR(first->drift.relative_error, 0.5, 1e-9);
+  EXPECT_FALSE(costs_.ObserveStep(0, 3, 1000, 1500)->first);
+  EXPECT_TRUE(costs_.ObserveStep(1, 3, 1000, 1500)->first) << "a replica each";
+  EXPECT_FALSE(costs_.ObserveStep(0, 4, 1000, 1000));
+  EXPECT_TRUE(costs_.ObserveStep(0, 5, 1000, 1500)->first);
+  EXPECT_EQ(costs_.drifted_steps(), 4);
+}
+
+}  // namespace
+}  // namespace pipeweaver::server
