@@ -21,6 +21,11 @@ TEST_PACKAGES=(
 # The benchmarks, on top: plots.
 BENCH_PACKAGES=(python3-matplotlib)
 
+# Python's side of predicted against real step times.
+ACCURACY_PACKAGES=(
+  python3 python3-torch python3-grpcio python3-protobuf python3-setuptools
+)
+
 # install_packages NAME...: installs those that are missing, saying which.
 install_packages() {
   local missing=() name

@@ -11,6 +11,7 @@
 #   lower      checks, lowering and serialising of a plan
 #   engine     stage events a second of the step emulator
 #   store      costing a step with and without the subgraph store, operations really simulated
+#   accuracy   predicted against real step times of a small model, this CPU as the device
 #   ops        cost rules against measured GPU ops, leaving one model out at a time
 #
 # These machines are shared: read ratios and spreads, not single times. Problem
@@ -61,6 +62,12 @@ case $name in
   lower) run_target //search/lower:lower_benchmark "$@" ;;
   engine) run_target //semu/engine:step_emulator_benchmark "$@" ;;
   store) run_target //tests/bench:store_bench "$@" ;;
+  accuracy)
+    install_packages "${BUILD_PACKAGES[@]}" "${ACCURACY_PACKAGES[@]}"
+    bazel build --noshow_progress --ui_event_filters=-info //server:pipeweaver_server
+    (cd client_agents/python && /usr/bin/python3 -W ignore setup.py -q protos)
+    OMP_NUM_THREADS=1 /usr/bin/python3 -W ignore tests/accuracy/reality.py "$@"
+    ;;
   ops) run_target //tests/ops:leave_one_out "$@" ;;
   *)
     sed -n '2,18s/^# \{0,1\}//p' "$0"

@@ -86,6 +86,9 @@ script_test "clang's thread-safety analysis" \
   bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \
   //search/strategy/...
 suite_test "Python package" client_agents/python/run_tests.sh
+# After the package's tests, which install what it needs and generate its messages.
+script_test "predicted against real step times, its parts" \
+  env -C tests/accuracy OMP_NUM_THREADS=1 /usr/bin/python3 -W ignore -m unittest test_reality
 
 echo "$passed passed, $failed failed"
 ((failed == 0))
