@@ -32,7 +32,8 @@ from pipeweaver.lowering import safe_programs
 from pipeweaver.program import BadProgram, CheckedProgram, check_program
 from pipeweaver.split import split_batch
 from pipeweaver.v1 import (
-    batch_pb2, job_pb2, plan_pb2, planner_service_pb2 as service_pb2)
+    batch_pb2, job_pb2, plan_pb2, planner_service_pb2 as service_pb2,
+    profile_pb2)
 
 logger = logging.getLogger("pipeweaver")
 
@@ -280,6 +281,13 @@ class StepAgent:
             duration_ns=duration_ns, step_ns=max(1, step_ns),
             peak_memory_bytes=peak_memory_bytes))
 
+    def upload_profile(self, profile: profile_pb2.Profile) -> None:
+        """Hands in measured layers of the job. Does not wait; a profile that gets
+        lost is counted."""
+        self._check_process()
+        self._to_send.put(service_pb2.UploadProfileRequest(
+            job=self._job.name, profile=profile))
+
     @property
     def superseded(self) -> bool:
         """A newer attempt of the run has registered: this one should stop."""
@@ -499,13 +507,16 @@ class StepAgent:
             if isinstance(task, tuple):
                 self._submit(*task)
                 continue
+            method, lost = (
+                ("UploadProfile", "profiles_lost")
+                if isinstance(task, service_pb2.UploadProfileRequest) else
+                ("ReportStep", "reports_lost"))
             try:
-                self._client.call("ReportStep", task,
-                                  self.options.call_timeout_s)
+                self._client.call(method, task, self.options.call_timeout_s)
             except grpc.RpcError as error:
                 with self._lock:
                     if not self._closing:
-                        self._count("reports_lost", str(error.code()))
+                        self._count(lost, str(error.code()))
 
     def _submit(self, state: _Step, needed_in: float) -> None:
         retry = self.options.first_retry_s

@@ -1,31 +1,79 @@
-"""Hooks that tell libpipeweaver_cupti.so where the trainer is.
+"""Hooks that tell libpipeweaver_cupti.so where the trainer is, and bring what it
+measured to the planner.
 
 The library measures kernels from inside the process; its interface is
 profiler/cupti/pipeweaver_cupti.h. It does nothing where there is no GPU.
 """
 
 import ctypes
+import glob
+import os
+import platform
+from typing import Callable, Optional
 
+from pipeweaver.cupti_ring import LayerTimes, RingReader
 from pipeweaver.torch.executor import Hooks
+from pipeweaver.v1 import profile_pb2
 
 
 class CuptiHooks(Hooks):
     """Names steps and layers' passes to the library at `path`.
 
-    Raises OSError when the library cannot be loaded.
+        hooks = CuptiHooks(path, upload=agent.upload_profile)
+
+    With `upload`, every step hands it the layers' times that have become known,
+    as a profile, if there are any; it must not block. Call close() at the end.
+    Not thread-safe.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str,
+                 upload: Optional[Callable[[profile_pb2.Profile], None]] = None):
+        """Raises OSError when the library cannot be loaded."""
         self._library = ctypes.CDLL(path)
         self._library.pw_cupti_step.argtypes = [ctypes.c_int64]
         self._library.pw_cupti_push.argtypes = [ctypes.c_char_p]
         self._library.pw_cupti_start()
+        self._upload = upload
+        self._times = LayerTimes(platform.node())
+        self._ring: Optional[RingReader] = None
+        if upload is not None:
+            ring = _ring_path()
+            # None where the agent is off: it says why on stderr.
+            self._ring = RingReader(ring) if ring is not None else None
 
     def step(self, step: int) -> None:
         self._library.pw_cupti_step(step)
+        if self._ring is not None:
+            self._times.step(step)
+            self._forward(everything=False)
 
     def layer_begin(self, annotation: str) -> None:
+        if self._ring is not None:
+            self._times.layer(annotation)
         self._library.pw_cupti_push(annotation.encode())
 
     def layer_end(self) -> None:
         self._library.pw_cupti_pop()
+
+    def close(self) -> None:
+        """Ends the measuring, and hands over what is left."""
+        self._library.pw_cupti_stop()
+        if self._ring is not None:
+            self._forward(everything=True)
+            self._ring.close()
+            self._ring = None
+
+    def _forward(self, everything: bool) -> None:
+        profile = self._times.take(self._ring, everything)
+        if profile is not None:
+            self._upload(profile)
+
+
+def _ring_path() -> Optional[str]:
+    """Where this process's agent writes; None: nowhere."""
+    path = os.environ.get("PIPEWEAVER_CUPTI_RING", "")
+    if path:
+        return path if os.path.exists(path) else None
+    found = glob.glob(
+        f"/dev/shm/pipeweaver-cupti-{os.getuid()}-{os.getpid()}-*")
+    return max(found, key=os.path.getmtime) if found else None

@@ -1,0 +1,169 @@
+"""What the CUPTI agent measured, read from its ring in shared memory.
+
+The layout is that of profiler/cupti/record_ring.h, little-endian. Header, 4096
+bytes, of which 64-bit words by index:
+
+    0 the bytes "PWCUPTI1"   1 record_bytes (low half), state (high half)
+    2 slots                  3 pid
+    4 written                5 read
+    6 dropped                7 lost_activities
+    8 traced_steps           9 yields
+
+Then `slots` records of 512 bytes; record n stands in slot n % slots. One process
+writes, one reads.
+"""
+
+import mmap
+import os
+import struct
+import threading
+import time
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from pipeweaver.profile import ProfileRecords
+from pipeweaver.v1 import profile_pb2
+
+_MAGIC = b"PWCUPTI1"
+_HEADER_BYTES = 4096
+_RECORD = struct.Struct("<qIIQQQQ232s232s")
+_SLOTS, _WRITTEN, _READ, _DROPPED, _LOST = 2, 4, 5, 6, 7
+KERNEL, COPY = 1, 2
+
+
+class Record(NamedTuple):
+    """Times of all kernels of one name, or of all copies, under one annotation in
+    one step on one device. There may be several: they add up."""
+    step: int  # -1: outside every annotation
+    kind: int  # KERNEL or COPY
+    device: int
+    count: int
+    total_ns: int
+    min_ns: int
+    max_ns: int
+    annotation: str
+    name: str
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+class RingReader:
+    """The reading end. Not thread-safe; one a ring."""
+
+    def __init__(self, path: str):
+        """Raises OSError where the file cannot be opened, ValueError where it is
+        no ring."""
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            size = os.fstat(file).st_size
+            if size <= _HEADER_BYTES:
+                raise ValueError(f"{path}: is no ring of activity records")
+            self._map = mmap.mmap(file, size)
+        finally:
+            os.close(file)
+        # As found now: what the writer does later leads nowhere outside.
+        self._num_slots = self._word(_SLOTS)
+        record_bytes = struct.unpack_from("<I", self._map, 8)[0]
+        if (self._map[:8] != _MAGIC or record_bytes != _RECORD.size or
+                self._num_slots < 1 or self._num_slots !=
+                (size - _HEADER_BYTES) // _RECORD.size):
+            self._map.close()
+            raise ValueError(f"{path}: is no ring of activity records")
+        # Words are stored whole: the writer reads one of them.
+        self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
+        self._fence = threading.Lock()
+
+    def _word(self, index: int) -> int:
+        return struct.unpack_from("<Q", self._map, 8 * index)[0]
+
+    def read(self) -> List[Record]:
+        """All records that are there."""
+        written, read = self._words[_WRITTEN], self._words[_READ]
+        with self._fence:  # records are looked at after the count of them
+            pass
+        found = []
+        for n in range(read, min(written, read + self._num_slots)):
+            fields = _RECORD.unpack_from(
+                self._map, _HEADER_BYTES + n % self._num_slots * _RECORD.size)
+            found.append(Record(*fields[:7], _text(fields[7]),
+                                _text(fields[8])))
+        with self._fence:
+            pass
+        self._words[_READ] = written
+        return found
+
+    def lost(self) -> int:
+        """Records and activities that never came, since the ring was made."""
+        return self._words[_DROPPED] + self._words[_LOST]
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+
+
+class LayerTimes:
+    """Puts kernels' times and the passes they belong to together: a profile of
+    layers' passes, each as long as the kernels launched in it.
+
+    Kernels are summed by step and annotation; how many passes they were of, the
+    trainer knows. Steps during which anything was lost say nothing.
+    """
+
+    def __init__(self, host: str, settle_s: float = 6.0,
+                 clock: Callable[[], float] = time.monotonic):
+        """settle_s: records of a step may come so long after it; the agent writes
+        every 2 s, and waits once more for stragglers."""
+        self._records = ProfileRecords("cupti_agent", host)
+        self._settle_s = settle_s
+        self._clock = clock
+        # By step, then annotation.
+        self._passes: Dict[int, Dict[str, int]] = {}
+        self._kernel_ns: Dict[Tuple[int, str], int] = {}
+        self._ended: Dict[int, float] = {}
+        self._step: Optional[int] = None
+        self._lost = 0
+        # Steps with kernels that were left out since something was lost.
+        self.steps_left_out = 0
+
+    def step(self, step: int) -> None:
+        """A step begins, and the one before is over."""
+        if self._step is not None:
+            self._ended[self._step] = self._clock()
+        self._step = step
+        self._passes[step] = {}
+        self._ended.pop(step, None)
+
+    def layer(self, annotation: str) -> None:
+        """A pass of the step begins."""
+        if self._step is not None:
+            passes = self._passes[self._step]
+            passes[annotation] = passes.get(annotation, 0) + 1
+
+    def take(self, ring: RingReader, everything: bool = False
+             ) -> Optional[profile_pb2.Profile]:
+        """Reads the ring; a profile of the steps that are settled, or of all that
+        have begun if nothing more will come. None: there is nothing new."""
+        for record in ring.read():
+            if record.kind == KERNEL and record.step in self._passes:
+                key = record.step, record.annotation
+                self._kernel_ns[key] = (self._kernel_ns.get(key, 0) +
+                                        record.total_ns)
+        lost = ring.lost()
+        if lost != self._lost:
+            self._lost = lost
+            self.steps_left_out += len({step for step, _ in self._kernel_ns})
+            self._kernel_ns.clear()
+        now = self._clock()
+        settled = [step for step in self._passes
+                   if everything or (step in self._ended and
+                                     now - self._ended[step] >= self._settle_s)]
+        for step in settled:
+            for annotation, passes in self._passes.pop(step).items():
+                total_ns = self._kernel_ns.pop((step, annotation), 0)
+                for i in range(passes if total_ns else 0):
+                    # Of equal passes the mean is known; it adds up to the total.
+                    self._records.add(annotation, total_ns * (i + 1) // passes -
+                                      total_ns * i // passes)
+            self._ended.pop(step, None)
+        return self._records.take()

@@ -1,0 +1,225 @@
+"""Tests of measured layers' way from the CUPTI agent's ring to the planner.
+
+The last one runs the real agent library over its stand-in for libcupti against
+the real server; it needs what Bazel builds of //profiler/cupti/... and //server.
+"""
+
+import ctypes
+import os
+import pathlib
+import struct
+import tempfile
+import time
+import unittest
+
+import models
+from pipeweaver import StepAgent, register
+from pipeweaver.cupti_ring import KERNEL, LayerTimes, RingReader
+from pipeweaver.profile import ProfileRecords, layer_key
+from pipeweaver.torch.cupti import CuptiHooks
+from pipeweaver.v1 import planner_service_pb2 as service
+from test_agent import free_port
+from test_live import BINARY, start_real
+
+BUILT = pathlib.Path(__file__).resolve().parents[3] / "bazel-bin"
+AGENT = BUILT / "profiler" / "cupti" / "libpipeweaver_cupti.so"
+FAKE = BUILT / "profiler" / "cupti" / "testing" / "libfake_cupti.so"
+LAYER = "pw:module=text,layer=transformer,pass=forward,items=2,tokens=64," \
+        "sum_squares=2048,max_tokens=32,tp=1,cp=1"
+
+
+class Ring:
+    """A writer of the documented layout."""
+
+    def __init__(self, folder, slots=4):
+        self.path = os.path.join(folder, "ring")
+        self.slots = slots
+        self.written = 0
+        header = struct.pack("<8sIIQQQQQQQQ", b"PWCUPTI1", 512, 1, slots, 1, 0,
+                             0, 0, 0, 0, 0)
+        with open(self.path, "wb") as file:
+            file.write(header.ljust(4096, b"\0") + bytes(512 * slots))
+
+    def _put(self, at, data):
+        with open(self.path, "r+b") as file:
+            file.seek(at)
+            file.write(data)
+
+    def write(self, step, annotation, total_ns, kind=KERNEL, name=b"gemm"):
+        self._put(4096 + self.written % self.slots * 512, struct.pack(
+            "<qIIQQQQ232s232s", step, kind, 0, 1, total_ns, total_ns, total_ns,
+            annotation.encode(), name))
+        self.written += 1
+        self._put(32, struct.pack("<Q", self.written))
+
+    def lose(self, records):
+        self._put(48, struct.pack("<Q", records))
+
+
+class RingTest(unittest.TestCase):
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.ring = Ring(folder.name)
+
+    def test_reads_around_the_end_and_frees_what_it_read(self):
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for first in (0, 3, 6):
+            for i in range(3):
+                self.ring.write(first + i, LAYER, 10 * i)
+            self.assertEqual([first, first + 1, first + 2],
+                             [r.step for r in reader.read()])
+        self.assertEqual([], reader.read())
+        with open(self.ring.path, "rb") as file:
+            self.assertEqual(9, struct.unpack_from("<Q", file.read(), 40)[0])
+
+    def test_another_file_is_no_ring(self):
+        with open(self.ring.path, "r+b") as file:
+            file.write(b"PWCUPTI9")
+        with self.assertRaisesRegex(ValueError, "is no ring"):
+            RingReader(self.ring.path)
+        with open(self.ring.path, "wb") as file:
+            file.write(b"PWCUPTI1")
+        with self.assertRaisesRegex(ValueError, "is no ring"):
+            RingReader(self.ring.path)
+
+    def take(self, reader, times, **kwargs):
+        profile = times.take(reader, **kwargs)
+        return [] if profile is None else list(profile.points)
+
+    def test_kernels_of_a_step_are_shared_out_over_its_passes(self):
+        now = [0.0]
+        times = LayerTimes("host", 6.0, lambda: now[0])
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        times.step(0)
+        for _ in range(3):
+            times.layer(LAYER)
+        times.step(1)
+        self.ring.write(0, LAYER, 1000, name=b"gemm")
+        self.ring.write(0, LAYER, 500, name=b"add")
+        self.ring.write(0, "no layer", 77)
+        self.assertEqual([], self.take(reader, times), "not settled")
+        self.ring.write(0, LAYER, 1, name=b"late")
+        now[0] = 7.0
+        [point] = self.take(reader, times)
+        self.assertEqual((3, 1501, 500), (point.count, point.total_ns,
+                                          point.median_ns))
+        self.assertEqual(layer_key(LAYER), point.key.layer)
+        self.assertEqual([], self.take(reader, times, everything=True))
+
+    def test_steps_with_losses_say_nothing(self):
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        times.step(0)
+        times.layer(LAYER)
+        self.ring.write(0, LAYER, 1000)
+        self.ring.lose(2)
+        self.assertEqual([], self.take(reader, times, everything=True))
+        self.assertEqual(1, times.steps_left_out)
+        times.step(1)
+        times.layer(LAYER)
+        self.ring.write(1, LAYER, 1000)
+        self.assertEqual(1, len(self.take(reader, times, everything=True)))
+
+
+class ProfileRecordsTest(unittest.TestCase):
+
+    def test_annotations_that_name_no_layer(self):
+        for text in ("forward", "pw:", "pw:module=a,layer=b", LAYER + ",x=1",
+                     LAYER + ",tokens=3", LAYER.replace("64", "-1"),
+                     LAYER.replace("=forward", "=sideways"),
+                     LAYER.replace("=64", "=" + "9" * 30)):
+            self.assertIsNone(layer_key(text), text)
+        key = layer_key(LAYER)
+        self.assertEqual(("text", "transformer", 64), (key.module, key.layer,
+                                                       key.tokens))
+
+    def test_fields_in_another_order_are_the_same_pass(self):
+        records = ProfileRecords("cupti_agent", "host")
+        records.add(LAYER, 10)
+        head, _, rest = LAYER[3:].partition(",")
+        records.add(f"pw:{rest},{head}", 30)
+        records.add("no layer", 1)
+        profile = records.take()
+        [point] = profile.points
+        self.assertEqual((2, 10, 30, 40), (point.count, point.min_ns,
+                                           point.max_ns, point.total_ns))
+        self.assertEqual(1, records.left_out)
+        self.assertIsNone(records.take())
+
+    def test_memory_is_bounded(self):
+        records = ProfileRecords("cupti_agent", "host", most_layers=1)
+        records.add(LAYER, 1)
+        records.add(LAYER.replace("64", "65"), 1)
+        records.add(LAYER, 1)
+        self.assertEqual(1, records.left_out)
+        self.assertEqual(2, records.take().points[0].count)
+
+
+NEEDED = (AGENT, FAKE, BINARY)
+for needed in NEEDED:
+    if not needed.exists():
+        print(f"skipped: {needed} is missing")
+
+
+@unittest.skipUnless(all(x.exists() for x in NEEDED), "not built")
+class EndToEndTest(unittest.TestCase):
+
+    def test_kernels_measured_in_the_trainer_reach_the_planner(self):
+        ring = os.path.join(tempfile.mkdtemp(), "ring")
+        os.environ.update(PIPEWEAVER_CUPTI_RING=ring, PIPEWEAVER_CUPTI_DUTY="1/2",
+                          PIPEWEAVER_CUPTI_LIBRARY=str(FAKE))
+        fake = ctypes.CDLL(str(FAKE))
+        fake.fake_cupti_launch.argtypes = [ctypes.c_char_p, ctypes.c_uint64,
+                                           ctypes.c_int]
+        port = free_port()
+        server = start_real(port)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+        job = models.make_job("vlm", 2, name="measured")
+        address = f"127.0.0.1:{port}"
+        registration = register(address, job, "run")
+        sent = []
+        with StepAgent(address, job, 0, registration) as agent:
+            def upload(profile):
+                sent.append(profile)
+                agent.upload_profile(profile)
+
+            hooks = CuptiHooks(str(AGENT), upload)
+            for step in range(4):  # every other one is traced
+                hooks.step(step)
+                for tokens in (64, 64, 32):
+                    annotation = LAYER.replace("=64", f"={tokens}")
+                    hooks.layer_begin(annotation)
+                    fake.fake_cupti_launch(b"gemm", 1000 * tokens, 0)
+                    fake.fake_cupti_launch(b"gelu", 10 * tokens, 0)
+                    hooks.layer_end()
+                fake.fake_cupti_launch(b"optimizer", 7, 0)
+            hooks.close()
+            self.assertFalse(os.path.exists(ring))
+            points = {p.key.layer.tokens: p for p in sent[-1].points}
+            self.assertEqual({32, 64}, set(points))
+            # Steps 0 and 2.
+            self.assertEqual((4, 4 * 64_640), (points[64].count,
+                                               points[64].total_ns))
+            self.assertEqual((2, 32_320), (points[32].count,
+                                           points[32].median_ns))
+            deadline = time.monotonic() + 30
+            costs = None
+            while time.monotonic() < deadline:
+                costs = agent._client.call(
+                    "DescribeJob", service.DescribeJobRequest(job="measured"),
+                    5.0).costs
+                if costs.version:
+                    break
+                time.sleep(0.05)
+            self.assertEqual(2, costs.measured_layers, costs)
+            self.assertNotIn("profiles_lost", agent.counters)
+
+
+if __name__ == "__main__":
+    unittest.main()
