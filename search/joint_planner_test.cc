@@ -58,7 +58,7 @@ class JointPlannerTest : public testing::Test {
   JointPlannerTest()
       : planner_(MakeStepPlanner()),
         replicas_(UnevenReplicas(4, 8)),
-        job_(*planner_->Prepare(replicas_.job, std::nullopt)) {}
+        job_(*planner_->Prepare(replicas_.job, std::nullopt, {})) {}
 
   std::unique_ptr<StepPlanner> planner_;
   Replicas replicas_;

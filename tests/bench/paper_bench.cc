@@ -211,7 +211,7 @@ constexpr PaperGain kPaperGains[] = {
 void RunSetups(const StepPlanner& planner, const Options& options) {
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
     const semu::Batch reference = setup.Reference();
     const double ranks = setup.job.parallelism.pipeline_parallel;
     std::vector<std::string> strategies = planner.StrategyNames();
@@ -372,7 +372,7 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
 
 void RunAblation(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+  setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
   const semu::CostModel& costs = Costs();
   const semu::Layout paper_layout = PlanLayout(setup.job, costs);
   const semu::Batch reference = setup.Reference();
@@ -431,7 +431,7 @@ void RunAblation(const StepPlanner& planner, const Options& options) {
 
 void RunTrace(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+  setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
   const semu::Batch reference = setup.Reference();
   const int steps = options.quick ? 6 : 40;
   for (int step = 1; step <= steps; ++step) {
@@ -467,7 +467,7 @@ void RunSizes(const StepPlanner& planner, const Options& options) {
   for (const int images : {1, 2, 4, 6, 8, 12, 16, 24, 48}) {
     semu::Layout layout = paper_layout;
     layout.modules[vision].sub_microbatch_tokens = images * kImageTokens;
-    const auto plannable = planner.Prepare(setup.job, layout);
+    const auto plannable = planner.Prepare(setup.job, layout, {});
     if (!plannable.ok()) continue;
     double makespan_s = 0, bound_s = 0, compute_s = 0, stages = 0;
     for (int b = 0; b < batches; ++b) {
@@ -562,12 +562,12 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
   for (const std::string& name : names) {
     const Setup setup = MakeSetup(name);
     const std::clock_t start = std::clock();
-    const auto refined = planner.Prepare(setup.job, std::nullopt);
+    const auto refined = planner.Prepare(setup.job, std::nullopt, {});
     const double cpu_s =
         static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
     PW_CHECK(refined.ok());
     const auto paper =
-        planner.Prepare(setup.job, PlanLayout(setup.job, Costs()));
+        planner.Prepare(setup.job, PlanLayout(setup.job, Costs()), {});
     Json line = {{"bench", "layout"},
                  {"setup", name},
                  {"batches", batches},
@@ -601,7 +601,7 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
 void RunReplicas(const StepPlanner& planner, const Options& options) {
   for (const std::string name : {"vlm-xl", "t2v-xl"}) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
     const int replicas =
         options.quick ? 4 : setup.job.parallelism.data_parallel;
     std::vector<semu::Batch> batches;
@@ -676,7 +676,7 @@ void RunJitter(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 10);
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
     // [judged by expectation]: means over batches.
     double predicted_s[2] = {}, expected_s[2] = {}, wall_ms[2] = {};
     for (int b = 0; b < batches; ++b) {
