@@ -9,7 +9,7 @@ import unittest
 import zipfile
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
-PROTOCOL = ("batch", "job", "plan", "planner_service")
+PROTOCOL = ("batch", "job", "plan", "profile", "planner_service")
 
 
 class InstallTest(unittest.TestCase):
