@@ -2,9 +2,9 @@
 //
 //   bazel run -c opt //semu/engine:step_emulator_benchmark
 //
-// The workload: 1F1B over 16 ranks, with 10,048 stages (forwards and
-// backwards), every value between ranks a transfer. `items_per_second` counts
-// stages.
+// The workload: 1F1B over 16 ranks, with 32 stages (forwards and backwards) a
+// microbatch, every value between ranks a transfer. `items_per_second` counts
+// stages; arguments: whether transfers contend, microbatches.
 
 #include <vector>
 
@@ -16,12 +16,11 @@ namespace pipeweaver::semu {
 namespace {
 
 constexpr int kRanks = 16;
-constexpr int kMicrobatches = 314;
 
 // Builds the program in the order of a unit-time simulation.
 class OneForwardOneBackward {
  public:
-  OneForwardOneBackward() {
+  explicit OneForwardOneBackward(int microbatches) {
     program_.ranks.resize(kRanks);
     program_.bytes.resize(kRanks);
     std::vector<int> forwards(kRanks, 0);
@@ -36,7 +35,7 @@ class OneForwardOneBackward {
             backwards[r] <
             (last ? forwards[r] : static_cast<int>(up[r].size()));
         const bool may_forward =
-            forwards[r] < kMicrobatches &&
+            forwards[r] < microbatches &&
             forwards[r] - backwards[r] < kRanks - r &&
             (r == 0 || forwards[r] < static_cast<int>(down[r].size()));
         if (may_backward) {
@@ -94,7 +93,7 @@ class OneForwardOneBackward {
 };
 
 void BM_Emulate(benchmark::State& state) {
-  const OneForwardOneBackward workload;
+  const OneForwardOneBackward workload(static_cast<int>(state.range(1)));
   EmulationOptions options;
   options.contention = state.range(0) != 0;
   EmulatedStep step;
@@ -106,7 +105,8 @@ void BM_Emulate(benchmark::State& state) {
   state.SetLabel(options.contention ? "contention and memory"
                                     : "no contention, memory");
 }
-BENCHMARK(BM_Emulate)->Arg(0)->Arg(1);
+// 10^4 and 10^6 stages.
+BENCHMARK(BM_Emulate)->ArgsProduct({{0, 1}, {314, 31400}});
 
 }  // namespace
 }  // namespace pipeweaver::semu
