@@ -32,8 +32,12 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   rank_roots_.resize(graph.ranks);
   roots_.resize(components);
   frozen_for_.resize(graph.sweeps);
+  component_work_ns_.assign(components, 0);
   for (int p = 0; p < graph.pairs; ++p) {
     component_[p] = plan.component_of_sweep[graph.pair_sweep[p]];
+    if (component_[p] >= 0) {
+      component_work_ns_[component_[p]] += graph.choices_of(p)[0].forward_ns;
+    }
     if (graph.producers_of(p).size() == 0) {
       rank_roots_[graph.pair_rank[p]].push_back(p);
       if (component_[p] >= 0) roots_[component_[p]].push_back(p);
@@ -111,8 +115,8 @@ int64_t ListModel::NeedAlone(int component, int rank, const Ways& ways) const {
 ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
-  lengths_.resize(graph_.pairs);
-  bytes_.resize(graph_.pairs);
+  runs_.resize(graph_.pairs);
+  waits_.resize(graph_.pairs);
   suffix_need_.resize(model.steps_.size());
   step_done_.resize(model.steps_.size());
   cells_.resize(model.cells_.size());
@@ -123,15 +127,13 @@ ListScheduler::ListScheduler(const ListModel& model)
   pending_weights_.resize(graph_.ranks);
   pending_weights_ns_.resize(graph_.ranks);
   queue_.resize(graph_.ranks);
+  weights_.resize(graph_.ranks);
+  left_ns_.resize(graph_.ranks);
   strict_order_.resize(graph_.ranks);
   strict_next_.resize(graph_.ranks);
   last_was_forward_.resize(graph_.ranks);
   free_ns_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
-  forward_waits_.resize(graph_.pairs);
-  gradient_waits_.resize(graph_.pairs);
-  forward_ready_ns_.resize(graph_.pairs);
-  gradient_ready_ns_.resize(graph_.pairs);
   sorted_roots_ = model.rank_roots_;
   next_root_.resize(graph_.ranks);
   queued_roots_.resize(graph_.ranks);
@@ -140,20 +142,56 @@ ListScheduler::ListScheduler(const ListModel& model)
   backwards_left_.resize(components);
 }
 
+void ListScheduler::Queue::Clear() {
+  entries_.clear();
+  front_ = 0;
+}
+
+void ListScheduler::Queue::Insert(const Entry& entry) {
+  size_t at = entries_.size();
+  entries_.push_back(entry);
+  while (at > front_ && entry < entries_[at - 1]) {
+    entries_[at] = entries_[at - 1];
+    --at;
+  }
+  entries_[at] = entry;
+}
+
+ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
+  const Entry entry = entries_[front_ + i];
+  if (i == 0) {
+    ++front_;
+  } else {
+    entries_.erase(entries_.begin() + static_cast<int64_t>(front_ + i));
+  }
+  if (front_ == entries_.size()) Clear();
+  return entry;
+}
+
+size_t ListScheduler::Queue::Find(Task task) const {
+  size_t i = 0;
+  while (i < size() && (*this)[i].task != task) ++i;
+  return i;
+}
+
 void ListScheduler::SetPair(int pair, const Ways& ways) {
   const GraphChoice& choice = graph_.choices_of(pair)[ways.choice[pair]];
-  PairLengths& lengths = lengths_[pair];
-  PairBytes& bytes = bytes_[pair];
+  PairRun& run = runs_[pair];
   const bool splits =
       graph_.mode[pair] == PairMode::kSplit && ways.fused[pair] != Ways::kFused;
-  lengths.length[kForwardTask] = choice.forward_ns;
-  lengths.length[kGradientTask] =
+  run.length_ns[kForwardTask] = choice.forward_ns;
+  run.length_ns[kGradientTask] =
       splits ? choice.input_grad_ns : choice.backward_ns;
-  lengths.length[kWeightTask] = choice.weight_grad_ns;
-  bytes.activation = choice.activation_bytes;
-  bytes.gradient = BackwardStepBytes(choice, graph_.mode[pair],
-                                     ways.fused[pair] == Ways::kFused);
-  bytes.weight = splits ? choice.weight_grad_bytes : 0;
+  run.length_ns[kWeightTask] = splits ? choice.weight_grad_ns : 0;
+  run.least_backward_ns =
+      run.length_ns[kGradientTask] + run.length_ns[kWeightTask];
+  if (ways.fused[pair] == Ways::kEither && choice.has_backward()) {
+    run.least_backward_ns = std::min(run.least_backward_ns, choice.backward_ns);
+  }
+  run.activation_bytes = choice.activation_bytes;
+  run.gradient_bytes = BackwardStepBytes(choice, graph_.mode[pair],
+                                         ways.fused[pair] == Ways::kFused);
+  run.weight_bytes = splits ? choice.weight_grad_bytes : 0;
 }
 
 // Computes the need of a cell from the steps of its safe plan; false when it is
@@ -167,22 +205,22 @@ bool ListScheduler::PrepareCell(int cell_index, int64_t limit) {
     // Backwards from the last on: held is what the later ones still hold.
     int64_t held = 0;
     for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
-      const PairBytes& bytes = bytes_[model_.steps_[i].pair];
-      need = std::max(need, held + bytes.gradient);
+      const PairRun& run = runs_[model_.steps_[i].pair];
+      need = std::max(need, held + run.gradient_bytes);
       suffix_need_[i] = need;
-      held += bytes.activation;
+      held += run.activation_bytes;
     }
     need = std::max(need, held);
   } else {
     int64_t held = 0;  // before step i; nothing is held after the last one
     for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
-      const PairBytes& bytes = bytes_[model_.steps_[i].pair];
+      const PairRun& run = runs_[model_.steps_[i].pair];
       if (model_.steps_[i].backward) {
-        need = std::max(need, held + bytes.gradient);
-        held += bytes.activation;
+        need = std::max(need, held + run.gradient_bytes);
+        held += run.activation_bytes;
       } else {
         need = std::max(need, held);
-        held -= bytes.activation;
+        held -= run.activation_bytes;
       }
       suffix_need_[i] = need;
     }
@@ -196,7 +234,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
   // A rank on which everything fits at once needs no further care.
   for (int p = 0; p < graph_.pairs; ++p) {
-    int64_t most = std::max(bytes_[p].activation, bytes_[p].gradient);
+    int64_t most = std::max(runs_[p].activation_bytes, runs_[p].gradient_bytes);
     if (ways.fused[p] == Ways::kEither) {
       const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
       if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
@@ -221,6 +259,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       state.held = 0;
       state.frozen_peak = 0;
       state.next = cell.steps_begin;
+      state.steps_end = cell.steps_end;
       state.forwards_left = cell.forwards;
       state.frozen_left = cell.frozen;
       if (PrepareCell(index, graph_.limit_bytes[r])) continue;
@@ -237,13 +276,14 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int p = 0; p < graph_.pairs; ++p) {
     const int r = graph_.pair_rank[p];
     if (graph_.has_backward(p) || constrained_[r] == 0) continue;
-    if (bytes_[p].activation > graph_.limit_bytes[r]) {
+    if (runs_[p].activation_bytes > graph_.limit_bytes[r]) {
       ways.choice[p] = plan.choice[p];
       SetPair(p, ways);
     }
     for (const int c : model_.frozen_for_[graph_.pair_sweep[p]]) {
       CellState& state = cells_[c * graph_.ranks + r];
-      state.frozen_peak = std::max(state.frozen_peak, bytes_[p].activation);
+      state.frozen_peak =
+          std::max(state.frozen_peak, runs_[p].activation_bytes);
     }
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
@@ -251,8 +291,10 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     if (constrained_[r] == 0) continue;
     most_need_[r] =
         std::max({most_need_[r], cells_[i].need, cells_[i].frozen_peak});
+    UpdateNeed(static_cast<int>(i) / graph_.ranks, cells_[i]);
   }
   begun_.clear();
+  open_work_ns_ = 0;
 }
 
 void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
@@ -264,14 +306,19 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
   order.makespan_ns = 0;
   for (int p = 0; p < graph_.pairs; ++p) SetPair(p, ways);
   PrepareMemory(order.ways);
+  std::fill(left_ns_.begin(), left_ns_.end(), 0);
   for (int p = 0; p < graph_.pairs; ++p) {
-    forward_waits_[p] = graph_.producers_of(p).size();
-    gradient_waits_[p] = 1 + graph_.consumers_of(p).size();
-    forward_ready_ns_[p] = gradient_ready_ns_[p] = 0;
+    waits_[p] = {0, 0, graph_.producers_of(p).size(),
+                 1 + graph_.consumers_of(p).size()};
+    left_ns_[graph_.pair_rank[p]] +=
+        runs_[p].length_ns[kForwardTask] +
+        (graph_.has_backward(p) ? runs_[p].least_backward_ns : 0);
   }
+  worthless_ = false;
   std::fill(fed_.begin(), fed_.end(), 0);
   for (int r = 0; r < graph_.ranks; ++r) {
-    queue_[r].clear();
+    queue_[r].Clear();
+    weights_[r].Clear();
     free_ns_[r] = 0;
     last_was_forward_[r] = 0;
     next_start_ns_[r] = kNever;
@@ -297,15 +344,13 @@ void ListScheduler::SortStrict() {
     const int kinds = graph_.mode[p] == PairMode::kForwardOnly ? 1
                       : graph_.mode[p] == PairMode::kWhole     ? 2
                                                                : 3;
+    std::vector<Task>& order = strict_order_[graph_.pair_rank[p]];
     for (int kind = 0; kind < kinds; ++kind) {
-      strict_order_[graph_.pair_rank[p]].push_back(3 * p + kind);
+      const size_t place = rule_->key[3 * p + kind];
+      if (place >= order.size()) order.resize(place + 1, -1);
+      PW_CHECK(order[place] < 0);
+      order[place] = 3 * p + kind;
     }
-  }
-  for (std::vector<Task>& order : strict_order_) {
-    std::sort(order.begin(), order.end(), [this](Task a, Task b) {
-      const int64_t key_a = rule_->key[a], key_b = rule_->key[b];
-      return key_a != key_b ? key_a < key_b : a < b;
-    });
   }
   for (int r = 0; r < graph_.ranks; ++r) {
     while (next_root_[r] < sorted_roots_[r].size()) {
@@ -319,21 +364,27 @@ void ListScheduler::SortStrict() {
 bool ListScheduler::DispatchStrict(int rank) {
   size_t& next = strict_next_[rank];
   const std::vector<Task>& order = strict_order_[rank];
-  while (next < order.size() && TaskKind(order[next]) == kWeightTask &&
-         order_->ways.fused[TaskPair(order[next])] == Ways::kFused) {
+  while (next < order.size() &&
+         (order[next] < 0 ||
+          (TaskKind(order[next]) == kWeightTask &&
+           order_->ways.fused[TaskPair(order[next])] == Ways::kFused))) {
     ++next;
   }
-  const std::vector<Entry>& queue = queue_[rank];
-  for (size_t at = 0; at < queue.size(); ++at) {
-    if (next >= order.size() || queue[at].task != order[next]) continue;
-    if (Admit(rank, queue[at].task) != Admission::kYes) {
-      strict_ = false;
-      UpdateNextStart(rank);
+  if (next < order.size()) {
+    const Task task = order[next];
+    Queue& queue =
+        TaskKind(task) == kWeightTask ? weights_[rank] : queue_[rank];
+    const size_t at = queue.Find(task);
+    if (at < queue.size()) {
+      if (Admit(rank, task) != Admission::kYes) {
+        strict_ = false;
+        UpdateNextStart(rank);
+        return true;
+      }
+      ++next;
+      Execute(rank, queue.Take(at));
       return true;
     }
-    ++next;
-    Execute(rank, at);
-    return true;
   }
   next_start_ns_[rank] = kNever;
   return false;
@@ -357,35 +408,55 @@ void ListScheduler::FeedRoots(int rank) {
 void ListScheduler::Begin(int component) {
   is_begun_[component] = 1;
   begun_.push_back(component);
+  open_work_ns_ += model_.component_work_ns(component);
   for (const int pair : model_.roots_[component]) Feed(pair);
 }
 
 void ListScheduler::Push(Task task, int64_t arrival_ns) {
   const int r = graph_.pair_rank[TaskPair(task)];
-  const int64_t key = rule_->key[task];
-  std::vector<Entry>& queue = queue_[r];
-  size_t at = queue.size();
-  queue.push_back({key, arrival_ns, task});
-  while (at > 0 && (queue[at - 1].key > key ||
-                    (queue[at - 1].key == key && queue[at - 1].task > task))) {
-    queue[at] = queue[at - 1];
-    --at;
-  }
-  queue[at] = {key, arrival_ns, task};
+  Queue& queue = TaskKind(task) == kWeightTask ? weights_[r] : queue_[r];
+  queue.Insert({rule_->key[task], arrival_ns, task});
   next_start_ns_[r] =
       std::min(next_start_ns_[r], std::max(free_ns_[r], arrival_ns));
 }
 
 // While F are left to run, a component may need all it ever needs.
-int64_t ListScheduler::NeedOf(const CellState& state, int cell_index) const {
-  if (state.frozen_left > 0) return std::max(state.need, state.frozen_peak);
-  if (state.forwards_left > 0 &&
-      model_.plan().components[cell_index / graph_.ranks].forwards_first) {
-    return state.need;
+void ListScheduler::UpdateNeed(int component, CellState& state) const {
+  if (state.frozen_left > 0) {
+    state.need_now = std::max(state.need, state.frozen_peak);
+  } else if (state.forwards_left > 0 &&
+             model_.plan().components[component].forwards_first) {
+    state.need_now = state.need;
+  } else {
+    state.need_now =
+        state.next < state.steps_end ? suffix_need_[state.next] : 0;
   }
-  return state.next < model_.cells_[cell_index].steps_end
-             ? suffix_need_[state.next]
-             : 0;
+}
+
+bool ListScheduler::MayBegin(int component) const {
+  return is_begun_[component] != 0 || open_work_ns_ < rule_->open_work_ns;
+}
+
+// Components that waited for others to finish may begin from now on.
+void ListScheduler::Finish(int component, int64_t now_ns) {
+  begun_.erase(std::find(begun_.begin(), begun_.end(), component));
+  const bool was_full = open_work_ns_ >= rule_->open_work_ns;
+  open_work_ns_ -= model_.component_work_ns(component);
+  if (!was_full) return;
+  for (int r = 0; r < graph_.ranks; ++r) {
+    bool waits = false;
+    for (size_t i = 0; i < queue_[r].size(); ++i) {
+      Entry& entry = queue_[r][i];
+      const int pair = TaskPair(entry.task);
+      if (TaskKind(entry.task) != kForwardTask || model_.component_[pair] < 0 ||
+          is_begun_[model_.component_[pair]] != 0) {
+        continue;
+      }
+      entry.arrival_ns = std::max(entry.arrival_ns, now_ns);
+      waits = true;
+    }
+    if (waits) UpdateNextStart(r);
+  }
 }
 
 // Whether the rule in the header still holds after `component` holds `bytes`
@@ -401,9 +472,8 @@ bool ListScheduler::SafeToHold(int rank, int component, int64_t bytes) const {
   int64_t behind = 0;
   bool older = is_begun_[component] == 0;
   for (size_t i = begun_.size(); i-- > 0;) {
-    const int index = begun_[i] * graph_.ranks + rank;
-    const CellState& state = cells_[index];
-    if (older && behind + bytes + NeedOf(state, index) > limit) return false;
+    const CellState& state = cells_[begun_[i] * graph_.ranks + rank];
+    if (older && behind + bytes + state.need_now > limit) return false;
     behind += state.held;
     if (begun_[i] == component) older = true;
   }
@@ -411,12 +481,14 @@ bool ListScheduler::SafeToHold(int rank, int component, int64_t bytes) const {
 }
 
 ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
-  if (constrained_[rank] == 0) return Admission::kYes;
   const int pair = TaskPair(task);
-  const PairBytes& bytes = bytes_[pair];
   const int kind = TaskKind(task);
-  if (kind == kWeightTask) return Admission::kYes;
   const int component = model_.component_[pair];
+  if (kind == kForwardTask && component >= 0 && !MayBegin(component)) {
+    return Admission::kNo;
+  }
+  if (constrained_[rank] == 0 || kind == kWeightTask) return Admission::kYes;
+  const PairRun& run = runs_[pair];
   if (component >= 0 && !model_.plan().components[component].forwards_first) {
     const int index = component * graph_.ranks + rank;
     const SafeStep& step = model_.steps_[cells_[index].next];
@@ -426,12 +498,12 @@ ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
   }
   int64_t live = live_[rank];
   if (kind == kForwardTask) {
-    live += bytes.activation;
-    if (component >= 0 && !SafeToHold(rank, component, bytes.activation)) {
+    live += run.activation_bytes;
+    if (component >= 0 && !SafeToHold(rank, component, run.activation_bytes)) {
       return Admission::kNo;
     }
   } else {
-    live += bytes.gradient - bytes.activation;
+    live += run.gradient_bytes - run.activation_bytes;
   }
   if (live <= graph_.limit_bytes[rank]) return Admission::kYes;
   return pending_weights_[rank] > 0 ? Admission::kAfterWeightGrad
@@ -457,105 +529,116 @@ void ListScheduler::SettleForward(int rank, int pair) {
   if (constrained_[rank] == 0) return;
   if (component < 0) {
     for (const int c : model_.frozen_for_[graph_.pair_sweep[pair]]) {
-      --cells_[c * graph_.ranks + rank].frozen_left;
+      CellState& state = cells_[c * graph_.ranks + rank];
+      --state.frozen_left;
+      UpdateNeed(c, state);
     }
     return;
   }
   CellState& state = cells_[component * graph_.ranks + rank];
-  state.held += bytes_[pair].activation;
-  held_[rank] += bytes_[pair].activation;
-  live_[rank] += bytes_[pair].activation;
+  const int64_t bytes = runs_[pair].activation_bytes;
+  state.held += bytes;
+  held_[rank] += bytes;
+  live_[rank] += bytes;
   --state.forwards_left;
   if (!model_.plan().components[component].forwards_first) ++state.next;
+  UpdateNeed(component, state);
 }
 
-void ListScheduler::SettleGradient(int rank, int pair) {
+void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
   const int component = model_.component_[pair];
-  if (--backwards_left_[component] == 0) {
-    begun_.erase(std::find(begun_.begin(), begun_.end(), component));
-  }
+  if (--backwards_left_[component] == 0) Finish(component, end_ns);
   if (constrained_[rank] == 0) return;
-  const PairBytes& bytes = bytes_[pair];
-  const int index = component * graph_.ranks + rank;
-  CellState& state = cells_[index];
-  state.held -= bytes.activation;
-  held_[rank] -= bytes.activation;
-  live_[rank] += bytes.weight - bytes.activation;
+  const PairRun& run = runs_[pair];
+  CellState& state = cells_[component * graph_.ranks + rank];
+  state.held -= run.activation_bytes;
+  held_[rank] -= run.activation_bytes;
+  live_[rank] += run.weight_bytes - run.activation_bytes;
   step_done_[model_.backward_step_[pair]] = 1;
-  while (state.next < model_.cells_[index].steps_end &&
-         step_done_[state.next] != 0) {
+  while (state.next < state.steps_end && step_done_[state.next] != 0) {
     ++state.next;
   }
+  UpdateNeed(component, state);
 }
 
-void ListScheduler::Execute(int rank, size_t at) {
-  std::vector<Entry>& queue = queue_[rank];
-  const Entry entry = queue[at];
-  queue.erase(queue.begin() + static_cast<int64_t>(at));
+void ListScheduler::Execute(int rank, const Entry& entry) {
   const int pair = TaskPair(entry.task);
   const int kind = TaskKind(entry.task);
   if (kind == kGradientTask && order_->ways.fused[pair] == Ways::kEither) {
+    const int64_t least_ns = runs_[pair].least_backward_ns;
     DecideFused(rank, pair);
+    runs_[pair].least_backward_ns = least_ns;
   }
-  const int64_t start = std::max(free_ns_[rank], entry.arrival_ns);
-  const int64_t end = start + lengths_[pair].length[kind];
+  const PairRun& run = runs_[pair];
+  const int64_t end =
+      std::max(free_ns_[rank], entry.arrival_ns) + run.length_ns[kind];
   free_ns_[rank] = end;
   order_->tasks.push_back(entry.task);
   order_->makespan_ns = std::max(order_->makespan_ns, end);
 
   if (kind != kWeightTask) last_was_forward_[rank] = kind == kForwardTask;
   if (kind == kForwardTask) {
+    left_ns_[rank] -= run.length_ns[kForwardTask];
     SettleForward(rank, pair);
     if (graph_.producers_of(pair).size() == 0) {
       --queued_roots_[rank];
       FeedRoots(rank);
     }
     for (const GraphEdge& edge : graph_.consumers_of(pair)) {
-      int64_t& ready = forward_ready_ns_[edge.pair];
-      ready = std::max(ready, end + edge.delay_ns);
-      if (--forward_waits_[edge.pair] == 0) {
-        Push(3 * edge.pair + kForwardTask, ready);
+      PairWaits& waits = waits_[edge.pair];
+      waits.forward_ready_ns =
+          std::max(waits.forward_ready_ns, end + edge.delay_ns);
+      if (--waits.forward == 0) {
+        Push(3 * edge.pair + kForwardTask, waits.forward_ready_ns);
       }
     }
-    if (graph_.has_backward(pair)) {
-      int64_t& ready = gradient_ready_ns_[pair];
-      ready = std::max(ready, end);
-      if (--gradient_waits_[pair] == 0) {
-        Push(3 * pair + kGradientTask, ready);
-      }
-    }
+    if (graph_.has_backward(pair)) ArriveGradient(pair, end);
   } else if (kind == kGradientTask) {
-    SettleGradient(rank, pair);
+    left_ns_[rank] -= run.least_backward_ns;
+    SettleGradient(rank, pair, end);
     if (graph_.mode[pair] == PairMode::kSplit &&
         order_->ways.fused[pair] == Ways::kApart) {
+      left_ns_[rank] += run.length_ns[kWeightTask];
       ++pending_weights_[rank];
-      pending_weights_ns_[rank] += lengths_[pair].length[kWeightTask];
+      pending_weights_ns_[rank] += run.length_ns[kWeightTask];
       Push(3 * pair + kWeightTask, end);
     }
     for (const GraphEdge& edge : graph_.producers_of(pair)) {
-      if (!graph_.has_backward(edge.pair)) continue;
-      int64_t& ready = gradient_ready_ns_[edge.pair];
-      ready = std::max(ready, end + edge.delay_ns);
-      if (--gradient_waits_[edge.pair] == 0) {
-        Push(3 * edge.pair + kGradientTask, ready);
+      if (graph_.has_backward(edge.pair)) {
+        ArriveGradient(edge.pair, end + edge.delay_ns);
       }
     }
   } else {
+    left_ns_[rank] -= run.length_ns[kWeightTask];
     --pending_weights_[rank];
-    pending_weights_ns_[rank] -= lengths_[pair].length[kWeightTask];
-    live_[rank] -= bytes_[pair].weight;
+    pending_weights_ns_[rank] -= run.length_ns[kWeightTask];
+    live_[rank] -= run.weight_bytes;
   }
+  worthless_ = worthless_ || end + left_ns_[rank] > worth_ns_;
   UpdateNextStart(rank);
 }
 
+void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
+  PairWaits& waits = waits_[pair];
+  waits.gradient_ready_ns = std::max(waits.gradient_ready_ns, at_ns);
+  if (--waits.gradient == 0) {
+    Push(3 * pair + kGradientTask, waits.gradient_ready_ns);
+  }
+}
+
 void ListScheduler::UpdateNextStart(int rank) {
+  if (!weights_[rank].empty()) {
+    next_start_ns_[rank] = free_ns_[rank];
+    return;
+  }
   int64_t next = kNever;
-  for (const Entry& entry : queue_[rank]) {
-    if (entry.arrival_ns <= free_ns_[rank]) {
+  const Queue& queue = queue_[rank];
+  for (size_t i = 0; i < queue.size(); ++i) {
+    if (queue[i].arrival_ns <= free_ns_[rank]) {
       next_start_ns_[rank] = free_ns_[rank];
       return;
     }
-    next = std::min(next, entry.arrival_ns);
+    next = std::min(next, queue[i].arrival_ns);
   }
   next_start_ns_[rank] = next;
 }
@@ -564,12 +647,12 @@ void ListScheduler::UpdateNextStart(int rank) {
 bool ListScheduler::DispatchInTurn(int rank) {
   const int wanted =
       last_was_forward_[rank] != 0 ? kGradientTask : kForwardTask;
-  const std::vector<Entry>& queue = queue_[rank];
+  Queue& queue = queue_[rank];
   for (size_t at = 0; at < queue.size(); ++at) {
     if (TaskKind(queue[at].task) == wanted &&
         queue[at].arrival_ns <= next_start_ns_[rank] &&
         Admit(rank, queue[at].task) == Admission::kYes) {
-      Execute(rank, at);
+      Execute(rank, queue.Take(at));
       return true;
     }
   }
@@ -581,61 +664,71 @@ bool ListScheduler::DispatchInTurn(int rank) {
 bool ListScheduler::Dispatch(int rank) {
   if (rule_->alternate && DispatchInTurn(rank)) return true;
   const int64_t now = next_start_ns_[rank];
-  const std::vector<Entry>& queue = queue_[rank];
+  Queue& queue = queue_[rank];
+  Queue& weights = weights_[rank];
   int64_t awaited_ns = kNever;  // the least arrival among those of less key
   int64_t later_ns = kNever;    // the least arrival after now
-  bool weight_grad_only = false;
-  for (size_t at = 0; at < queue.size(); ++at) {
+  const auto wait_instead = [&](Task task) {
+    if (awaited_ns == kNever) return false;
+    const int64_t length = runs_[TaskPair(task)].length_ns[TaskKind(task)];
+    return now + length > awaited_ns &&
+           awaited_ns - now <= length / kPatienceOne * rule_->patience;
+  };
+  size_t weight = 0;
+  for (size_t at = 0; at < queue.size() || weight < weights.size();) {
+    if (weight < weights.size() &&
+        (at == queue.size() || weights[weight] < queue[at])) {
+      if (wait_instead(weights[weight].task)) {
+        ++weight;
+        continue;
+      }
+      Execute(rank, weights.Take(weight));
+      return true;
+    }
     const Entry& entry = queue[at];
-    const int kind = TaskKind(entry.task);
     if (entry.arrival_ns > now) {
       later_ns = std::min(later_ns, entry.arrival_ns);
       if (rule_->patience > 0 && entry.arrival_ns < awaited_ns &&
           Admit(rank, entry.task) == Admission::kYes) {
         awaited_ns = entry.arrival_ns;
       }
+      ++at;
       continue;
     }
-    if (weight_grad_only && kind != kWeightTask) continue;
     const Admission admission = Admit(rank, entry.task);
-    if (admission == Admission::kNo) continue;
     if (admission == Admission::kAfterWeightGrad) {
-      weight_grad_only = true;
-      continue;
+      Execute(rank, weights.Take(0));
+      return true;
     }
-    const int64_t length = lengths_[TaskPair(entry.task)].length[kind];
-    if (!weight_grad_only && awaited_ns != kNever &&
-        now + length > awaited_ns &&
-        awaited_ns - now <= length / kPatienceOne * rule_->patience) {
-      continue;
+    if (admission == Admission::kYes && !wait_instead(entry.task)) {
+      Execute(rank, queue.Take(at));
+      return true;
     }
-    Execute(rank, at);
-    return true;
-  }
-  // A weight gradient with a key below the stage that it stands in the way of.
-  if (weight_grad_only) {
-    for (size_t at = 0; at < queue.size(); ++at) {
-      if (queue[at].arrival_ns <= now &&
-          TaskKind(queue[at].task) == kWeightTask) {
-        Execute(rank, at);
-        return true;
-      }
-    }
+    ++at;
   }
   next_start_ns_[rank] = later_ns;
   return false;
 }
 
 void ListScheduler::Run(const ListRule& rule, const Ways& ways,
-                        TaskOrder& order) {
+                        TaskOrder& order, int64_t worth_ns) {
   Prepare(rule, ways, order);
+  worth_ns_ = worth_ns;
   bool all_fed = false;
   while (true) {
-    int rank = 0;
-    for (int r = 1; r < graph_.ranks; ++r) {
-      if (next_start_ns_[r] < next_start_ns_[rank]) rank = r;
+    if (worthless_) {
+      order.tasks.clear();
+      order.makespan_ns = std::numeric_limits<int64_t>::max();
+      return;
     }
-    if (next_start_ns_[rank] != kNever) {
+    int rank = 0;
+    int64_t earliest_ns = next_start_ns_[0];
+    for (int r = 1; r < graph_.ranks; ++r) {
+      const bool earlier = next_start_ns_[r] < earliest_ns;
+      earliest_ns = earlier ? next_start_ns_[r] : earliest_ns;
+      rank = earlier ? r : rank;
+    }
+    if (earliest_ns != kNever) {
       if (strict_ ? DispatchStrict(rank) : Dispatch(rank)) all_fed = false;
       continue;
     }

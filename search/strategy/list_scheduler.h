@@ -21,6 +21,7 @@
 #define SEARCH_STRATEGY_LIST_SCHEDULER_H_
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -70,11 +71,15 @@ struct ListRule {
   bool alternate = false;
   // Every rank runs its stages exactly by key, waiting for each, as far as
   // memory and dependencies let it; from where they do not on, by key and
-  // readiness as otherwise.
+  // readiness as otherwise. Keys on a rank are different small numbers.
   bool strict = false;
   // A backward that may be either is fused when its rank has at least this much
   // of weight gradients waiting: enough to fill the gaps to come.
   int64_t weight_reserve_ns = 0;
+  // No component begins while those begun and not finished have at least this
+  // much work (ListModel::component_work_ns): the fewer are open, the shorter
+  // each holds its memory.
+  int64_t open_work_ns = std::numeric_limits<int64_t>::max();
 };
 
 // What the engine needs of a problem, computed once. Immutable; thread-safe.
@@ -89,6 +94,11 @@ class ListModel {
   // The most bytes that a component holds on a rank while it runs alone in the
   // order of its safe plan, its pairs run as `ways` say.
   int64_t NeedAlone(int component, int rank, const Ways& ways) const;
+
+  // The length of a component's forwards, each the first choice's.
+  int64_t component_work_ns(int component) const {
+    return component_work_ns_[component];
+  }
 
  private:
   friend class ListScheduler;
@@ -108,6 +118,7 @@ class ListModel {
   std::vector<SafeStep> steps_;
   std::vector<int32_t> backward_step_;  // [pair]: index in steps_
   std::vector<int32_t> component_;      // [pair], or -1
+  std::vector<int64_t> component_work_ns_;
   // Per component, the pairs of its first stages, and those of the sweeps
   // without backward that it waits for.
   std::vector<std::vector<int32_t>> roots_;
@@ -123,30 +134,59 @@ class ListScheduler {
 
   // Schedules by `rule`, running pairs as `ways` says; where a component's
   // part on a rank would not fit alone that way, its safe ways are taken.
-  // The result stands in `order` (its storage is reused).
-  void Run(const ListRule& rule, const Ways& ways, TaskOrder& order);
+  // The result stands in `order` (its storage is reused). Gives up, leaving
+  // `order` without tasks and its makespan the greatest number, as soon as the
+  // makespan is sure to be over `worth_ns`.
+  void Run(const ListRule& rule, const Ways& ways, TaskOrder& order,
+           int64_t worth_ns = std::numeric_limits<int64_t>::max());
 
  private:
   struct Entry {
     int64_t key;
     int64_t arrival_ns;
     Task task;
+
+    bool operator<(const Entry& other) const {
+      return key != other.key ? key < other.key : task < other.task;
+    }
+  };
+  // Entries by key; taken mostly from the front.
+  class Queue {
+   public:
+    size_t size() const { return entries_.size() - front_; }
+    bool empty() const { return size() == 0; }
+    const Entry& operator[](size_t i) const { return entries_[front_ + i]; }
+    Entry& operator[](size_t i) { return entries_[front_ + i]; }
+    void Clear();
+    void Insert(const Entry& entry);
+    Entry Take(size_t i);
+    // The place of `task`, or size().
+    size_t Find(Task task) const;
+
+   private:
+    std::vector<Entry> entries_;
+    size_t front_ = 0;
   };
   struct CellState {
     int64_t held = 0;
-    int64_t need = 0;  // while F or frozen F are left: the whole need
+    int64_t need = 0;      // of the whole
+    int64_t need_now = 0;  // of what is left
     int64_t frozen_peak = 0;
-    int32_t next = 0;  // in steps_
+    int32_t next = 0, steps_end = 0;  // in steps_
     int32_t forwards_left = 0;
     int32_t frozen_left = 0;
   };
-  struct PairLengths {
-    int64_t length[3];
+  // A pair, run as it is.
+  struct PairRun {
+    int64_t length_ns[3];
+    int64_t least_backward_ns;  // while it may be fused or not
+    int64_t activation_bytes;
+    int64_t gradient_bytes;  // while I or B runs; for I at least what W holds
+    int64_t weight_bytes;    // from I to W
   };
-  struct PairBytes {
-    int64_t activation;
-    int64_t gradient;  // while I or B runs; for I at least what W holds
-    int64_t weight;    // from I to W
+  struct PairWaits {
+    int64_t forward_ready_ns, gradient_ready_ns;
+    int32_t forward, gradient;  // producers to come
   };
   enum class Admission { kYes, kAfterWeightGrad, kNo };
 
@@ -160,15 +200,18 @@ class ListScheduler {
   void Push(Task task, int64_t arrival_ns);
   bool Dispatch(int rank);
   Admission Admit(int rank, Task task) const;
+  bool MayBegin(int component) const;
+  void Finish(int component, int64_t now_ns);
   bool SafeToHold(int rank, int component, int64_t bytes) const;
-  int64_t NeedOf(const CellState& state, int cell_index) const;
-  void Execute(int rank, size_t at);
+  void UpdateNeed(int component, CellState& state) const;
+  void Execute(int rank, const Entry& entry);
   void SortStrict();
   bool DispatchStrict(int rank);
   bool DispatchInTurn(int rank);
+  void ArriveGradient(int pair, int64_t at_ns);
   void DecideFused(int rank, int pair);
   void SettleForward(int rank, int pair);
-  void SettleGradient(int rank, int pair);
+  void SettleGradient(int rank, int pair, int64_t end_ns);
   void UpdateNextStart(int rank);
 
   const ListModel& model_;
@@ -176,8 +219,11 @@ class ListScheduler {
   const ListRule* rule_ = nullptr;
   TaskOrder* order_ = nullptr;
 
-  std::vector<PairLengths> lengths_;
-  std::vector<PairBytes> bytes_;
+  int64_t worth_ns_ = 0;
+  bool worthless_ = false;
+
+  std::vector<PairRun> runs_;         // [pair]
+  std::vector<PairWaits> waits_;      // [pair]
   std::vector<int64_t> suffix_need_;  // [step]
   std::vector<uint8_t> step_done_;    // [step]
   std::vector<CellState> cells_;
@@ -188,22 +234,23 @@ class ListScheduler {
   std::vector<int32_t> pending_weights_;     // [rank]
   std::vector<int64_t> pending_weights_ns_;  // [rank]
 
-  bool strict_ = false;                                        // so far
-  std::vector<std::vector<Task>> strict_order_;                // [rank]
-  std::vector<size_t> strict_next_;                            // [rank]
-  std::vector<uint8_t> last_was_forward_;                      // [rank]
-  std::vector<std::vector<Entry>> queue_;                      // [rank], by key
-  std::vector<int64_t> free_ns_;                               // [rank]
-  std::vector<int64_t> next_start_ns_;                         // [rank]
-  std::vector<int32_t> forward_waits_, gradient_waits_;        // [pair]
-  std::vector<int64_t> forward_ready_ns_, gradient_ready_ns_;  // [pair]
-  std::vector<std::vector<int32_t>> sorted_roots_;             // [rank]
-  std::vector<size_t> next_root_;                              // [rank]
-  std::vector<int32_t> queued_roots_;                          // [rank]
-  std::vector<uint8_t> fed_;                                   // [pair]
-  std::vector<int32_t> begun_;           // components, oldest first
-  std::vector<uint8_t> is_begun_;        // [component]
-  std::vector<int32_t> backwards_left_;  // [component]
+  bool strict_ = false;                          // so far
+  std::vector<std::vector<Task>> strict_order_;  // [rank]
+  std::vector<size_t> strict_next_;              // [rank]
+  std::vector<uint8_t> last_was_forward_;        // [rank]
+  std::vector<Queue> queue_;                     // [rank]: F, I, B
+  std::vector<Queue> weights_;                   // [rank]: W, ready
+  std::vector<int64_t> free_ns_;                 // [rank]
+  std::vector<int64_t> left_ns_;        // [rank]: at least so much work to come
+  std::vector<int64_t> next_start_ns_;  // [rank]
+  std::vector<std::vector<int32_t>> sorted_roots_;  // [rank]
+  std::vector<size_t> next_root_;                   // [rank]
+  std::vector<int32_t> queued_roots_;               // [rank]
+  std::vector<uint8_t> fed_;                        // [pair]
+  std::vector<int32_t> begun_;                      // components, oldest first
+  std::vector<uint8_t> is_begun_;                   // [component]
+  int64_t open_work_ns_ = 0;                        // of those in begun_
+  std::vector<int32_t> backwards_left_;             // [component]
 };
 
 // The order as the value that leaves the search.

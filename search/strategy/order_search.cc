@@ -3,6 +3,7 @@
 #include "search/strategy/order_search.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 
 constexpr int kProposalsPerStopCheck = 64;
 constexpr int kFarthestShift = 12;
+constexpr int kBits = 64;  // of a word of dirty_
 
 }  // namespace
 
@@ -115,6 +117,7 @@ void OrderSearch::Load(const TaskOrder& order) {
   end_ns_.assign(tasks, 0);
   left_ns_.assign(tasks, 0);
   live_before_.assign(tasks, 0);
+  dirty_.assign(sequence_.size() / kBits + 1, 0);
   const auto link = [&] {
     std::fill(rank_last_.begin(), rank_last_.end(), -1);
     std::vector<int64_t> live(graph_.ranks, 0);
@@ -143,49 +146,105 @@ void OrderSearch::Load(const TaskOrder& order) {
   Refresh(0, static_cast<int>(sequence_.size()) - 1);
 }
 
-// Recomputes end times from position `from` on, through `to` and then as far as
-// changes reach.
+// Recomputes end times from position `from` through `to`, and behind them
+// wherever changes reach.
 void OrderSearch::ForwardPass(int from, int to) {
-  int reach = to;
-  for (int i = from; i <= reach; ++i) {
+  const auto mark = [this](Task task) {
+    const int at = position_[task];
+    dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
+  };
+  for (int i = from; i <= to; ++i) {
     const Task task = sequence_[i];
-    const Task prev = rank_prev_[task];
-    int64_t end = prev >= 0 ? end_ns_[prev] : 0;
-    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      end = std::max(end, end_ns_[before_[e].task] + before_[e].delay_ns);
-    }
-    end += length_ns_[task];
-    if (end == end_ns_[task] && i > to) continue;
-    end_ns_[task] = end;
+    end_ns_[task] = EndOf(task);
     const Task next = rank_next_[task];
-    if (next >= 0) reach = std::max(reach, position_[next]);
+    if (next >= 0 && position_[next] > to) mark(next);
     for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-      reach = std::max(reach, position_[after_[e].task]);
+      if (position_[after_[e].task] > to) mark(after_[e].task);
     }
   }
+  for (size_t word = to / kBits; word < dirty_.size(); ++word) {
+    while (dirty_[word] != 0) {
+      const int bit = std::countr_zero(dirty_[word]);
+      dirty_[word] &= dirty_[word] - 1;
+      const Task task = sequence_[static_cast<int>(word) * kBits + bit];
+      const int64_t old_ns = end_ns_[task], new_ns = EndOf(task);
+      if (new_ns == old_ns) continue;
+      end_ns_[task] = new_ns;
+      // Those that start later now, or that waited for just this.
+      const Task next = rank_next_[task];
+      if (next >= 0 && (new_ns > StartOf(next) || old_ns == StartOf(next))) {
+        mark(next);
+      }
+      for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+        const Edge& edge = after_[e];
+        const int64_t start_ns = StartOf(edge.task);
+        if (Exists(edge.task) && (new_ns + edge.delay_ns > start_ns ||
+                                  old_ns + edge.delay_ns == start_ns)) {
+          mark(edge.task);
+        }
+      }
+    }
+  }
+}
+
+int64_t OrderSearch::EndOf(Task task) const {
+  const Task prev = rank_prev_[task];
+  int64_t start = prev >= 0 ? end_ns_[prev] : 0;
+  for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+    start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+  }
+  return start + length_ns_[task];
 }
 
 // As ForwardPass, for the time left from a task's start, from position `from`
 // down.
 void OrderSearch::BackwardPass(int from, int to) {
-  int reach = to;
-  for (int i = from; i >= reach; --i) {
+  const auto mark = [this](Task task) {
+    const int at = position_[task];
+    dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
+  };
+  for (int i = from; i >= to; --i) {
     const Task task = sequence_[i];
-    const Task next = rank_next_[task];
-    int64_t left = next >= 0 ? left_ns_[next] : 0;
-    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-      // A W that is fused away has nothing left.
-      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
-    }
-    left += length_ns_[task];
-    if (left == left_ns_[task] && i < to) continue;
-    left_ns_[task] = left;
+    left_ns_[task] = LeftOf(task);
     const Task prev = rank_prev_[task];
-    if (prev >= 0) reach = std::min(reach, position_[prev]);
+    if (prev >= 0 && position_[prev] < to) mark(prev);
     for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      reach = std::min(reach, position_[before_[e].task]);
+      if (position_[before_[e].task] < to) mark(before_[e].task);
     }
   }
+  for (int word = to / kBits; word >= 0; --word) {
+    while (dirty_[word] != 0) {
+      const int bit = kBits - 1 - std::countl_zero(dirty_[word]);
+      dirty_[word] &= ~(uint64_t{1} << bit);
+      const Task task = sequence_[word * kBits + bit];
+      const int64_t old_ns = left_ns_[task], new_ns = LeftOf(task);
+      if (new_ns == old_ns) continue;
+      left_ns_[task] = new_ns;
+      // Those that have more left now, or whose rest waited for just this.
+      const Task prev = rank_prev_[task];
+      if (prev >= 0 && (new_ns > TailOf(prev) || old_ns == TailOf(prev))) {
+        mark(prev);
+      }
+      for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
+        const Edge& edge = before_[e];
+        const int64_t tail_ns = TailOf(edge.task);
+        if (new_ns + edge.delay_ns > tail_ns ||
+            old_ns + edge.delay_ns == tail_ns) {
+          mark(edge.task);
+        }
+      }
+    }
+  }
+}
+
+int64_t OrderSearch::LeftOf(Task task) const {
+  const Task next = rank_next_[task];
+  int64_t left = next >= 0 ? left_ns_[next] : 0;
+  for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+    // A W that is fused away has nothing left.
+    left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+  }
+  return left + length_ns_[task];
 }
 
 // Brings times up to date after a change of the tasks that stand from
@@ -493,6 +552,7 @@ void OrderSearch::LinkAfter(Task task, Task before) {
   }
   const int at = position_[before] + 1;
   sequence_.insert(sequence_.begin() + at, task);
+  dirty_.resize(sequence_.size() / kBits + 1, 0);
   for (size_t i = at; i < sequence_.size(); ++i) {
     position_[sequence_[i]] = static_cast<int32_t>(i);
   }

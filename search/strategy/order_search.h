@@ -83,6 +83,8 @@ class OrderSearch {
   void SetPair(int pair);
   void ForwardPass(int from, int to);
   void BackwardPass(int from, int to);
+  int64_t EndOf(Task task) const;
+  int64_t LeftOf(Task task) const;
   void Refresh(int first_changed, int last_changed);
   void TraceCriticalPath();
   bool MemoryAllowsSwap(Task first, Task second) const;
@@ -120,6 +122,7 @@ class OrderSearch {
   std::vector<Task> rank_prev_, rank_next_;  // [task], or -1
   std::vector<Task> rank_last_;              // [rank], or -1
   std::vector<int64_t> length_ns_, end_ns_, left_ns_, live_before_;  // [task]
+  std::vector<uint64_t> dirty_;  // bits: positions whose times are out of date
   int64_t makespan_ns_ = 0;
   std::vector<Task> critical_;   // one critical path, from the end
   std::vector<uint8_t> marked_;  // [task]

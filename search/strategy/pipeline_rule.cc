@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
+#include <limits>
 #include <numeric>
+#include <queue>
 #include <random>
 #include <utility>
 #include <vector>
@@ -26,6 +29,10 @@ constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
 constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, 1000000};
 constexpr int kPatient = 128;
+constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
+constexpr int kFirstStretch = 8;
+constexpr int kFirstOpen = 16;
+constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
 
 }  // namespace
 
@@ -45,8 +52,92 @@ PipelineRules::PipelineRules(const ListModel& model)
       can_fuse_ = can_fuse_ || choice.has_backward();
     }
   }
+  const int components = static_cast<int>(model.plan().components.size());
+  for (int c = 0; c < components; ++c) {
+    mean_component_work_ns_ +=
+        (model.component_work_ns(c) - mean_component_work_ns_) / (c + 1);
+  }
   for (const bool by_hold : {false, true}) FindPrices(model, by_hold);
+  FindAloneTimes();
   FindV();
+}
+
+// Every group by itself, first come first served on each rank; weight gradients
+// take no time.
+void PipelineRules::FindAloneTimes() {
+  const size_t cells = static_cast<size_t>(groups()) * graph_.ranks;
+  rank_work_ns_.assign(cells, 0);
+  alone_ns_.assign(3 * static_cast<size_t>(graph_.pairs), 0);
+  std::vector<int64_t> free_ns(cells, 0);
+  std::vector<int32_t> waits(3 * static_cast<size_t>(graph_.pairs), 0);
+  using Arrival = std::pair<int64_t, Task>;
+  std::priority_queue<Arrival, std::vector<Arrival>, std::greater<>> arrivals;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    waits[3 * p + kForwardTask] = graph_.producers_of(p).size();
+    waits[3 * p + kGradientTask] = 1 + graph_.consumers_of(p).size();
+    if (waits[3 * p + kForwardTask] == 0) {
+      arrivals.emplace(0, 3 * p + kForwardTask);
+    }
+  }
+  const auto arrive = [&](Task task, int64_t at_ns) {
+    alone_ns_[task] = std::max(alone_ns_[task], at_ns);
+    if (--waits[task] == 0) arrivals.emplace(alone_ns_[task], task);
+  };
+  while (!arrivals.empty()) {
+    const auto [ready_ns, task] = arrivals.top();
+    arrivals.pop();
+    const int p = TaskPair(task);
+    const size_t cell =
+        static_cast<size_t>(group_of_sweep_[graph_.pair_sweep[p]]) *
+            graph_.ranks +
+        graph_.pair_rank[p];
+    const GraphChoice& choice = graph_.choices_of(p)[0];
+    const bool split = graph_.mode[p] == PairMode::kSplit;
+    int64_t length = choice.forward_ns;
+    if (TaskKind(task) == kGradientTask) {
+      length = split ? choice.input_grad_ns : choice.backward_ns;
+      if (split) rank_work_ns_[cell] += choice.weight_grad_ns;
+    }
+    rank_work_ns_[cell] += length;
+    alone_ns_[task] = std::max(ready_ns, free_ns[cell]);
+    free_ns[cell] = alone_ns_[task] + length;
+    const int64_t end_ns = free_ns[cell];
+    if (TaskKind(task) == kForwardTask) {
+      for (const GraphEdge& edge : graph_.consumers_of(p)) {
+        arrive(3 * edge.pair + kForwardTask, end_ns + edge.delay_ns);
+      }
+      if (graph_.has_backward(p)) arrive(3 * p + kGradientTask, end_ns);
+    } else {
+      for (const GraphEdge& edge : graph_.producers_of(p)) {
+        if (!graph_.has_backward(edge.pair)) continue;
+        arrive(3 * edge.pair + kGradientTask, end_ns + edge.delay_ns);
+      }
+    }
+  }
+}
+
+// A group is due when the busiest rank has done the groups before it, its tasks
+// as much later as they would start if it ran alone, stretched.
+void PipelineRules::BuildPaced(const PipelineRule& rule,
+                               const std::vector<int32_t>& place,
+                               ListRule& list) const {
+  std::vector<int64_t> due_ns(groups(), 0);
+  std::vector<int64_t> done_ns(graph_.ranks, 0);
+  for (const int32_t group : rule.groups) {
+    due_ns[group] = *std::max_element(done_ns.begin(), done_ns.end());
+    for (int r = 0; r < graph_.ranks; ++r) {
+      done_ns[r] +=
+          rank_work_ns_[static_cast<size_t>(group) * graph_.ranks + r];
+    }
+  }
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const int group = group_of_sweep_[graph_.pair_sweep[p]];
+    for (const int kind : {kForwardTask, kGradientTask}) {
+      list.key[3 * p + kind] =
+          due_ns[group] + alone_ns_[3 * p + kind] / 4 * rule.stretch;
+    }
+    list.key[3 * p + kWeightTask] = kFarAhead + place[group];
+  }
 }
 
 void PipelineRules::FindPrices(const ListModel& model, bool by_hold) {
@@ -184,57 +275,68 @@ void PipelineRules::FindV() {
 }
 
 std::vector<PipelineRule> PipelineRules::FirstRules() const {
+  PipelineRule rule;
+  rule.groups.resize(groups());
+  std::iota(rule.groups.begin(), rule.groups.end(), 0);
+  rule.price.assign(graph_.ranks, 0);
+  rule.split_groups = std::min(groups(), graph_.ranks);
+  rule.reserve = graph_.ranks;
+  rule.lag = graph_.ranks;
+  rule.stretch = kFirstStretch;
+  std::vector<PipelineRule> rules = {rule};
+  AddRhythms(rule, rules);
+  // Where memory is short, what it costs decides more than any order.
+  rule.rhythm = PipelineRule::Rhythm::kPaced;
+  for (const int third : {1, 2, 3}) {
+    const int price = (prices() - 1) * third / 3;
+    if (price == rule.price.front()) continue;
+    rule.price.assign(graph_.ranks, static_cast<uint8_t>(price));
+    for (const int open : {0, kFirstOpen}) {
+      rule.open = open;
+      rules.push_back(rule);
+    }
+  }
+  return rules;
+}
+
+void PipelineRules::AddRhythms(PipelineRule rule,
+                               std::vector<PipelineRule>& rules) const {
+  rule.rhythm = PipelineRule::Rhythm::kPaced;
+  rules.push_back(rule);
+  if (is_v_) {
+    rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
+    rules.push_back(rule);
+  }
+  rule.rhythm = PipelineRule::Rhythm::kLag;
+  rules.push_back(rule);
+}
+
+std::vector<std::vector<PipelineRule>> PipelineRules::OtherOrders(
+    const PipelineRule& best) const {
   const int m = groups();
-  std::vector<int32_t> given(m);
-  std::iota(given.begin(), given.end(), 0);
-  std::vector<int32_t> rising = given;
+  std::vector<int32_t> rising(m);
+  std::iota(rising.begin(), rising.end(), 0);
   std::stable_sort(rising.begin(), rising.end(), [this](int a, int b) {
     return group_work_ns_[a] < group_work_ns_[b];
   });
+  if (m == 0 ||
+      group_work_ns_[rising.front()] == group_work_ns_[rising.back()]) {
+    return {};
+  }
   // Small groups fill and drain the pipeline, neighbours are alike.
   std::vector<int32_t> hill;
   for (int i = 0; i < m; i += 2) hill.push_back(rising[i]);
   for (int i = m - 1 - m % 2; i >= 0; i -= 2) hill.push_back(rising[i]);
   const std::vector<int32_t> falling(rising.rbegin(), rising.rend());
-  const bool uniform =
-      group_work_ns_[rising.front()] == group_work_ns_[rising.back()];
-
-  PipelineRule rule;
-  rule.price.assign(graph_.ranks, 0);
-  rule.split_groups = std::min(m, graph_.ranks);
-  rule.reserve = graph_.ranks;
-  rule.lag = graph_.ranks;
-  std::vector<PipelineRule> rules;
-  // Where memory is short, what it costs decides more than any order.
-  const auto add_prices = [&] {
-    for (const int third : {1, 2, 3}) {
-      const int price = (prices() - 1) * third / 3;
-      if (price == rules.back().price.front()) continue;
-      for (const bool by_hold : {true, false}) {
-        rules.push_back(rule);
-        rules.back().by_hold = by_hold;
-        rules.back().price.assign(graph_.ranks, static_cast<uint8_t>(price));
-      }
-    }
-  };
-  const auto add_rhythms = [&](const std::vector<int32_t>& order) {
+  std::vector<std::vector<PipelineRule>> orders;
+  for (const std::vector<int32_t>& order : {hill, rising, falling}) {
+    PipelineRule rule = best;
     rule.groups = order;
-    rule.rhythm = PipelineRule::Rhythm::kBackwardFirst;
+    std::vector<PipelineRule>& rules = orders.emplace_back();
     rules.push_back(rule);
-    if (rules.size() == 1) add_prices();
-    if (is_v_) {
-      rule.rhythm = PipelineRule::Rhythm::kZeroBubbleV;
-      rules.push_back(rule);
-    }
-    rule.rhythm = PipelineRule::Rhythm::kLag;
-    rules.push_back(rule);
-  };
-  add_rhythms(given);
-  if (uniform) return rules;
-  add_rhythms(hill);
-  add_rhythms(rising);
-  add_rhythms(falling);
-  return rules;
+    AddRhythms(rule, rules);
+  }
+  return orders;
 }
 
 std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
@@ -256,10 +358,26 @@ std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
         other.lag = lag;
         take();
       }
+      for (const int stretch : kStretches) {
+        if (rule.rhythm == PipelineRule::Rhythm::kPaced &&
+            rule.stretch == stretch) {
+          continue;
+        }
+        other.rhythm = PipelineRule::Rhythm::kPaced;
+        other.stretch = stretch;
+        take();
+      }
       for (const auto rhythm : {PipelineRule::Rhythm::kBackwardFirst,
                                 PipelineRule::Rhythm::kForwardFirst}) {
         if (rule.rhythm == rhythm) continue;
         other.rhythm = rhythm;
+        take();
+      }
+      break;
+    case Part::kOpen:
+      for (const int open : kOpen) {
+        if (open == rule.open || open > 4 * groups()) continue;
+        other.open = open;
         take();
       }
       break;
@@ -334,8 +452,12 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
     other.groups.insert(other.groups.begin() + to, group);
   } else if (pick == 7 && prices() > 1) {
     other.price[below(graph_.ranks)] = static_cast<uint8_t>(below(prices()));
+  } else if (pick == 7 && rule.open > 0) {
+    other.open = std::max(1, rule.open + below(5) - 2);
   } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kLag) {
     other.lag = std::max(0, rule.lag + below(5) - 2);
+  } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kPaced) {
+    other.stretch = std::max(0, rule.stretch + below(5) - 2);
   } else {
     const std::vector<PipelineRule> variations =
         Variations(rule, kParts[below(std::size(kParts))]);
@@ -388,6 +510,10 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   list.key.resize(3 * static_cast<size_t>(graph_.pairs));
   list.patience = rule.patience;
   list.strict = false;
+  list.open_work_ns =
+      rule.open == 0
+          ? std::numeric_limits<int64_t>::max()
+          : std::max<int64_t>(1, mean_component_work_ns_ / 4 * rule.open);
   const bool never_fuse = rule.reserve == kReserves[std::size(kReserves) - 1];
   list.weight_reserve_ns =
       never_fuse ? 0
@@ -410,6 +536,10 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   }
   if (rule.rhythm == PipelineRule::Rhythm::kZeroBubbleV) {
     BuildZeroBubbleV(place, list);
+    return;
+  }
+  if (rule.rhythm == PipelineRule::Rhythm::kPaced) {
+    BuildPaced(rule, place, list);
     return;
   }
   for (int p = 0; p < graph_.pairs; ++p) {

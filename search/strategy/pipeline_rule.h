@@ -26,6 +26,7 @@ struct PipelineRule {
     kBackwardFirst,  // a backward runs before any forward
     kLag,            // a backward before forwards of groups `lag` behind it
     kForwardFirst,   // by group, a group's backwards after all forwards
+    kPaced,          // by due time (BuildPaced)
     kZeroBubbleV,    // the closed form for two sweeps there and back
   };
   // Which of a group's sweeps goes first on a rank.
@@ -34,12 +35,15 @@ struct PipelineRule {
   std::vector<int32_t> groups;  // in the order in which they enter
   Rhythm rhythm = Rhythm::kBackwardFirst;
   int lag = 0;
+  int stretch = 0;  // kPaced: of a group's own times, in quarters
   SweepOrder sweep_order = SweepOrder::kAsGiven;
   bool by_hold = true;         // the price of memory is by time, too
   std::vector<uint8_t> price;  // [rank]: index into the prices of memory
   int patience = 0;            // ListRule::patience
   int split_groups = 0;        // the last groups never fuse their backwards
   int reserve = 0;             // of weight gradients, in mean lengths
+  // Groups open at a time, in quarters of a mean group's work; 0: any number.
+  int open = 0;
 };
 
 // What a problem's rules are made from. Immutable; thread-safe.
@@ -57,14 +61,27 @@ class PipelineRules {
   // applies.
   bool is_v() const { return is_v_; }
 
-  // A first rule and the ones to look at next to it, most promising first. The
-  // first is the plain list schedule: backwards first, sweeps as given.
+  // The plain list schedule (backwards first, sweeps and groups as given), and
+  // the rules to look at next to it, groups as given.
   std::vector<PipelineRule> FirstRules() const;
 
+  // Rules with other orders of groups, some for each order, `best` and others
+  // beside it; none where all groups are alike.
+  std::vector<std::vector<PipelineRule>> OtherOrders(
+      const PipelineRule& best) const;
+
   // What a rule is made of, in the order in which to vary it.
-  enum class Part : uint8_t { kRhythm, kPrice, kReserve, kSplit, kPatience };
-  static constexpr Part kParts[] = {Part::kRhythm, Part::kPrice, Part::kReserve,
-                                    Part::kSplit, Part::kPatience};
+  enum class Part : uint8_t {
+    kRhythm,
+    kOpen,
+    kPrice,
+    kReserve,
+    kSplit,
+    kPatience
+  };
+  static constexpr Part kParts[] = {Part::kRhythm, Part::kOpen,
+                                    Part::kPrice,  Part::kReserve,
+                                    Part::kSplit,  Part::kPatience};
 
   // All variations of one part of `rule`; may be none.
   std::vector<PipelineRule> Variations(const PipelineRule& rule,
@@ -80,9 +97,14 @@ class PipelineRules {
   void Build(const PipelineRule& rule, ListRule& list, Ways& ways) const;
 
  private:
+  // `rule` in all rhythms worth a first look.
+  void AddRhythms(PipelineRule rule, std::vector<PipelineRule>& rules) const;
   void FindGroups(const SafePlan& plan);
   void FindPrices(const ListModel& model, bool by_hold);
+  void FindAloneTimes();
   void FindV();
+  void BuildPaced(const PipelineRule& rule, const std::vector<int32_t>& place,
+                  ListRule& list) const;
   void BuildZeroBubbleV(const std::vector<int32_t>& place,
                         ListRule& list) const;
 
@@ -101,6 +123,11 @@ class PipelineRules {
   bool can_fuse_ = false;
   bool is_v_ = false;
   int64_t mean_weight_grad_ns_ = 0;
+  int64_t mean_component_work_ns_ = 0;
+  // Work of a group on a rank, [group * ranks + rank], and when tasks start if
+  // their group has all ranks to itself, [task].
+  std::vector<int64_t> rank_work_ns_;
+  std::vector<int64_t> alone_ns_;
   // For kZeroBubbleV: place of each task on its rank, by
   // [(rank * 2 + chunk) * groups + group's place][kind].
   std::vector<int32_t> v_place_;

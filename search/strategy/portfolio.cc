@@ -35,10 +35,10 @@ using Clock = std::chrono::steady_clock;
 constexpr double kRuleShare = 0.5;
 // Orders of groups from which rules are varied, and the share of the rules'
 // budget that the first may take.
-constexpr int kDescents = 3;
+constexpr size_t kDescents = 4;
 constexpr double kFirstDescentShare = 0.7;
 // Schedules annealed side by side.
-constexpr int kElites = 4;
+constexpr int kElites = 3;
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 32;
@@ -48,6 +48,7 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 // Pairs scheduled by one job of random rules: small problems take many rules
 // a job, so that handing out jobs costs little.
 constexpr int kPairsPerJob = 1024;
+constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
 constexpr double kColdest = 2e-5;
 // Share of the walks between exchanges.
@@ -136,11 +137,19 @@ class Search {
     if (elites_.size() > kElites) elites_.pop_back();
   }
 
-  void Schedule(int worker, const PipelineRule& rule, TaskOrder& order) {
+  // Schedules by `rule`; no tasks where the makespan is over `worth_ns`.
+  void Schedule(int worker, const PipelineRule& rule, int64_t worth_ns,
+                TaskOrder& order) {
     thread_local ListRule list;
     thread_local Ways ways;
     rules_.Build(rule, list, ways);
-    schedulers_[worker]->Run(list, ways, order);
+    schedulers_[worker]->Run(list, ways, order, worth_ns);
+  }
+
+  // The greatest makespan that still counts for something beside `best`.
+  int64_t WorthNs(const TaskOrder& best) const {
+    if (best.tasks.empty() || elites_.size() < kElites) return kEndless;
+    return std::max(best.makespan_ns, elites_.back().order.makespan_ns);
   }
 
   // Schedules all `rules` as far as the budget goes, in batches, offers them,
@@ -155,14 +164,18 @@ class Search {
           std::min({most, static_cast<int64_t>(rules.size() - done),
                     std::max<int64_t>(1, EvaluationsLeft())}));
       std::vector<Candidate> batch(count);
+      std::vector<int> tried(count, 0);
+      const int64_t worth_ns = WorthNs(best.order);
       pool_.Run(count, [&](int worker, int i) {
         if (!elites_.empty() && Stopped()) return;
         batch[i].rule = rules[done + i];
-        Schedule(worker, batch[i].rule, batch[i].order);
+        Schedule(worker, batch[i].rule, worth_ns, batch[i].order);
+        ++tried[i];
       });
-      for (Candidate& candidate : batch) {
+      for (int i = 0; i < count; ++i) {
+        evaluations_ += tried[i];
+        Candidate& candidate = batch[i];
         if (candidate.order.tasks.empty()) continue;
-        ++evaluations_;
         if (best.order.tasks.empty() ||
             candidate.order.makespan_ns < best.order.makespan_ns) {
           best = candidate;
@@ -175,7 +188,7 @@ class Search {
 
   // Varies one part after the other, each from the best so far, as long as that
   // helps.
-  void Descend(Candidate start, double until) {
+  void Descend(Candidate& start, double until) {
     while (Progress() < until) {
       const int64_t before = start.order.makespan_ns;
       for (const PipelineRules::Part part : PipelineRules::kParts) {
@@ -187,76 +200,84 @@ class Search {
 
   void TryRules() {
     std::vector<PipelineRule> first = rules_.FirstRules();
+    // The best rule of every order of groups.
+    std::vector<Candidate> starts;
+    const auto add_start = [&](const std::vector<PipelineRule>& rules) {
+      Candidate best;
+      TryAll(rules, kRuleShare, best);
+      if (!best.order.tasks.empty()) starts.push_back(std::move(best));
+    };
     if (options_.warm_start != nullptr) {
       std::vector<PipelineRule> warm = first;
       for (PipelineRule& rule : warm) {
         rule.groups = rules_.GroupOrderOf(*options_.warm_start);
       }
-      first.insert(first.begin(), warm.begin(), warm.end());
+      add_start(warm);
     }
-    // The best rule of every order of groups.
-    std::vector<Candidate> starts;
-    for (size_t at = 0; at < first.size();) {
-      std::vector<PipelineRule> same;
-      const std::vector<int32_t>& groups = first[at].groups;
-      for (; at < first.size() && first[at].groups == groups; ++at) {
-        same.push_back(first[at]);
-      }
-      Candidate best;
-      TryAll(same, kRuleShare, best);
-      if (!best.order.tasks.empty()) starts.push_back(std::move(best));
+    add_start(first);
+    for (const auto& rules : rules_.OtherOrders(elites_.front().rule)) {
+      add_start(rules);
     }
-    std::stable_sort(starts.begin(), starts.end(),
+    SortByMakespan(starts);
+    if (starts.size() > kDescents) starts.resize(kDescents);
+    for (size_t i = 0; i < starts.size(); ++i) {
+      Descend(starts[i], kRuleShare * (kFirstDescentShare +
+                                       (1 - kFirstDescentShare) *
+                                           static_cast<double>(i) / kDescents));
+    }
+    MutateRules(std::move(starts));
+  }
+
+  static void SortByMakespan(std::vector<Candidate>& candidates) {
+    std::stable_sort(candidates.begin(), candidates.end(),
                      [](const Candidate& a, const Candidate& b) {
                        return a.order.makespan_ns < b.order.makespan_ns;
                      });
-    for (size_t i = 0; i < std::min<size_t>(starts.size(), kDescents); ++i) {
-      Descend(std::move(starts[i]),
-              kRuleShare * (kFirstDescentShare + (1 - kFirstDescentShare) *
-                                                     static_cast<double>(i) /
-                                                     kDescents));
-    }
-    MutateRules();
   }
 
-  // Random changes, each job a short climb of its own from the same state.
-  void MutateRules() {
+  // Random changes, each job a short climb of its own from one of `climbs`,
+  // half of them from the best.
+  void MutateRules(std::vector<Candidate> climbs) {
     const int64_t steps =
         std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
     for (uint64_t round = 0; Progress() < kRuleShare; ++round) {
+      SortByMakespan(climbs);
       const int jobs = static_cast<int>(
           std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));
+      const auto from = [&](int job) -> const Candidate& {
+        return climbs[job % 2 == 0 ? 0 : (job / 2 + round) % climbs.size()];
+      };
       std::vector<Candidate> results(jobs);
       std::vector<int64_t> evaluated(jobs, 0);
       pool_.Run(jobs, [&](int worker, int i) {
         std::mt19937_64 random(options_.seed * 0x9e3779b97f4a7c15u +
                                round * kRulesPerBatch + i);
-        // Mostly from the best.
-        const size_t from =
-            std::min<size_t>(i % 4 == 3 ? 1 : 0, elites_.size() - 1);
         Candidate& best = results[i];
-        best.rule = elites_[from].rule;
-        best.order.makespan_ns = std::numeric_limits<int64_t>::max();
+        best.rule = from(i).rule;
+        best.order.makespan_ns = from(i).order.makespan_ns;
         Candidate next;
         for (int64_t step = 0; step < steps && !Stopped(); ++step) {
           next.rule = rules_.Mutate(best.rule, random);
           // Some jobs look further away.
-          for (int more = i % 4; more > 1; --more) {
+          for (int more = i / 2; more > 1; --more) {
             next.rule = rules_.Mutate(next.rule, random);
           }
-          Schedule(worker, next.rule, next.order);
+          Schedule(worker, next.rule, best.order.makespan_ns, next.order);
           ++evaluated[i];
-          if (next.order.makespan_ns <=
-              std::min(best.order.makespan_ns,
-                       elites_[from].order.makespan_ns)) {
-            std::swap(best, next);
-          }
+          if (!next.order.tasks.empty()) std::swap(best, next);
         }
       });
+      std::vector<Candidate> next = climbs;
       for (int i = 0; i < jobs; ++i) {
         evaluations_ += evaluated[i];
-        if (!results[i].order.tasks.empty()) Offer(std::move(results[i]));
+        if (results[i].order.tasks.empty()) continue;
+        Candidate& climb = next[&from(i) - climbs.data()];
+        if (results[i].order.makespan_ns <= climb.order.makespan_ns) {
+          climb = results[i];
+        }
+        Offer(std::move(results[i]));
       }
+      climbs = std::move(next);
     }
   }
 
