@@ -639,7 +639,8 @@ void PlannerCore::SealPlan(const PendingStep& step,
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   absl::StatusOr<SealedPlan> sealed =
-      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings);
+      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings,
+                   ThreadsForSearch());
   if (!sealed.ok()) {
     SealFailure(step, sealed.status());
     return;
