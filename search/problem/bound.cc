@@ -153,7 +153,8 @@ class FlowEnd {
   FlowEnd(const ProblemGraph& graph, const PathBound& path, bool reversed)
       : graph_(graph), path_(path), reversed_(reversed) {}
 
-  EndIdle Compute(int rank) {
+  // No idle time where there is none above `known_ns`.
+  EndIdle Compute(int rank, uint64_t known_ns) {
     EndIdle best;
     std::vector<int32_t> jobs;
     for (int p = 0; p < graph_.pairs; ++p) {
@@ -191,6 +192,8 @@ class FlowEnd {
       }
     }
     for (const size_t i : tried) {
+      // A rank idles no longer than the shortest way of X takes.
+      if (thresholds[i] <= std::max(known_ns, best.ns)) continue;
       const EndIdle idle = ForThreshold(jobs, ways, thresholds[i]);
       if (idle.ns > best.ns) best = idle;
     }
@@ -356,7 +359,8 @@ int64_t FlowLowerBound(const ProblemGraph& graph) {
   uint64_t bound = path.bound;
   for (int r = 0; r < graph.ranks; ++r) {
     if (path.head[r] == kUnset) continue;
-    const EndIdle fill = start.Compute(r), drain = end.Compute(r);
+    const EndIdle fill = start.Compute(r, path.head[r]);
+    const EndIdle drain = end.Compute(r, path.tail[r]);
     const uint64_t head = std::max(path.head[r], fill.ns);
     const uint64_t tail = std::max(path.tail[r], drain.ns);
     bound = std::max({bound, head + path.work[r] + path.tail[r],
