@@ -15,7 +15,7 @@
 namespace pipeweaver::search {
 namespace {
 
-constexpr int kProposalsPerStopCheck = 64;
+constexpr int kProposalsPerStopCheck = 16;
 constexpr int kFarthestShift = 12;
 
 }  // namespace
