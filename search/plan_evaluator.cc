@@ -43,15 +43,22 @@ class Translation {
 
   void IndexPairs() {
     const Problem& problem = step_.problem;
+    const Choice* list = nullptr;
+    bool splits = false;
     first_pair_.push_back(0);
     for (const Sweep& sweep : problem.sweeps) {
       first_pair_.push_back(first_pair_.back() +
                             static_cast<int>(sweep.stages.size()));
       for (const Stage& stage : sweep.stages) {
-        splits_.push_back(
-            problem.split_backward &&
-            std::all_of(stage.choices.begin(), stage.choices.end(),
-                        [](const Choice& c) { return c.weight_grad_ns > 0; }));
+        // Stages share their lists of choices.
+        if (stage.choices.data() != list) {
+          list = stage.choices.data();
+          splits =
+              problem.split_backward &&
+              std::all_of(stage.choices.begin(), stage.choices.end(),
+                          [](const Choice& c) { return c.weight_grad_ns > 0; });
+        }
+        splits_.push_back(splits);
       }
     }
     received_.assign(2 * splits_.size(), 0);
@@ -65,6 +72,10 @@ class Translation {
   }
 
   void Translate(int rank, const Action& a) {
+    if (a.transfer >= 0) {
+      TranslateTransfer(rank, a);
+      return;
+    }
     const Sweep& sweep = step_.problem.sweeps[a.sweep];
     const Stage& stage = sweep.stages[a.stage];
     const int pair = Pair(a.sweep, a.stage);
@@ -94,18 +105,6 @@ class Translation {
       case ActionKind::kWeightGrad:
         Add(rank, kCompute, 0, c.weight_grad_ns, {0, -c.weight_grad_bytes, 0});
         break;
-      case ActionKind::kPostSend:
-        Add(rank, kPostSend, a.transfer, 0, {TransferBytes(a), 0, 0});
-        break;
-      case ActionKind::kPostRecv:
-        Add(rank, kPostRecv, a.transfer, 0, {TransferBytes(a), 0, 0});
-        break;
-      case ActionKind::kWaitSend:
-        Add(rank, kWaitSend, a.transfer, 0, {0, -TransferBytes(a), 0});
-        break;
-      case ActionKind::kWaitRecv:
-        Add(rank, kWaitRecv, a.transfer, 0, {});
-        break;
       case ActionKind::kOffload:
       case ActionKind::kReload:
         copy_[pair] = static_cast<int>(out_.copies.size());
@@ -122,11 +121,30 @@ class Translation {
       case ActionKind::kGradsReady:
         Add(rank, kMark, 0, 0, {});
         break;
+      default:  // a transfer's
+        break;
     }
   }
 
-  int64_t TransferBytes(const Action& a) const {
-    return programs_.transfers[a.transfer].bytes;
+  void TranslateTransfer(int rank, const Action& a) {
+    const int64_t bytes = programs_.transfers[a.transfer].bytes;
+    using enum semu::StepOpKind;
+    switch (a.kind) {
+      case ActionKind::kPostSend:
+        Add(rank, kPostSend, a.transfer, 0, {bytes, 0, 0});
+        break;
+      case ActionKind::kPostRecv:
+        Add(rank, kPostRecv, a.transfer, 0, {bytes, 0, 0});
+        break;
+      case ActionKind::kWaitSend:
+        Add(rank, kWaitSend, a.transfer, 0, {0, -bytes, 0});
+        break;
+      case ActionKind::kWaitRecv:
+        Add(rank, kWaitRecv, a.transfer, 0, {});
+        break;
+      default:
+        break;
+    }
   }
 
   int64_t OffloadBytes(const Action& a) const {

@@ -361,9 +361,10 @@ class Planner : public StepPlanner {
   template <typename Solve>
   static absl::StatusOr<StepPlan> PlanWithRoomForTransfers(
       const PlannableJob& job, const semu::Batch& batch,
-      const StepProblemOptions& options, int threads, const Solve& solve) {
+      StepProblemOptions options, int threads, const Solve& solve) {
     StepPlan plan;
     WorkerPool pool(threads);
+    options.pool = &pool;
     int64_t set_aside_bytes = 0;
     while (true) {
       std::vector<int64_t> limits = job.activation_limit_bytes;

@@ -28,6 +28,7 @@
 #include "semu/base/status_macros.h"
 #include "server/clock.h"
 #include "server/config.h"
+#include "server/keep_freed_memory.h"
 #include "server/plan_simulator.h"
 #include "server/server.h"
 #include "server/subgraph_costs.h"
@@ -148,6 +149,7 @@ int Run() {
 }  // namespace pipeweaver::server
 
 int main(int argc, char** argv) {
+  pipeweaver::server::KeepFreedMemory();
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
   absl::SetProgramUsageMessage("plans training steps; see ServerConfig");
   absl::ParseCommandLine(argc, argv);

@@ -29,12 +29,13 @@ class PlanCodec {
 
   // Serialises a plan: all fields of the answer but `shadow`, `forward_only`,
   // `job` and `costs`. The digest and the programs depend on `plan` and
-  // `identity` alone, never on `timings`. `job` is the one that `plan` was made
-  // for.
+  // `identity` alone, never on `timings` or `threads`, the most that do the
+  // work, the caller's included. `job` is the one that `plan` was made for.
   virtual absl::StatusOr<SealedPlan> Seal(
       const search::PlannableJob& job,
       std::shared_ptr<const search::StepPlan> plan,
-      const PlanIdentity& identity, const PlanTimings& timings) const = 0;
+      const PlanIdentity& identity, const PlanTimings& timings,
+      int threads) const = 0;
 };
 
 }  // namespace pipeweaver::server

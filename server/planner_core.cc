@@ -216,7 +216,8 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   }
   // The place comes first: what the table accepts must also find a thread.
   if (!pool_.Reserve()) return QueueFull(options_.max_queued);
-  auto step = table_.Submit(request);
+  StepResult replaced = nullptr;
+  auto step = table_.Submit(request, &replaced);
   if (!step.ok() || *step == nullptr) {
     pool_.Release();
     return step.status();
@@ -230,8 +231,10 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   task.job = request->key.job;
   if (request->seal_at.has_value()) task.needed_at = *request->seal_at;
   task.cancelled = (*step)->cancelled;
-  // A dropped step was sealed, withdrawn or abandoned: nobody waits on it.
-  task.run = [this, step = *std::move(step)](bool dropped) {
+  // A dropped step was sealed, withdrawn or abandoned: nobody waits on it. The
+  // plan that was replaced goes with the task, when this step is sealed.
+  task.run = [this, step = *std::move(step),
+              replaced = std::move(replaced)](bool dropped) {
     if (!dropped) PlanStep(step);
   };
   pool_.Enqueue(std::move(task));
@@ -636,7 +639,8 @@ void PlannerCore::SealPlan(const PendingStep& step,
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   absl::StatusOr<SealedPlan> sealed =
-      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings);
+      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings,
+                   ThreadsForSearch());
   if (!sealed.ok()) {
     SealFailure(step, sealed.status());
     return;

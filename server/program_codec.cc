@@ -87,11 +87,12 @@ std::string ProgramCodec::ProfileDigest(const search::PlannableJob& job) const {
 
 absl::StatusOr<SealedPlan> ProgramCodec::Seal(
     const search::PlannableJob&, std::shared_ptr<const search::StepPlan> plan,
-    const PlanIdentity& identity, const PlanTimings& timings) const {
+    const PlanIdentity& identity, const PlanTimings& timings,
+    int threads) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
-  search::PlanBytes bytes =
-      search::SerializePlan(plan->step, plan->programs, proto.identity());
+  search::PlanBytes bytes = search::SerializePlan(plan->step, plan->programs,
+                                                  proto.identity(), threads);
   proto.set_plan_digest(bytes.plan_digest);
   *proto.mutable_report() = ReportToProto(plan->report);
   proto.mutable_report()->set_queue_ns(timings.queue_ns);

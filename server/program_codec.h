@@ -23,7 +23,8 @@ class ProgramCodec final : public PlanCodec {
   absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,
                                   std::shared_ptr<const search::StepPlan> plan,
                                   const PlanIdentity& identity,
-                                  const PlanTimings& timings) const override;
+                                  const PlanTimings& timings,
+                                  int threads) const override;
 };
 
 // A plan's figures; those that a single plan has not (queue, sealing) are 0.

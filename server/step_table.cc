@@ -137,7 +137,7 @@ void StepTable::EndJob(const std::string& job) {
 }
 
 absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
-    std::shared_ptr<const StepRequest> request) {
+    std::shared_ptr<const StepRequest> request, StepResult* replaced) {
   const StepKey& key = request->key;
   MutexLock lock(&mutex_);
   PW_ASSIGN_OR_RETURN(Replica * replica, FindReplica(key));
@@ -187,6 +187,7 @@ absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
     StepKey used_key = key;
     used_key.step = used->first;
     Release(used_key, used->second, Expired(used_key), &answers);
+    if (replaced != nullptr) *replaced = *std::move(used->second.result);
     replica->floor = std::max(replica->floor, used->first + 1);
     replica->steps.erase(used);
   }

@@ -90,13 +90,14 @@ class StepTable {
   void EndJob(const std::string& job);
 
   // Accepts a step. Returns what is to be planned, or null when the same batch
-  // was accepted under this key before.
+  // was accepted under this key before. What an older step held whose place
+  // this one takes is handed over in `replaced`, as freeing it takes a while.
   //
   // Errors: NOT_FOUND (job), ABORTED (old attempt), ALREADY_EXISTS (the key has
   // another batch), OUT_OF_RANGE (behind the window), RESOURCE_EXHAUSTED
   // (window full, or too many bytes waiting).
   absl::StatusOr<std::shared_ptr<const PendingStep>> Submit(
-      std::shared_ptr<const StepRequest> request);
+      std::shared_ptr<const StepRequest> request, StepResult* replaced = nullptr);
 
   // Withdraws a step; calls that wait on it get NOT_FOUND. Errors: those of
   // NOT_FOUND and ABORTED as in Read; FAILED_PRECONDITION when it is sealed.

@@ -263,8 +263,12 @@ absl::StatusOr<v1::Program> PlannerClient::GetProgram(const v1::PlanKey& key,
           absl::StrCat("data: ", chunk->data().size(), " bytes at offset ",
                        bytes.size(), " of a program of ", total, " bytes"));
     }
-    if (bytes.empty()) bytes.reserve(total);
-    bytes += chunk->data();
+    if (chunk->data().size() == total) {
+      bytes = std::move(*chunk->mutable_data());
+    } else {
+      bytes.reserve(total);
+      bytes += chunk->data();
+    }
     if (bytes.size() == total) break;
   }
   v1::Program program;

@@ -30,6 +30,22 @@ struct CopyOut {
   bool overlapped = false;  // a stage has run since
 };
 
+// What a stage pair is, apart from its choice.
+struct PairFacts {
+  int rank = 0;
+  int chunk = 0;
+  bool splits = false;
+  int64_t transfer_ns = 0;
+};
+
+// Bytes of a stage pair as its F chooses.
+struct PairBytes {
+  int64_t activation = 0;
+  int64_t backward = 0;    // while B runs
+  int64_t input_grad = 0;  // while I runs, and right after
+  int64_t weight_grad = 0;
+};
+
 struct RankState {
   size_t position = 0;             // in the schedule's order
   int64_t now_ns = 0;              // predicted end of the program so far
@@ -71,13 +87,11 @@ class Lowering {
  private:
   // The values a stage pair makes: of its F, and of its B or I.
   int Value(int sweep, int stage, bool gradient) const {
-    return 2 * (first_pair_[sweep] + stage) + (gradient ? 1 : 0);
+    return 2 * Pair(sweep, stage) + (gradient ? 1 : 0);
   }
-  const Stage& StageOf(int sweep, int stage) const {
-    return problem_.sweeps[sweep].stages[stage];
-  }
+  int Pair(int sweep, int stage) const { return first_pair_[sweep] + stage; }
   int LastStage(int sweep) const {
-    return static_cast<int>(problem_.sweeps[sweep].stages.size()) - 1;
+    return first_pair_[sweep + 1] - first_pair_[sweep] - 1;
   }
   static bool MakesGradient(const ScheduledStage& s) {
     return s.kind == StageKind::kBackward || s.kind == StageKind::kInputGrad;
@@ -85,10 +99,9 @@ class Lowering {
   static bool CompletesWeights(const ScheduledStage& s) {
     return s.kind == StageKind::kBackward || s.kind == StageKind::kWeightGrad;
   }
-  const Choice& ChoiceOf(const ScheduledStage& s) const {
-    return StageOf(s.sweep, s.stage).choices[s.choice];
-  }
+  // -1: nothing of `s` is offloaded.
   int64_t OffloadBytes(const ScheduledStage& s) const {
+    if (!offloads_) return -1;
     const SweepOrigin& origin = step_.sweeps[s.sweep];
     const int module = step_.sub_microbatches[origin.sub_microbatch].module;
     const MemoryChoice& choice =
@@ -101,30 +114,59 @@ class Lowering {
   void Index() {
     const int n = static_cast<int>(problem_.sweeps.size());
     first_pair_.assign(n + 1, 0);
-    consumers_.resize(n);
+    first_consumer_.assign(n + 1, 0);
+    for (int s = 0; s < n; ++s) {
+      const Sweep& sweep = problem_.sweeps[s];
+      first_pair_[s + 1] =
+          first_pair_[s] + static_cast<int>(sweep.stages.size());
+      for (int producer : sweep.after) ++first_consumer_[producer + 1];
+    }
+    for (int s = 0; s < n; ++s) first_consumer_[s + 1] += first_consumer_[s];
+    consumers_.resize(first_consumer_[n]);
+    std::vector<int> next(first_consumer_.begin(), first_consumer_.end() - 1);
     int chunks = 0;
     for (const auto& module : step_.choices) {
       auto& first = first_chunk_.emplace_back();
       for (const auto& segment : module) {
         first.push_back(chunks);
         chunks += static_cast<int>(segment.size());
+        for (const auto& choices : segment) {
+          for (const MemoryChoice& choice : choices) {
+            offloads_ = offloads_ || choice.offload_layers > 0;
+          }
+        }
       }
     }
     backwards_left_.assign(chunks, 0);
+    facts_.resize(first_pair_[n]);
+    bytes_.resize(first_pair_[n]);
+    const Choice* list = nullptr;  // the last looked at; stages share them
+    bool list_splits = false;
     for (int s = 0; s < n; ++s) {
       const Sweep& sweep = problem_.sweeps[s];
-      first_pair_[s + 1] =
-          first_pair_[s] + static_cast<int>(sweep.stages.size());
       for (int k = 0; k < static_cast<int>(sweep.after.size()); ++k) {
-        consumers_[sweep.after[k]].push_back({s, k});
+        consumers_[next[sweep.after[k]]++] = {s, k};
       }
-      for (int k = 0; sweep.backward && k <= LastStage(s); ++k) {
-        ++backwards_left_[ChunkOf(s, k)];
+      const SweepOrigin& origin = step_.sweeps[s];
+      const int module = step_.sub_microbatches[origin.sub_microbatch].module;
+      for (int k = 0; k <= LastStage(s); ++k) {
+        const Stage& stage = sweep.stages[k];
+        if (problem_.split_backward && stage.choices.data() != list) {
+          list = stage.choices.data();
+          list_splits =
+              std::all_of(stage.choices.begin(), stage.choices.end(),
+                          [](const Choice& c) { return c.weight_grad_ns > 0; });
+        }
+        PairFacts& facts = facts_[Pair(s, k)];
+        facts.rank = stage.rank;
+        facts.chunk = first_chunk_[module][origin.segment] + k;
+        facts.splits = list_splits;
+        facts.transfer_ns = stage.transfer_ns;
+        if (sweep.backward) ++backwards_left_[facts.chunk];
       }
     }
     const int values = 2 * first_pair_[n];
     done_.assign(values, false);
-    splits_.assign(first_pair_[n], false);
     first_input_.assign(values, -1);
     last_input_.assign(values, -1);
     first_waiter_.assign(values, -1);
@@ -135,21 +177,6 @@ class Lowering {
     for (int r = 0; r < problem_.ranks; ++r) {
       programs_.ranks[r].reserve(schedule_.ranks[r].size() * 5);
     }
-    for (int s = 0; problem_.split_backward && s < n; ++s) {
-      for (int k = 0; k <= LastStage(s); ++k) {
-        const ChoiceList& choices = StageOf(s, k).choices;
-        if (std::all_of(choices.begin(), choices.end(),
-                        [](const Choice& c) { return c.weight_grad_ns > 0; })) {
-          splits_[first_pair_[s] + k] = true;
-        }
-      }
-    }
-  }
-
-  int ChunkOf(int sweep, int stage) const {
-    const SweepOrigin& origin = step_.sweeps[sweep];
-    const int module = step_.sub_microbatches[origin.sub_microbatch].module;
-    return first_chunk_[module][origin.segment] + stage;
   }
 
   // Takes the stages in the topological order: of the ranks' next stages the
@@ -213,7 +240,9 @@ class Lowering {
     if (s.stage < LastStage(s.sweep)) {
       return missing(s.sweep, s.stage + 1, true);
     }
-    for (const auto& [consumer, edge] : consumers_[s.sweep]) {
+    for (int i = first_consumer_[s.sweep]; i < first_consumer_[s.sweep + 1];
+         ++i) {
+      const int consumer = consumers_[i].first;
       if (!problem_.sweeps[consumer].backward) continue;
       if (const int m = missing(consumer, 0, true); m >= 0) return m;
     }
@@ -223,6 +252,8 @@ class Lowering {
   absl::Status AppendStage(int r, const ScheduledStage& s) {
     RankState& rank = ranks_[r];
     const StageTimes::Interval& interval = times_.ranks[r][rank.position];
+    if (s.kind == StageKind::kForward) Choose(s);
+    const int64_t growth = Growth(s);
     const bool consumes = s.kind != StageKind::kWeightGrad;
     const int inputs =
         consumes ? first_input_[Value(s.sweep, s.stage, MakesGradient(s))] : -1;
@@ -250,7 +281,7 @@ class Lowering {
       if (!needed &&
           (!ahead_ || !HasReceiveSlot(r, interval.start_ns) ||
            !Fits(r, programs_.transfers[t].bytes) ||
-           !Fits(r, programs_.transfers[t].bytes - taken_over + Growth(s)))) {
+           !Fits(r, programs_.transfers[t].bytes - taken_over + growth))) {
         break;
       }
       PW_RETURN_IF_ERROR(PostReceive(r, s));
@@ -271,7 +302,7 @@ class Lowering {
       rank.reloaded = false;
     }
     rank.buffer_bytes -= input_bytes;
-    MakeRoom(r, Growth(s));
+    MakeRoom(r, growth);
     MaybeReloadAhead(r, s);
 
     rank.now_ns = interval.end_ns;
@@ -281,7 +312,7 @@ class Lowering {
     programs_.ranks[r].push_back(action);
     rank.previous_start_ns = interval.start_ns;
     for (CopyOut& copy : rank.copies_out) copy.overlapped = true;
-    PW_RETURN_IF_ERROR(Note(r, Growth(s), s));
+    PW_RETURN_IF_ERROR(Note(r, growth, s));
     rank.held_bytes += Kept(s);
 
     if (s.kind == StageKind::kForward) {
@@ -294,10 +325,21 @@ class Lowering {
     }
     PW_RETURN_IF_ERROR(Send(r, s));
     if (CompletesWeights(s) &&
-        --backwards_left_[ChunkOf(s.sweep, s.stage)] == 0) {
+        --backwards_left_[facts_[Pair(s.sweep, s.stage)].chunk] == 0) {
       Append(r, ActionKind::kGradsReady, s);
     }
     return absl::OkStatus();
+  }
+
+  // Takes down the bytes of a pair whose F is `s`.
+  void Choose(const ScheduledStage& s) {
+    const int pair = Pair(s.sweep, s.stage);
+    const Choice& c =
+        problem_.sweeps[s.sweep].stages[s.stage].choices[s.choice];
+    bytes_[pair] = {
+        c.activation_bytes,
+        facts_[pair].splits ? c.fused_backward_bytes : c.backward_bytes,
+        std::max(c.backward_bytes, c.weight_grad_bytes), c.weight_grad_bytes};
   }
 
   // Appends the sends of what `s` made.
@@ -306,18 +348,20 @@ class Lowering {
     const Sweep& sweep = problem_.sweeps[s.sweep];
     const auto send = [&](int to_sweep, int to_stage, bool gradient,
                           int64_t bytes, int64_t duration_ns) {
-      const int to_rank = StageOf(to_sweep, to_stage).rank;
+      const int to_rank = facts_[Pair(to_sweep, to_stage)].rank;
       if (to_rank == r) return;
       outgoing_.push_back({r, to_rank, s.sweep, s.stage, to_sweep, to_stage,
                            gradient, bytes, duration_ns});
     };
     if (s.kind == StageKind::kForward) {
-      const int64_t transfer_ns = sweep.stages[s.stage].transfer_ns;
+      const int64_t transfer_ns = facts_[Pair(s.sweep, s.stage)].transfer_ns;
       if (s.stage < LastStage(s.sweep)) {
         send(s.sweep, s.stage + 1, false, step_.output_bytes[s.sweep][s.stage],
              transfer_ns);
       } else {
-        for (const auto& [consumer, edge] : consumers_[s.sweep]) {
+        for (int i = first_consumer_[s.sweep]; i < first_consumer_[s.sweep + 1];
+             ++i) {
+          const auto& [consumer, edge] = consumers_[i];
           send(consumer, 0, false, step_.after_bytes[consumer][edge],
                transfer_ns);
         }
@@ -326,14 +370,14 @@ class Lowering {
       if (s.stage > 0) {
         send(s.sweep, s.stage - 1, true,
              step_.output_bytes[s.sweep][s.stage - 1],
-             sweep.stages[s.stage - 1].transfer_ns);
+             facts_[Pair(s.sweep, s.stage - 1)].transfer_ns);
       } else {
         for (size_t k = 0; k < sweep.after.size(); ++k) {
           const int producer = sweep.after[k];
           if (!problem_.sweeps[producer].backward) continue;
           const int last = LastStage(producer);
           send(producer, last, true, step_.after_bytes[s.sweep][k],
-               StageOf(producer, last).transfer_ns);
+               facts_[Pair(producer, last)].transfer_ns);
         }
       }
     }
@@ -369,17 +413,14 @@ class Lowering {
   // Bytes that `s` needs while it runs or right after, beyond those held
   // before.
   int64_t Growth(const ScheduledStage& s) const {
-    const Choice& c = ChoiceOf(s);
+    const PairBytes& bytes = bytes_[Pair(s.sweep, s.stage)];
     switch (s.kind) {
       case StageKind::kForward:
-        return c.activation_bytes;
+        return bytes.activation;
       case StageKind::kBackward:
-        return (splits_[first_pair_[s.sweep] + s.stage] ? c.fused_backward_bytes
-                                                        : c.backward_bytes) -
-               c.activation_bytes;
+        return bytes.backward - bytes.activation;
       case StageKind::kInputGrad:
-        return std::max(c.backward_bytes, c.weight_grad_bytes) -
-               c.activation_bytes;
+        return bytes.input_grad - bytes.activation;
       case StageKind::kWeightGrad:
         return 0;
     }
@@ -388,16 +429,16 @@ class Lowering {
 
   // Bytes that stay held behind `s`, less those held before.
   int64_t Kept(const ScheduledStage& s) const {
-    const Choice& c = ChoiceOf(s);
+    const PairBytes& bytes = bytes_[Pair(s.sweep, s.stage)];
     switch (s.kind) {
       case StageKind::kForward:
-        return problem_.sweeps[s.sweep].backward ? c.activation_bytes : 0;
+        return problem_.sweeps[s.sweep].backward ? bytes.activation : 0;
       case StageKind::kBackward:
-        return -c.activation_bytes;
+        return -bytes.activation;
       case StageKind::kInputGrad:
-        return c.weight_grad_bytes - c.activation_bytes;
+        return bytes.weight_grad - bytes.activation;
       case StageKind::kWeightGrad:
-        return -c.weight_grad_bytes;
+        return -bytes.weight_grad;
     }
     return 0;
   }
@@ -528,7 +569,8 @@ class Lowering {
   // Issues the RELOAD of the rank's next backward ahead of `s`, if it fits.
   void MaybeReloadAhead(int r, const ScheduledStage& s) {
     RankState& rank = ranks_[r];
-    if (!ahead_ || rank.position + 1 >= schedule_.ranks[r].size()) return;
+    if (!offloads_ || !ahead_ || rank.position + 1 >= schedule_.ranks[r].size())
+      return;
     const ScheduledStage& next = schedule_.ranks[r][rank.position + 1];
     if (!MakesGradient(next) || !done_[Value(next.sweep, next.stage, false)]) {
       return;
@@ -592,12 +634,15 @@ class Lowering {
   const ProgramLimits& limits_;
   const bool ahead_;
 
-  std::vector<int> first_pair_;  // [sweep]
-  // [sweep]: sweeps that consume it, and the place of it in their `after`.
-  std::vector<std::vector<std::pair<int, int>>> consumers_;
+  std::vector<int> first_pair_;      // [sweep], and the number of pairs
+  std::vector<int> first_consumer_;  // [sweep]: range in consumers_
+  // Sweeps that consume a sweep, and the place of it in their `after`.
+  std::vector<std::pair<int, int>> consumers_;
+  std::vector<PairFacts> facts_;               // [pair]
+  std::vector<PairBytes> bytes_;               // [pair]
+  bool offloads_ = false;                      // any choice
   std::vector<std::vector<int>> first_chunk_;  // [module][segment]
   std::vector<int> backwards_left_;            // [chunk]
-  std::vector<bool> splits_;                   // [pair]
   std::vector<bool> done_;                     // [value]: made
   // [value]: transfers into the stage that makes it, a list.
   std::vector<int> first_input_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -22,6 +23,21 @@ const char* KindName(ActionKind kind) {
       "OFFLOAD",   "RELOAD",    "WAIT_COPY", "GRADS_READY"};
   return kNames[static_cast<int>(kind)];
 }
+
+// What the problem says of a stage pair.
+struct PairFacts {
+  int rank = 0;
+  int num_choices = 0;
+  const Choice* choices = nullptr;
+  bool splits = false;
+};
+
+// Bytes of a stage pair as its choice has them.
+struct PairBytes {
+  int64_t activation = 0;
+  int64_t backward = 0;  // while its B or I runs
+  int64_t weight_grad = 0;
+};
 
 // Where the actions of a stage pair stand in its rank's program.
 struct PairPlaces {
@@ -90,13 +106,13 @@ class ProgramChecker {
 
   int NumSweeps() const { return static_cast<int>(problem_.sweeps.size()); }
   int NumStages(int sweep) const {
-    return static_cast<int>(problem_.sweeps[sweep].stages.size());
+    return first_pair_[sweep + 1] - first_pair_[sweep];
   }
   int NumTransfers() const {
     return static_cast<int>(programs_.transfers.size());
   }
   int RankOf(int sweep, int stage) const {
-    return problem_.sweeps[sweep].stages[stage].rank;
+    return facts_[first_pair_[sweep] + stage].rank;
   }
   PairPlaces& Places(int sweep, int stage) {
     return places_[first_pair_[sweep] + stage];
@@ -130,7 +146,9 @@ class ProgramChecker {
         items.emplace_back(sub.microbatch, sub.module, item);
       }
     }
-    std::sort(items.begin(), items.end());
+    if (!std::is_sorted(items.begin(), items.end())) {
+      std::sort(items.begin(), items.end());
+    }
     for (size_t i = 0; i < items.size(); ++i) {
       const auto& [microbatch, module, item] = items[i];
       const bool first = i == 0 || std::get<0>(items[i - 1]) != microbatch ||
@@ -197,19 +215,26 @@ class ProgramChecker {
     first_pair_.assign(NumSweeps() + 1, 0);
     first_after_.assign(NumSweeps() + 1, 0);
     for (int s = 0; s < NumSweeps(); ++s) {
-      first_pair_[s + 1] = first_pair_[s] + NumStages(s);
+      first_pair_[s + 1] =
+          first_pair_[s] + static_cast<int>(problem_.sweeps[s].stages.size());
       first_after_[s + 1] =
           first_after_[s] + static_cast<int>(problem_.sweeps[s].after.size());
     }
     places_.assign(first_pair_.back(), {});
-    splits_.assign(first_pair_.back(), false);
-    for (int s = 0; s < NumSweeps() && problem_.split_backward; ++s) {
-      for (int k = 0; k < NumStages(s); ++k) {
-        bool splits = true;
-        for (const Choice& c : problem_.sweeps[s].stages[k].choices) {
-          splits = splits && c.weight_grad_ns > 0;
+    facts_.reserve(first_pair_.back());
+    const Choice* list = nullptr;  // the last looked at; stages share them
+    bool list_splits = false;
+    for (const Sweep& sweep : problem_.sweeps) {
+      for (const Stage& stage : sweep.stages) {
+        if (stage.choices.data() != list) {
+          list = stage.choices.data();
+          list_splits = problem_.split_backward;
+          for (const Choice& c : stage.choices) {
+            list_splits = list_splits && c.weight_grad_ns > 0;
+          }
         }
-        splits_[first_pair_[s] + k] = splits;
+        facts_.push_back({stage.rank, static_cast<int>(stage.choices.size()),
+                          list, list_splits});
       }
     }
     return absl::OkStatus();
@@ -221,21 +246,21 @@ class ProgramChecker {
     std::vector<bool> seen(2 * (stage_edges + first_after_.back()), false);
     for (int t = 0; t < NumTransfers(); ++t) {
       const Transfer& x = programs_.transfers[t];
-      const std::string name = absl::StrCat("transfer ", t);
+      const auto name = [t] { return absl::StrCat("transfer ", t); };
       for (const auto& [sweep, stage] :
            {std::make_pair(x.from_sweep, x.from_stage),
             std::make_pair(x.to_sweep, x.to_stage)}) {
         if (sweep < 0 || sweep >= NumSweeps() || stage < 0 ||
             stage >= NumStages(sweep)) {
-          return Violation(absl::StrCat(name, ": sweep ", sweep, " stage ",
+          return Violation(absl::StrCat(name(), ": sweep ", sweep, " stage ",
                                         stage, " is no stage of the problem"));
         }
       }
       if (x.from_rank != RankOf(x.from_sweep, x.from_stage) ||
           x.to_rank != RankOf(x.to_sweep, x.to_stage) ||
           x.from_rank == x.to_rank) {
-        return Violation(absl::StrCat(name, ": from rank ", x.from_rank, " to ",
-                                      x.to_rank,
+        return Violation(absl::StrCat(name(), ": from rank ", x.from_rank,
+                                      " to ", x.to_rank,
                                       ", but its stages stand on ranks ",
                                       RankOf(x.from_sweep, x.from_stage),
                                       " and ", RankOf(x.to_sweep, x.to_stage)));
@@ -265,20 +290,20 @@ class ProgramChecker {
       if (edge == kAbsent ||
           (x.gradient && !problem_.sweeps[producer].backward)) {
         return Violation(
-            absl::StrCat(name, ": no ", x.gradient ? "gradient" : "value",
+            absl::StrCat(name(), ": no ", x.gradient ? "gradient" : "value",
                          " goes from ", StageName(x.from_sweep, x.from_stage),
                          " to ", StageName(x.to_sweep, x.to_stage)));
       }
       const int64_t transfer_ns =
           problem_.sweeps[producer].stages[producer_stage].transfer_ns;
       if (x.bytes != bytes || x.duration_ns != transfer_ns) {
-        return Violation(absl::StrCat(name, ": ", x.bytes, " bytes in ",
+        return Violation(absl::StrCat(name(), ": ", x.bytes, " bytes in ",
                                       x.duration_ns, " ns, should be ", bytes,
                                       " in ", transfer_ns));
       }
       if (seen[2 * edge + x.gradient]) {
         return Violation(absl::StrCat(
-            name, ": the ", x.gradient ? "gradient" : "value", " from ",
+            name(), ": the ", x.gradient ? "gradient" : "value", " from ",
             StageName(x.from_sweep, x.from_stage), " to ",
             StageName(x.to_sweep, x.to_stage), " crosses twice"));
       }
@@ -383,9 +408,7 @@ class ProgramChecker {
 
   absl::Status PlaceStage(int r, int i) {
     const Action& a = programs_.ranks[r][i];
-    const Sweep& sweep = problem_.sweeps[a.sweep];
-    const int num_choices =
-        static_cast<int>(sweep.stages[a.stage].choices.size());
+    const int num_choices = facts_[first_pair_[a.sweep] + a.stage].num_choices;
     if (a.choice < 0 || a.choice >= num_choices) {
       return Violation(absl::StrCat(Where(r, i), ": choice ", a.choice, " of ",
                                     num_choices));
@@ -397,6 +420,7 @@ class ProgramChecker {
                                     " elsewhere in its pair"));
     }
     places.choice = a.choice;
+    if (a.kind == ActionKind::kGradsReady) grads_ready_.emplace_back(r, i);
     if (!IsCompute(a.kind)) return absl::OkStatus();
     int& place = a.kind == ActionKind::kForward      ? places.forward
                  : a.kind == ActionKind::kWeightGrad ? places.weight
@@ -413,7 +437,8 @@ class ProgramChecker {
     for (int s = 0; s < NumSweeps(); ++s) {
       for (int k = 0; k < NumStages(s); ++k) {
         const PairPlaces& p = Places(s, k);
-        const bool splits = splits_[first_pair_[s] + k];
+        const PairFacts& facts = facts_[first_pair_[s] + k];
+        const bool splits = facts.splits;
         const auto wrong = [&](absl::string_view what) {
           return Violation(absl::StrCat(StageName(s, k), ": ", what));
         };
@@ -426,10 +451,8 @@ class ProgramChecker {
         }
         if (p.gradient == kAbsent) return wrong("its backward is missing");
         if (p.whole) {
-          if (splits && !problem_.sweeps[s]
-                             .stages[k]
-                             .choices[p.choice]
-                             .fused_backward_ns.has_value()) {
+          if (splits &&
+              !facts.choices[p.choice].fused_backward_ns.has_value()) {
             return wrong("B, but its choice has no fused backward");
           }
           if (p.weight != kAbsent) return wrong("W beside its B");
@@ -537,7 +560,18 @@ class ProgramChecker {
   }
 
   absl::Status CheckCopiesAndMemory() {
+    bool any_offloads = false;
+    for (const auto& module : step_.choices) {
+      for (const auto& segment : module) {
+        for (const auto& chunk : segment) {
+          for (const MemoryChoice& choice : chunk) {
+            any_offloads = any_offloads || choice.offload_layers > 0;
+          }
+        }
+      }
+    }
     std::vector<CopyState> copies(places_.size(), CopyState::kNone);
+    std::vector<PairBytes> bytes_of(places_.size());
     // Receive buffers that a value's consumer takes over, by pair and
     // direction.
     std::vector<int64_t> received(2 * places_.size(), 0);
@@ -551,10 +585,9 @@ class ProgramChecker {
         const int pair = first_pair_[a.sweep] + a.stage;
         const bool gradient =
             a.kind == ActionKind::kBackward || a.kind == ActionKind::kInputGrad;
-        const Choice& c = problem_.sweeps[a.sweep]
-                              .stages[a.stage]
-                              .choices[places_[pair].choice];
-        const bool offloads = Offloads(a.sweep, a.stage, places_[pair].choice);
+        PairBytes& bytes = bytes_of[pair];
+        const bool offloads = any_offloads && !IsTransfer(a.kind) &&
+                              Offloads(a.sweep, a.stage, places_[pair].choice);
         const int64_t offload_bytes =
             offloads
                 ? Memory(a.sweep, a.stage, places_[pair].choice).offload_bytes
@@ -566,30 +599,34 @@ class ProgramChecker {
                                     : ": its choice does not offload"));
         };
         switch (a.kind) {
-          case ActionKind::kForward:
-            live += c.activation_bytes - received[2 * pair];
+          case ActionKind::kForward: {
+            const Choice& c = facts_[pair].choices[places_[pair].choice];
+            const bool fused = places_[pair].whole && facts_[pair].splits;
+            bytes = {c.activation_bytes,
+                     fused ? c.fused_backward_bytes : c.backward_bytes,
+                     c.weight_grad_bytes};
+            live += bytes.activation - received[2 * pair];
             peak = std::max(peak, live);
-            if (!problem_.sweeps[a.sweep].backward) live -= c.activation_bytes;
+            if (!problem_.sweeps[a.sweep].backward) live -= bytes.activation;
             break;
+          }
           case ActionKind::kBackward:
           case ActionKind::kInputGrad: {
             if (offloads) {
               if (copy != CopyState::kBack) return misplaced();
               live -= offload_bytes;
             }
-            live -= c.activation_bytes + received[2 * pair + 1];
-            const bool fused = a.kind == ActionKind::kBackward && splits_[pair];
-            peak = std::max(peak, live + (fused ? c.fused_backward_bytes
-                                                : c.backward_bytes));
+            live -= bytes.activation + received[2 * pair + 1];
+            peak = std::max(peak, live + bytes.backward);
             if (a.kind == ActionKind::kInputGrad) {
-              live += c.weight_grad_bytes;
+              live += bytes.weight_grad;
               peak = std::max(peak, live);
             }
             break;
           }
           case ActionKind::kWeightGrad:
             peak = std::max(peak, live);
-            live -= c.weight_grad_bytes;
+            live -= bytes.weight_grad;
             break;
           case ActionKind::kPostSend:
             live += programs_.transfers[a.transfer].bytes;
@@ -669,34 +706,32 @@ class ProgramChecker {
     }
     for (int s = 0; s < NumSweeps(); ++s) {
       if (!problem_.sweeps[s].backward) continue;
+      std::vector<Chunk>& segment =
+          chunks[ModuleOf(s)][step_.sweeps[s].segment];
       for (int k = 0; k < NumStages(s); ++k) {
-        Chunk& chunk = chunks[ModuleOf(s)][step_.sweeps[s].segment][k];
+        Chunk& chunk = segment[k];
         const PairPlaces& p = Places(s, k);
         chunk.last = std::max({chunk.last, p.gradient, p.weight});
       }
     }
-    for (int r = 0; r < problem_.ranks; ++r) {
-      const std::vector<Action>& program = programs_.ranks[r];
-      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
-        const Action& a = program[i];
-        if (a.kind != ActionKind::kGradsReady) continue;
-        Chunk& chunk =
-            chunks[ModuleOf(a.sweep)][step_.sweeps[a.sweep].segment][a.stage];
-        if (chunk.last == kAbsent) {
-          return Violation(
-              absl::StrCat(Where(r, i), ": its chunk has no backward"));
-        }
-        if (chunk.ready) {
-          return Violation(
-              absl::StrCat(Where(r, i), ": its chunk is ready twice"));
-        }
-        if (i < chunk.last) {
-          return Violation(absl::StrCat(Where(r, i), " stands before ",
-                                        Where(r, chunk.last),
-                                        ", a backward of its chunk"));
-        }
-        chunk.ready = true;
+    for (const auto& [r, i] : grads_ready_) {
+      const Action& a = programs_.ranks[r][i];
+      Chunk& chunk =
+          chunks[ModuleOf(a.sweep)][step_.sweeps[a.sweep].segment][a.stage];
+      if (chunk.last == kAbsent) {
+        return Violation(
+            absl::StrCat(Where(r, i), ": its chunk has no backward"));
       }
+      if (chunk.ready) {
+        return Violation(
+            absl::StrCat(Where(r, i), ": its chunk is ready twice"));
+      }
+      if (i < chunk.last) {
+        return Violation(absl::StrCat(Where(r, i), " stands before ",
+                                      Where(r, chunk.last),
+                                      ", a backward of its chunk"));
+      }
+      chunk.ready = true;
     }
     for (size_t m = 0; m < chunks.size(); ++m) {
       for (size_t k = 0; k < chunks[m].size(); ++k) {
@@ -786,9 +821,10 @@ class ProgramChecker {
 
   std::vector<int> first_pair_;     // [sweep], and the number of pairs
   std::vector<int> first_after_;    // [sweep], and the number of after edges
-  std::vector<bool> splits_;        // [pair]
+  std::vector<PairFacts> facts_;    // [pair]
   std::vector<PairPlaces> places_;  // [pair]
-  std::vector<TransferPlaces> transfer_places_;  // [transfer]
+  std::vector<std::pair<int, int>> grads_ready_;  // rank and place of each
+  std::vector<TransferPlaces> transfer_places_;   // [transfer]
 };
 
 }  // namespace

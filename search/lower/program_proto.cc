@@ -1,15 +1,21 @@
 #include "search/lower/program_proto.h"
 
+#include <algorithm>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/io/coded_stream.h"
 #include "proto/digest/digest.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::search {
 namespace {
+
+using google::protobuf::io::CodedOutputStream;
 
 bool IsPost(ActionKind kind) {
   return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv;
@@ -36,58 +42,109 @@ v1::BatchSplit SplitToProto(const StepProblem& step) {
   return split;
 }
 
-v1::ActionColumns ActionsToProto(const StepProblem& step,
-                                 const StepPrograms& programs, int rank) {
+// Writes a message of packed columns that all have `rows` values, fields 1 to
+// kColumns, in protobuf's wire form: much less work than to build the message
+// first.
+template <int kColumns>
+class PackedColumns {
+ public:
+  explicit PackedColumns(size_t rows)
+      : capacity_(rows * kMostVarintBytes),
+        bytes_(new uint8_t[kColumns * capacity_]) {
+    for (int c = 0; c < kColumns; ++c) end_[c] = begin(c);
+  }
+
+  void Add(int field, uint64_t value) {
+    uint8_t*& end = end_[field - 1];
+    end = CodedOutputStream::WriteVarint64ToArray(value, end);
+  }
+  void AddSigned(int field, int64_t value) {
+    // Zigzag: small numbers of either sign are short.
+    Add(field,
+        static_cast<uint64_t>(value) << 1 ^ static_cast<uint64_t>(value >> 63));
+  }
+
+  std::string Serialize() const {
+    constexpr size_t kMostTagBytes = 2 * kMostVarintBytes;
+    size_t most = 0;
+    for (int c = 0; c < kColumns; ++c) {
+      most += kMostTagBytes + static_cast<size_t>(end_[c] - begin(c));
+    }
+    std::string message;
+    message.reserve(most);
+    for (int c = 0; c < kColumns; ++c) {
+      const auto size = static_cast<size_t>(end_[c] - begin(c));
+      if (size == 0) continue;
+      uint8_t head[kMostTagBytes];
+      uint8_t* end = CodedOutputStream::WriteTagToArray(
+          static_cast<uint32_t>(c + 1) << 3 | kLengthDelimited, head);
+      end = CodedOutputStream::WriteVarint64ToArray(size, end);
+      message.append(reinterpret_cast<const char*>(head),
+                     static_cast<size_t>(end - head));
+      message.append(reinterpret_cast<const char*>(begin(c)), size);
+    }
+    return message;
+  }
+
+ private:
+  static constexpr size_t kMostVarintBytes = 10;
+  static constexpr uint32_t kLengthDelimited = 2;
+
+  uint8_t* begin(int column) const {
+    return bytes_.get() + static_cast<size_t>(column) * capacity_;
+  }
+
+  const size_t capacity_;  // of a column
+  const std::unique_ptr<uint8_t[]> bytes_;
+  uint8_t* end_[kColumns];
+};
+
+// A rank's program as the bytes of a v1::ActionColumns.
+std::string SerializeActions(const StepProblem& step,
+                             const StepPrograms& programs, int rank) {
+  using Columns = v1::ActionColumns;
   const std::vector<Action>& program = programs.ranks[rank];
-  const int n = static_cast<int>(program.size());
-  v1::ActionColumns columns;
-  columns.mutable_kind()->Reserve(n);
-  columns.mutable_sub_microbatch()->Reserve(n);
-  columns.mutable_segment()->Reserve(n);
-  columns.mutable_chunk()->Reserve(n);
-  columns.mutable_choice()->Reserve(n);
-  columns.mutable_transfer()->Reserve(n);
-  columns.mutable_peer()->Reserve(n);
-  columns.mutable_bytes()->Reserve(n);
-  columns.mutable_edge_sub_microbatch()->Reserve(n);
-  columns.mutable_start_delta_ns()->Reserve(n);
-  columns.mutable_duration_ns()->Reserve(n);
-  columns.mutable_gradient()->Reserve(n);
+  PackedColumns<Columns::kGradientFieldNumber> columns(program.size());
   int64_t previous_start_ns = 0;
   for (const Action& a : program) {
     const SweepOrigin& origin = step.sweeps[a.sweep];
-    columns.add_kind(static_cast<v1::ActionKind>(static_cast<int>(a.kind) +
-                                                 v1::ACTION_KIND_FORWARD));
-    columns.add_sub_microbatch(origin.sub_microbatch);
-    columns.add_segment(origin.segment);
-    columns.add_chunk(a.stage);
-    columns.add_choice(a.choice);
-    columns.add_start_delta_ns(a.start_ns - previous_start_ns);
-    previous_start_ns = a.start_ns;
-    if (!IsTransfer(a.kind)) {
-      columns.add_transfer(0);
-      columns.add_peer(0);
-      columns.add_bytes(0);
-      columns.add_edge_sub_microbatch(0);
-      columns.add_gradient(false);
-      columns.add_duration_ns(a.end_ns - a.start_ns);
-      continue;
+    const bool posts = IsPost(a.kind);
+    uint64_t transfer = 0, peer = 0, bytes = 0, edge = 0, gradient = 0;
+    if (IsTransfer(a.kind)) {
+      const Transfer& x = programs.transfers[a.transfer];
+      const bool sends = x.from_rank == rank;
+      const int other =
+          step.sweeps[sends ? x.to_sweep : x.from_sweep].sub_microbatch;
+      const bool within_module =
+          other == origin.sub_microbatch ||
+          step.sub_microbatches[other].module ==
+              step.sub_microbatches[origin.sub_microbatch].module;
+      transfer = static_cast<uint64_t>(a.transfer);
+      peer = static_cast<uint64_t>(sends ? x.to_rank : x.from_rank);
+      bytes = posts ? static_cast<uint64_t>(x.bytes) : 0;
+      edge = within_module ? 0 : static_cast<uint64_t>(other) + 1;
+      gradient = x.gradient ? 1 : 0;
     }
-    const Transfer& x = programs.transfers[a.transfer];
-    const bool sends = x.from_rank == rank;
-    const int other =
-        step.sweeps[sends ? x.to_sweep : x.from_sweep].sub_microbatch;
-    const bool within_module =
-        step.sub_microbatches[other].module ==
-        step.sub_microbatches[origin.sub_microbatch].module;
-    columns.add_transfer(a.transfer);
-    columns.add_peer(sends ? x.to_rank : x.from_rank);
-    columns.add_bytes(IsPost(a.kind) ? x.bytes : 0);
-    columns.add_edge_sub_microbatch(within_module ? 0 : other + 1);
-    columns.add_gradient(x.gradient);
-    columns.add_duration_ns(IsPost(a.kind) ? 0 : a.end_ns - a.start_ns);
+    columns.Add(Columns::kKindFieldNumber,
+                static_cast<uint64_t>(a.kind) + v1::ACTION_KIND_FORWARD);
+    columns.Add(Columns::kSubMicrobatchFieldNumber,
+                static_cast<uint64_t>(origin.sub_microbatch));
+    columns.Add(Columns::kSegmentFieldNumber,
+                static_cast<uint64_t>(origin.segment));
+    columns.Add(Columns::kChunkFieldNumber, static_cast<uint64_t>(a.stage));
+    columns.Add(Columns::kChoiceFieldNumber, static_cast<uint64_t>(a.choice));
+    columns.Add(Columns::kTransferFieldNumber, transfer);
+    columns.Add(Columns::kPeerFieldNumber, peer);
+    columns.Add(Columns::kBytesFieldNumber, bytes);
+    columns.Add(Columns::kEdgeSubMicrobatchFieldNumber, edge);
+    columns.AddSigned(Columns::kStartDeltaNsFieldNumber,
+                      a.start_ns - previous_start_ns);
+    columns.Add(Columns::kDurationNsFieldNumber,
+                posts ? 0 : static_cast<uint64_t>(a.end_ns - a.start_ns));
+    columns.Add(Columns::kGradientFieldNumber, gradient);
+    previous_start_ns = a.start_ns;
   }
-  return columns;
+  return columns.Serialize();
 }
 
 // [module][segment][chunk]: the rank it stands on, -1 where no sweep says.
@@ -150,15 +207,20 @@ absl::Status CheckLength(absl::string_view field, int length, int expected) {
 }  // namespace
 
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
-                        const v1::PlanIdentity& identity) {
+                        const v1::PlanIdentity& identity, int threads) {
   const int ranks = static_cast<int>(programs.ranks.size());
-  const std::string split = SplitToProto(step).SerializeAsString();
-  std::vector<std::string> actions;
-  std::vector<std::string> digests;
-  for (int r = 0; r < ranks; ++r) {
-    actions.push_back(ActionsToProto(step, programs, r).SerializeAsString());
-    digests.push_back(Sha256(actions.back()));
-  }
+  std::string split;
+  std::vector<std::string> actions(ranks);
+  std::vector<std::string> digests(ranks);
+  WorkerPool pool(std::min(threads, ranks));
+  pool.Run(ranks + 1, [&](int, int r) {
+    if (r == ranks) {
+      split = SplitToProto(step).SerializeAsString();
+    } else {
+      actions[r] = SerializeActions(step, programs, r);
+      digests[r] = Sha256(actions[r]);
+    }
+  });
   PlanBytes plan;
   plan.plan_digest = PlanDigest(identity, split, digests);
   const auto chunk_ranks = ChunkRanks(step);

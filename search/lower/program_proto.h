@@ -23,9 +23,10 @@ struct PlanBytes {
   std::vector<std::string> programs;  // serialised v1::Program, one a rank
 };
 
+// On `threads` >= 1, the caller's included.
 // REQUIRES: the programs passed CheckPrograms on `step`. Thread-safe.
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
-                        const v1::PlanIdentity& identity);
+                        const v1::PlanIdentity& identity, int threads = 1);
 
 // An action as it stands in a serialised program; fields as in plan.proto's
 // ActionColumns, those that do not apply 0.

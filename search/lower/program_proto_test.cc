@@ -49,11 +49,17 @@ TEST(ProgramProtoTest, ComesBackAsItWent) {
     const auto [step, programs] = RandomLowered(random);
     const PlanBytes bytes = SerializePlan(step, programs, Identity());
     EXPECT_EQ(bytes.programs,
-              SerializePlan(step, programs, Identity()).programs);
+              SerializePlan(step, programs, Identity(), 3).programs);
     ASSERT_EQ(bytes.programs.size(), programs.ranks.size());
     for (int r = 0; r < step.problem.ranks; ++r) {
       const auto parsed = ParseProgram(bytes.programs[r]);
       ASSERT_TRUE(parsed.ok()) << parsed.status();
+      // The bytes are those that protobuf would have written.
+      v1::Program program;
+      v1::ActionColumns columns;
+      ASSERT_TRUE(program.ParseFromString(bytes.programs[r]));
+      ASSERT_TRUE(columns.ParseFromString(program.actions()));
+      EXPECT_EQ(columns.SerializeAsString(), program.actions());
       EXPECT_EQ(parsed->plan_digest, bytes.plan_digest);
       EXPECT_EQ(parsed->rank, r);
       EXPECT_EQ(parsed->num_ranks, step.problem.ranks);

@@ -3,12 +3,14 @@
 #include "search/partition/batch_split.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <queue>
 #include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/layer_size.h"
@@ -76,11 +78,16 @@ std::vector<std::vector<int>> Runs(absl::Span<const double> weights, int groups,
   return result;
 }
 
+// No division into groups has a smaller largest sum.
+double LeastLargestSum(absl::Span<const double> weights, int groups) {
+  return std::max(std::accumulate(weights.begin(), weights.end(), 0.0) / groups,
+                  *std::max_element(weights.begin(), weights.end()));
+}
+
 std::vector<std::vector<int>> BestRuns(absl::Span<const double> weights,
                                        int groups) {
   double high = std::accumulate(weights.begin(), weights.end(), 0.0);
-  double low = std::max(high / groups,
-                        *std::max_element(weights.begin(), weights.end()));
+  double low = LeastLargestSum(weights, groups);
   const auto enough = [&weights, groups](double limit) {
     int used = 1;
     double sum = 0;
@@ -154,79 +161,111 @@ std::vector<std::vector<int>> SplitItems(absl::Span<const double> weights,
     std::iota(all.begin(), all.end(), 0);
     return {all};
   }
+  constexpr double kMostMore = 1.05;
   std::vector<std::vector<int>> runs = BestRuns(weights, groups);
+  const bool complete = static_cast<int>(runs.size()) == groups;
+  const double largest = LargestSum(weights, runs);
+  if (complete && largest <= kMostMore * LeastLargestSum(weights, groups)) {
+    return runs;
+  }
   std::vector<std::vector<int>> longest = LongestFirst(weights, groups);
   const bool runs_will_do =
-      static_cast<int>(runs.size()) == groups &&
-      LargestSum(weights, runs) <= 1.05 * LargestSum(weights, longest);
+      complete && largest <= kMostMore * LargestSum(weights, longest);
   return runs_will_do ? runs : longest;
 }
 
-absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
-    const Job& job, const semu::Layout& layout, const Batch& batch) {
-  const std::vector<int> order = semu::TopologicalOrder(job);
+namespace {
+
+// Appends the sub-microbatches of microbatch `b`. `order`: of the modules.
+absl::Status SplitMicrobatch(const Job& job, const semu::Layout& layout,
+                             const std::vector<int>& order,
+                             const Microbatch& microbatch, int b,
+                             std::vector<SubMicrobatch>* result) {
   const int64_t largest_bucket = job.executor.shape_buckets.empty()
                                      ? 0
                                      : job.executor.shape_buckets.back();
+  std::vector<std::vector<std::vector<int>>> split(job.modules.size());
+  for (int m : order) {
+    const std::vector<int64_t>& tokens = microbatch.item_tokens[m];
+    if (tokens.empty()) continue;
+    const int inherited = semu::InheritedEdge(job, m);
+    if (inherited >= 0) {
+      split[m] = split[job.edges[inherited].producer];
+      continue;
+    }
+    const std::vector<int64_t> condition = ConditionTokens(job, m, microbatch);
+    std::vector<double> weights(tokens.size());
+    int64_t sum = 0;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      weights[i] = ItemWeight(job.modules[m], tokens[i], condition[i]);
+      sum += tokens[i];
+      if (largest_bucket > 0 && tokens[i] > largest_bucket) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("microbatches[", b, "] item ", i, " of module \"",
+                         job.modules[m].name, "\" has ", tokens[i],
+                         " tokens: must be at most the largest of "
+                         "executor.shape_buckets, ",
+                         largest_bucket));
+      }
+    }
+    const int64_t target = layout.modules[m].sub_microbatch_tokens;
+    const int count = static_cast<int>(tokens.size());
+    int groups =
+        static_cast<int>(std::min<int64_t>(count, (sum + target - 1) / target));
+    const auto tokens_of = [&tokens](const std::vector<int>& group) {
+      int64_t total = 0;
+      for (int i : group) total += tokens[i];
+      return total;
+    };
+    for (;;) {
+      split[m] = SplitItems(weights, groups);
+      const bool fits = largest_bucket == 0 ||
+                        std::all_of(split[m].begin(), split[m].end(),
+                                    [&](const std::vector<int>& group) {
+                                      return tokens_of(group) <= largest_bucket;
+                                    });
+      if (fits) break;
+      // Doubling ends at one item a group, which fits.
+      groups = std::min(count, 2 * groups);
+    }
+  }
+  for (size_t m = 0; m < job.modules.size(); ++m) {
+    for (std::vector<int>& items : split[m]) {
+      SubMicrobatch& sub = result->emplace_back();
+      sub.module = static_cast<int>(m);
+      sub.microbatch = b;
+      for (int i : items) sub.tokens += microbatch.item_tokens[m][i];
+      sub.items = std::move(items);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
+    const Job& job, const semu::Layout& layout, const Batch& batch,
+    WorkerPool* pool) {
+  constexpr int kMicrobatchesPerJob = 8;
+  const std::vector<int> order = semu::TopologicalOrder(job);
+  const int microbatches = static_cast<int>(batch.microbatches.size());
+  const int jobs =
+      (microbatches + kMicrobatchesPerJob - 1) / kMicrobatchesPerJob;
+  std::vector<absl::Status> status(jobs);
+  std::vector<std::vector<SubMicrobatch>> parts(jobs);
+  RunOn(pool, jobs, [&](int, int part) {
+    const int end = std::min(microbatches, (part + 1) * kMicrobatchesPerJob);
+    for (int b = part * kMicrobatchesPerJob; b < end && status[part].ok();
+         ++b) {
+      status[part] = SplitMicrobatch(job, layout, order, batch.microbatches[b],
+                                     b, &parts[part]);
+    }
+  });
   std::vector<SubMicrobatch> result;
-  for (size_t b = 0; b < batch.microbatches.size(); ++b) {
-    const Microbatch& microbatch = batch.microbatches[b];
-    std::vector<std::vector<std::vector<int>>> split(job.modules.size());
-    for (int m : order) {
-      const std::vector<int64_t>& tokens = microbatch.item_tokens[m];
-      if (tokens.empty()) continue;
-      const int inherited = semu::InheritedEdge(job, m);
-      if (inherited >= 0) {
-        split[m] = split[job.edges[inherited].producer];
-        continue;
-      }
-      const std::vector<int64_t> condition =
-          ConditionTokens(job, m, microbatch);
-      std::vector<double> weights(tokens.size());
-      int64_t sum = 0;
-      for (size_t i = 0; i < tokens.size(); ++i) {
-        weights[i] = ItemWeight(job.modules[m], tokens[i], condition[i]);
-        sum += tokens[i];
-        if (largest_bucket > 0 && tokens[i] > largest_bucket) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("microbatches[", b, "] item ", i, " of module \"",
-                           job.modules[m].name, "\" has ", tokens[i],
-                           " tokens: must be at most the largest of "
-                           "executor.shape_buckets, ",
-                           largest_bucket));
-        }
-      }
-      const int64_t target = layout.modules[m].sub_microbatch_tokens;
-      const int count = static_cast<int>(tokens.size());
-      int groups = static_cast<int>(
-          std::min<int64_t>(count, (sum + target - 1) / target));
-      const auto tokens_of = [&tokens](const std::vector<int>& group) {
-        int64_t total = 0;
-        for (int i : group) total += tokens[i];
-        return total;
-      };
-      for (;;) {
-        split[m] = SplitItems(weights, groups);
-        const bool fits =
-            largest_bucket == 0 ||
-            std::all_of(split[m].begin(), split[m].end(),
-                        [&](const std::vector<int>& group) {
-                          return tokens_of(group) <= largest_bucket;
-                        });
-        if (fits) break;
-        // Doubling ends at one item a group, which fits.
-        groups = std::min(count, 2 * groups);
-      }
-    }
-    for (size_t m = 0; m < job.modules.size(); ++m) {
-      for (std::vector<int>& items : split[m]) {
-        SubMicrobatch& sub = result.emplace_back();
-        sub.module = static_cast<int>(m);
-        sub.microbatch = static_cast<int>(b);
-        for (int i : items) sub.tokens += microbatch.item_tokens[m][i];
-        sub.items = std::move(items);
-      }
-    }
+  for (int part = 0; part < jobs; ++part) {
+    PW_RETURN_IF_ERROR(status[part]);
+    std::move(parts[part].begin(), parts[part].end(),
+              std::back_inserter(result));
   }
   return result;
 }

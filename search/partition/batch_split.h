@@ -16,6 +16,8 @@
 
 namespace pipeweaver::search {
 
+class WorkerPool;
+
 // Divides items into `groups` groups so that the largest sum of weights is
 // small: runs of neighbours if that costs at most 5 % (neighbours are consumed
 // together, so that a consumer waits for fewer sub-microbatches), else longest
@@ -30,10 +32,13 @@ std::vector<std::vector<int>> SplitItems(absl::Span<const double> weights,
 // an item and more where the largest shape bucket demands it. A module without
 // modality is split as its producer is. Items weigh what their arithmetic does.
 //
+// The threads of `pool`, if any, share the work.
+//
 // Errors: INVALID_ARGUMENT when an item is larger than the largest shape
 // bucket.
 absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
-    const semu::Job& job, const semu::Layout& layout, const semu::Batch& batch);
+    const semu::Job& job, const semu::Layout& layout, const semu::Batch& batch,
+    WorkerPool* pool = nullptr);
 
 // The statistics of a sub-microbatch, padded to its shape bucket: padding
 // counts as one more item.

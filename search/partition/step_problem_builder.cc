@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "search/partition/batch_split.h"
 #include "search/partition/stage_cost.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/links.h"
@@ -41,6 +44,7 @@ struct ModuleInfo {
   semu::LayerQuery query;  // all but layer and shape
   // Chunks with equal runs cost the same; they share an entry.
   std::vector<std::vector<LayerRun>> runs;
+  std::vector<MemoryChoice> keep;  // [runs]: that keeps everything
   std::vector<std::vector<ChunkInfo>> segments;
   // [runs]: choices, and whether any chunk of these runs needs more than
   // "keep".
@@ -48,11 +52,23 @@ struct ModuleInfo {
   std::vector<bool> needs_choices;
 };
 
+// What one stage adds to the sums over all.
+struct StageSums {
+  double longest_ns = 0;
+  double most_bytes = 0;
+  double layer_ns = 0;
+  double measured_ns = 0;
+};
+
 // Costs of a module at one shape.
 struct ShapeCosts {
-  std::vector<LayerCost> layers;    // [group]
-  std::vector<ChoiceList> choices;  // [runs]
-  int64_t output_bytes = 0;         // between layers
+  int module = 0;
+  Shape shape;
+  std::vector<LayerCost> layers;       // [group]
+  int64_t output_bytes = 0;            // between layers
+  std::vector<int64_t> richest_bytes;  // [runs]: most held where all is kept
+  std::vector<ChoiceList> choices;     // [runs]
+  std::vector<StageSums> sums;         // [runs]
 };
 
 class Builder {
@@ -76,9 +92,10 @@ class Builder {
 
   absl::StatusOr<StepProblem> Run() {
     PW_ASSIGN_OR_RETURN(step_.sub_microbatches,
-                        SplitBatch(job_, layout_, batch_));
+                        SplitBatch(job_, layout_, batch_, options_.pool));
     DescribeModules();
     PW_RETURN_IF_ERROR(CheckStageCount());
+    FindShapes();
     CostShapes();
     DecideWhoNeedsChoices();
     FindChoices();
@@ -108,7 +125,10 @@ class Builder {
           const auto it = std::find(info.runs.begin(), info.runs.end(), runs);
           chunks.push_back(
               {chunk.rank, static_cast<int>(it - info.runs.begin())});
-          if (it == info.runs.end()) info.runs.push_back(std::move(runs));
+          if (it == info.runs.end()) {
+            info.keep.push_back(UniformChoice(runs, MemoryStrategy::kKeep));
+            info.runs.push_back(std::move(runs));
+          }
         }
       }
     }
@@ -127,36 +147,69 @@ class Builder {
                      " stages in this layout: must be at most ", kMaxStages));
   }
 
-  // Layer costs of every shape, and of each module the largest shape.
-  void CostShapes() {
-    largest_.resize(job_.modules.size(), nullptr);
-    std::vector<int64_t> most_tokens(job_.modules.size(), -1);
+  // The distinct shapes, and of each module the largest.
+  void FindShapes() {
+    using Key =
+        std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+    absl::flat_hash_map<Key, int> found;
+    largest_.resize(job_.modules.size(), -1);
     for (const SubMicrobatch& sub : step_.sub_microbatches) {
-      const Shape shape = ShapeOf(job_, batch_, sub);
-      step_.shapes.push_back(shape);
-      const auto [it, inserted] =
-          shapes_.try_emplace(std::pair(sub.module, shape));
-      ShapeCosts& costs = it->second;
+      const Shape s = ShapeOf(job_, batch_, sub);
+      step_.shapes.push_back(s);
+      const auto [it, inserted] = found.try_emplace(
+          Key(sub.module, s.items, s.tokens, s.sum_squares, s.max_tokens,
+              s.condition_tokens, s.condition_products),
+          static_cast<int>(shapes_.size()));
       if (inserted) {
-        semu::LayerQuery query = modules_[sub.module].query;
-        query.shape = shape;
-        for (const semu::LayerGroup& group : job_.modules[sub.module].layers) {
-          query.layer = group.layer;
-          costs.layers.push_back(costs_.Cost(platform_, query));
-        }
-        // A condition travels along with the activations.
-        costs.output_bytes =
-            costs.layers.back().output_bytes +
-            semu::DataTypeBytes(job_.data_type) *
-                CeilDiv(shape.condition_tokens * ConditionWidth(sub.module),
-                        gpus_);
+        ShapeCosts& costs = shapes_.emplace_back();
+        costs.module = sub.module;
+        costs.shape = s;
       }
-      by_sub_.push_back(&costs);
-      if (shape.tokens > most_tokens[sub.module]) {
-        most_tokens[sub.module] = shape.tokens;
-        largest_[sub.module] = &costs;
+      by_sub_.push_back(it->second);
+      int& largest = largest_[sub.module];
+      if (largest < 0 || s.tokens > shapes_[largest].shape.tokens) {
+        largest = it->second;
       }
     }
+  }
+
+  // Calls visit(costs) for every shape, on the threads of the pool.
+  template <typename Visitor>
+  void ForEachShape(const Visitor& visit) {
+    constexpr int kShapesPerJob = 16;
+    const int shapes = static_cast<int>(shapes_.size());
+    const int jobs = (shapes + kShapesPerJob - 1) / kShapesPerJob;
+    RunOn(options_.pool, jobs, [&](int, int job) {
+      const int end = std::min(shapes, (job + 1) * kShapesPerJob);
+      for (int i = job * kShapesPerJob; i < end; ++i) visit(shapes_[i]);
+    });
+  }
+
+  void CostShapes() {
+    ForEachShape([this](ShapeCosts& costs) {
+      const semu::Module& module = job_.modules[costs.module];
+      const ModuleInfo& info = modules_[costs.module];
+      semu::LayerQuery query = info.query;
+      query.shape = costs.shape;
+      costs.layers.reserve(module.layers.size());
+      for (const semu::LayerGroup& group : module.layers) {
+        query.layer = group.layer;
+        costs.layers.push_back(costs_.Cost(platform_, query));
+      }
+      // A condition travels along with the activations.
+      costs.output_bytes = costs.layers.back().output_bytes +
+                           semu::DataTypeBytes(job_.data_type) *
+                               CeilDiv(costs.shape.condition_tokens *
+                                           ConditionWidth(costs.module),
+                                       gpus_);
+      for (size_t r = 0; r < info.runs.size(); ++r) {
+        const Choice keep =
+            StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
+        costs.richest_bytes.push_back(
+            std::max({keep.activation_bytes, keep.backward_bytes,
+                      keep.weight_grad_bytes, keep.fused_backward_bytes}));
+      }
+    });
   }
 
   // A rank that can hold all its stages at once, at their richest, needs no
@@ -167,20 +220,11 @@ class Builder {
       info.needs_choices.assign(info.runs.size(), false);
     }
     for (size_t i = 0; i < step_.sub_microbatches.size(); ++i) {
-      const int m = step_.sub_microbatches[i].module;
-      const ModuleInfo& info = modules_[m];
-      std::vector<double> most(info.runs.size());
-      for (size_t r = 0; r < info.runs.size(); ++r) {
-        const Choice keep = StageChoice(
-            info.runs[r], by_sub_[i]->layers,
-            UniformChoice(info.runs[r], MemoryStrategy::kKeep), info.mode);
-        most[r] = static_cast<double>(
-            std::max({keep.activation_bytes, keep.backward_bytes,
-                      keep.weight_grad_bytes, keep.fused_backward_bytes}));
-      }
-      for (const auto& chunks : info.segments) {
+      const ShapeCosts& costs = shapes_[by_sub_[i]];
+      for (const auto& chunks : modules_[costs.module].segments) {
         for (const ChunkInfo& chunk : chunks) {
-          bytes[chunk.rank] += most[chunk.runs];
+          bytes[chunk.rank] +=
+              static_cast<double>(costs.richest_bytes[chunk.runs]);
         }
       }
     }
@@ -203,14 +247,14 @@ class Builder {
         if (options_.strategy.has_value()) {
           choices = {UniformChoice(info.runs[r], *options_.strategy)};
         } else if (info.needs_choices[r] && info.mode.backward &&
-                   !info.runs[r].empty() && largest_[m] != nullptr) {
+                   !info.runs[r].empty() && largest_[m] >= 0) {
+          const std::vector<LayerCost>& layers = shapes_[largest_[m]].layers;
           choices = options_.uniform_choices
-                        ? UniformChoices(info.runs[r], largest_[m]->layers,
-                                         job_.executor)
-                        : CandidateChoices(info.runs[r], largest_[m]->layers,
-                                           job_.executor, options_.max_choices);
+                        ? UniformChoices(info.runs[r], layers, job_.executor)
+                        : CandidateChoices(info.runs[r], layers, job_.executor,
+                                           options_.max_choices);
         } else {
-          choices = {UniformChoice(info.runs[r], MemoryStrategy::kKeep)};
+          choices = {info.keep[r]};
         }
         info.candidates.push_back(std::move(choices));
       }
@@ -223,8 +267,8 @@ class Builder {
         }
       }
     }
-    for (auto& [key, costs] : shapes_) {
-      const ModuleInfo& info = modules_[key.first];
+    ForEachShape([this](ShapeCosts& costs) {
+      const ModuleInfo& info = modules_[costs.module];
       for (size_t r = 0; r < info.runs.size(); ++r) {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());
@@ -232,9 +276,36 @@ class Builder {
           out.push_back(
               StageChoice(info.runs[r], costs.layers, choice, info.mode));
         }
+        costs.sums.push_back(SumsOf(info.runs[r], costs.layers, out));
         costs.choices.emplace_back(std::move(out));
       }
+    });
+  }
+
+  static StageSums SumsOf(absl::Span<const LayerRun> runs,
+                          absl::Span<const LayerCost> layers,
+                          absl::Span<const Choice> choices) {
+    StageSums sums;
+    for (const Choice& choice : choices) {
+      sums.longest_ns = std::max(
+          sums.longest_ns, static_cast<double>(choice.forward_ns) +
+                               static_cast<double>(choice.input_grad_ns) +
+                               static_cast<double>(choice.weight_grad_ns));
+      sums.most_bytes = std::max(
+          sums.most_bytes, static_cast<double>(choice.activation_bytes) +
+                               static_cast<double>(choice.backward_bytes) +
+                               static_cast<double>(choice.weight_grad_bytes));
     }
+    for (const LayerRun& run : runs) {
+      const LayerCost& layer = layers[run.group];
+      const semu::StrategyCost& keep = layer[MemoryStrategy::kKeep];
+      const double ns =
+          run.count * static_cast<double>(keep.forward_ns + keep.input_grad_ns +
+                                          keep.weight_grad_ns);
+      sums.layer_ns += ns;
+      if (layer.measured) sums.measured_ns += ns;
+    }
+    return sums;
   }
 
   void WriteSweeps() {
@@ -332,7 +403,7 @@ class Builder {
                           const std::vector<std::vector<int>>& holder) {
     const SubMicrobatch& sub = step_.sub_microbatches[index];
     const ModuleInfo& info = modules_[sub.module];
-    const ShapeCosts& costs = *by_sub_[index];
+    const ShapeCosts& costs = shapes_[by_sub_[index]];
     for (size_t s = 0; s < info.segments.size(); ++s) {
       const std::vector<ChunkInfo>& chunks = info.segments[s];
       const bool last_segment = s + 1 == info.segments.size();
@@ -370,7 +441,7 @@ class Builder {
               CrossNs(stage.rank, info.segments[s + 1].front().rank,
                       costs.output_bytes);
         }
-        Count(info.runs[chunks[c].runs], costs, stage);
+        Count(costs.sums[chunks[c].runs], stage.transfer_ns);
       }
       step_.sweeps.push_back({index, static_cast<int>(s)});
       if (last_segment) {
@@ -400,39 +471,20 @@ class Builder {
   }
 
   // Adds a stage to the measured share and to the sums that must not overflow.
-  void Count(absl::Span<const LayerRun> runs, const ShapeCosts& costs,
-             const Stage& stage) {
-    double longest = 0;
-    double most_bytes = 0;
-    for (const Choice& choice : stage.choices) {
-      longest =
-          std::max(longest, static_cast<double>(choice.forward_ns) +
-                                static_cast<double>(choice.input_grad_ns) +
-                                static_cast<double>(choice.weight_grad_ns));
-      most_bytes = std::max(most_bytes,
-                            static_cast<double>(choice.activation_bytes) +
-                                static_cast<double>(choice.backward_bytes) +
-                                static_cast<double>(choice.weight_grad_bytes));
-    }
-    sum_ns_ += longest + 2 * static_cast<double>(stage.transfer_ns);
-    sum_bytes_ += most_bytes;
-    for (const LayerRun& run : runs) {
-      const LayerCost& layer = costs.layers[run.group];
-      const semu::StrategyCost& keep = layer[MemoryStrategy::kKeep];
-      const double ns =
-          run.count * static_cast<double>(keep.forward_ns + keep.input_grad_ns +
-                                          keep.weight_grad_ns);
-      layer_ns_ += ns;
-      if (layer.measured) measured_ns_ += ns;
-    }
+  void Count(const StageSums& stage, int64_t transfer_ns) {
+    sums_.longest_ns += stage.longest_ns + 2 * static_cast<double>(transfer_ns);
+    sums_.most_bytes += stage.most_bytes;
+    sums_.layer_ns += stage.layer_ns;
+    sums_.measured_ns += stage.measured_ns;
   }
 
   absl::Status CheckSums() {
-    step_.measured_share = layer_ns_ > 0 ? measured_ns_ / layer_ns_ : 0;
-    if (sum_ns_ > kMaxSum || sum_bytes_ > kMaxSum) {
+    step_.measured_share =
+        sums_.layer_ns > 0 ? sums_.measured_ns / sums_.layer_ns : 0;
+    if (sums_.longest_ns > kMaxSum || sums_.most_bytes > kMaxSum) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "the batch's stages take ", sum_ns_, " ns and ", sum_bytes_,
-          " bytes in all: each must be at most ", kMaxSum,
+          "the batch's stages take ", sums_.longest_ns, " ns and ",
+          sums_.most_bytes, " bytes in all: each must be at most ", kMaxSum,
           "; device, links or items are out of proportion"));
     }
     return absl::OkStatus();
@@ -462,14 +514,11 @@ class Builder {
 
   StepProblem step_;
   std::vector<ModuleInfo> modules_;
-  std::map<std::pair<int, Shape>, ShapeCosts> shapes_;
-  std::vector<ShapeCosts*> by_sub_;   // [sub-microbatch], into shapes_
-  std::vector<ShapeCosts*> largest_;  // [module], into shapes_; may be null
-  std::vector<int> last_sweep_;       // [sub-microbatch]
-  double sum_ns_ = 0;
-  double sum_bytes_ = 0;
-  double layer_ns_ = 0;
-  double measured_ns_ = 0;
+  std::vector<ShapeCosts> shapes_;
+  std::vector<int> by_sub_;      // [sub-microbatch]: index in shapes_
+  std::vector<int> largest_;     // [module]: index in shapes_; -1: none
+  std::vector<int> last_sweep_;  // [sub-microbatch]
+  StageSums sums_;               // over all stages, transfers included
 };
 
 }  // namespace

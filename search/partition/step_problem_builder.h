@@ -15,6 +15,8 @@
 
 namespace pipeweaver::search {
 
+class WorkerPool;
+
 struct StepProblemOptions {
   // Most memory choices offered a stage, >= 2.
   int max_choices = 10;
@@ -25,6 +27,8 @@ struct StepProblemOptions {
   bool uniform_choices = false;
   // Input and weight gradients may be apart, where the executor can do it.
   bool split_backward = true;
+  // Threads that share the work, which changes no result; null: the caller's.
+  WorkerPool* pool = nullptr;
 };
 
 // Splits `batch` (batch_split.h), costs every stage and joins the sweeps as the

@@ -149,11 +149,14 @@ struct EndIdle {
 // The claim of FlowLowerBound for rank b: at the start (F), or at the end with
 // time reversed (B, `reversed`).
 class FlowEnd {
+  static constexpr size_t kMostThresholds = 12;
+
  public:
   FlowEnd(const ProblemGraph& graph, const PathBound& path, bool reversed)
       : graph_(graph), path_(path), reversed_(reversed) {}
 
-  EndIdle Compute(int rank) {
+  // No idle time where there is none above `known_ns`.
+  EndIdle Compute(int rank, uint64_t known_ns) {
     EndIdle best;
     std::vector<int32_t> jobs;
     for (int p = 0; p < graph_.pairs; ++p) {
@@ -174,7 +177,6 @@ class FlowEnd {
     // Ways come in clusters, one a module and segment: the best set X is mostly
     // all that comes from one on, so the widest gaps between ways are tried,
     // and some in regular intervals.
-    constexpr size_t kMostThresholds = 12;
     std::vector<size_t> tried(thresholds.size());
     std::iota(tried.begin(), tried.end(), size_t{0});
     if (thresholds.size() > 2 * kMostThresholds) {
@@ -190,14 +192,39 @@ class FlowEnd {
         tried.push_back(i);
       }
     }
-    for (const size_t i : tried) {
-      const EndIdle idle = ForThreshold(jobs, ways, thresholds[i]);
+    // A rank idles no longer than the shortest way of X takes.
+    std::erase_if(tried, [&](size_t i) { return thresholds[i] <= known_ns; });
+    if (tried.empty()) return best;
+    std::vector<int> shortest(tried.size(), -1);  // of each X
+    for (size_t i = 0; i < tried.size(); ++i) {
+      for (const int p : jobs) {
+        if (!IsJob(p) || ways[p] < thresholds[tried[i]]) continue;
+        if (shortest[i] < 0 || ways[p] < ways[shortest[i]]) shortest[i] = p;
+      }
+    }
+    in_x_.assign(graph_.pairs, 0);
+    for (const int p : jobs) {
+      if (!IsJob(p)) continue;
+      for (size_t i = 0; i < tried.size(); ++i) {
+        if (ways[p] >= thresholds[tried[i]] && SameWay(p, shortest[i])) {
+          in_x_[p] |= Set{1} << i;
+        }
+      }
+    }
+    Descend();
+    for (size_t i = 0; i < tried.size(); ++i) {
+      if (thresholds[tried[i]] <= best.ns) continue;
+      const EndIdle idle = IdleFor(jobs, shortest[i], static_cast<int>(i));
       if (idle.ns > best.ns) best = idle;
     }
     return best;
   }
 
  private:
+  // Of sets X, by their numbers; a bit for each of those tried.
+  using Set = uint32_t;
+  static_assert(2 * kMostThresholds <= std::numeric_limits<Set>::digits);
+
   bool IsJob(int p) const { return !reversed_ || graph_.has_backward(p); }
   uint64_t Length(int p) const {
     return reversed_ ? path_.least[p].gradient : path_.least[p].forward;
@@ -248,14 +275,14 @@ class FlowEnd {
   }
 
   // Marks F and gradients that descend from the F of X (reversed: from which
-  // the gradients of X descend).
-  void Descend(const std::vector<uint8_t>& in_x) {
+  // the gradients of X descend), for all X at once.
+  void Descend() {
     forward_.assign(graph_.pairs, 0);
     gradient_.assign(graph_.pairs, 0);
     if (reversed_) {
       // Ancestors: gradients from producers to consumers, then F back.
       for (const int p : graph_.topological) {
-        uint8_t reached = in_x[p];
+        Set reached = in_x_[p];
         for (const GraphEdge& edge : graph_.producers_of(p)) {
           reached |= gradient_[edge.pair];
         }
@@ -271,7 +298,7 @@ class FlowEnd {
       return;
     }
     for (const int p : graph_.topological) {
-      forward_[p] = in_x[p];
+      forward_[p] = in_x_[p];
       for (const GraphEdge& edge : graph_.producers_of(p)) {
         forward_[p] |= forward_[edge.pair];
       }
@@ -286,32 +313,24 @@ class FlowEnd {
     }
   }
 
-  EndIdle ForThreshold(const std::vector<int32_t>& jobs,
-                       const std::vector<uint64_t>& ways, uint64_t threshold) {
-    // The ways of X are those of its shortest member.
-    int x = -1;
-    for (const int p : jobs) {
-      if (!IsJob(p) || ways[p] < threshold) continue;
-      if (x < 0 || ways[p] < ways[x]) x = p;
-    }
-    std::vector<uint8_t> in_x(graph_.pairs, 0);
-    for (const int p : jobs) {
-      in_x[p] = IsJob(p) && ways[p] >= threshold && SameWay(p, x) ? 1 : 0;
-    }
-    Descend(in_x);
+  // For the X of number `set`, whose shortest member is `x`: the ways of X are
+  // those of `x`.
+  EndIdle IdleFor(const std::vector<int32_t>& jobs, int x, int set) const {
+    const auto has = [set](Set sets) { return (sets >> set & 1) != 0; };
     // The least transfers along the way over X and A.
     const int first_x = graph_.sweep_first_pair[graph_.pair_sweep[x]];
     std::vector<uint64_t> transfer(x - first_x, kUnset);
     uint64_t taken_off = 0;
     bool clean = true;
     for (const int p : jobs) {
-      const uint8_t job_reached = reversed_ ? gradient_[p] : forward_[p];
-      const uint8_t rest_reached = reversed_ ? forward_[p] : gradient_[p];
+      const bool in_x = has(in_x_[p]);
+      const bool job_reached = has(reversed_ ? gradient_[p] : forward_[p]);
+      const bool rest_reached = has(reversed_ ? forward_[p] : gradient_[p]);
       const uint64_t work = path_.least[p].work;
-      const bool job_in_front = IsJob(p) && job_reached == 0;
+      const bool job_in_front = IsJob(p) && !job_reached;
       const bool rest_in_front =
-          (reversed_ || graph_.has_backward(p)) && rest_reached == 0;
-      if (in_x[p] == 0 && !job_in_front && !rest_in_front) continue;
+          (reversed_ || graph_.has_backward(p)) && !rest_reached;
+      if (!in_x && !job_in_front && !rest_in_front) continue;
       if (rest_in_front || (job_in_front && !SameWay(p, x))) {
         taken_off += work;
         clean = false;
@@ -324,11 +343,11 @@ class FlowEnd {
         uint64_t& least = transfer[q - first];
         least = std::min(least, TransferAfter(q));
       }
-      if (in_x[p] == 0) taken_off += work - std::min(work, shortest + Rest(p));
+      if (!in_x) taken_off += work - std::min(work, shortest + Rest(p));
     }
     uint64_t way = kUnset;
     for (const int p : jobs) {
-      if (in_x[p] == 0) continue;
+      if (!has(in_x_[p])) continue;
       const int first = graph_.sweep_first_pair[graph_.pair_sweep[p]];
       uint64_t own = 0;
       for (int q = first; q < p; ++q) own += Length(q) + transfer[q - first];
@@ -340,7 +359,8 @@ class FlowEnd {
   const ProblemGraph& graph_;
   const PathBound& path_;
   const bool reversed_;
-  std::vector<uint8_t> forward_, gradient_;  // [pair]: descends from X
+  std::vector<Set> in_x_;                // [pair]: the sets X that it is in
+  std::vector<Set> forward_, gradient_;  // [pair]: those that it descends from
 };
 
 }  // namespace
@@ -356,7 +376,8 @@ int64_t FlowLowerBound(const ProblemGraph& graph) {
   uint64_t bound = path.bound;
   for (int r = 0; r < graph.ranks; ++r) {
     if (path.head[r] == kUnset) continue;
-    const EndIdle fill = start.Compute(r), drain = end.Compute(r);
+    const EndIdle fill = start.Compute(r, path.head[r]);
+    const EndIdle drain = end.Compute(r, path.tail[r]);
     const uint64_t head = std::max(path.head[r], fill.ns);
     const uint64_t tail = std::max(path.tail[r], drain.ns);
     bound = std::max({bound, head + path.work[r] + path.tail[r],

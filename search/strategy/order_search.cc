@@ -16,7 +16,7 @@
 namespace pipeweaver::search {
 namespace {
 
-constexpr int kProposalsPerStopCheck = 64;
+constexpr int kProposalsPerStopCheck = 16;
 constexpr int kFarthestShift = 12;
 constexpr int kBits = 64;  // of a word of dirty_
 

@@ -56,4 +56,13 @@ void WorkerPool::Run(int jobs, const std::function<void(int, int)>& job) {
   jobs_ = next_ = 0;
 }
 
+void RunOn(WorkerPool* pool, int jobs,
+           const std::function<void(int, int)>& job) {
+  if (pool != nullptr) {
+    pool->Run(jobs, job);
+    return;
+  }
+  for (int i = 0; i < jobs; ++i) job(0, i);
+}
+
 }  // namespace pipeweaver::search

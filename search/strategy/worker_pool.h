@@ -42,6 +42,10 @@ class WorkerPool {
   std::vector<std::thread> threads_;
 };
 
+// As pool->Run; on the calling thread, in order, where `pool` is null.
+void RunOn(WorkerPool* pool, int jobs,
+           const std::function<void(int worker, int index)>& job);
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_STRATEGY_WORKER_POOL_H_

@@ -31,7 +31,7 @@ class TextCodec final : public PlanCodec {
   absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,
                                   std::shared_ptr<const search::StepPlan> plan,
                                   const PlanIdentity& identity,
-                                  const PlanTimings&) const override {
+                                  const PlanTimings&, int) const override {
     SealedPlan sealed;
     sealed.identity = identity;
     sealed.plan_digest =
