@@ -127,8 +127,11 @@ class Builder {
                      " stages in this layout: must be at most ", kMaxStages));
   }
 
-  // Layer costs of every shape, and of each module the largest shape.
+  // Layer costs of every shape, asked for together, and of each module the
+  // largest shape.
   void CostShapes() {
+    std::vector<semu::LayerQuery> queries;
+    std::vector<ShapeCosts*> asked_for;  // [query]
     largest_.resize(job_.modules.size(), nullptr);
     std::vector<int64_t> most_tokens(job_.modules.size(), -1);
     for (const SubMicrobatch& sub : step_.sub_microbatches) {
@@ -142,20 +145,27 @@ class Builder {
         query.shape = shape;
         for (const semu::LayerGroup& group : job_.modules[sub.module].layers) {
           query.layer = group.layer;
-          costs.layers.push_back(costs_.Cost(platform_, query));
+          queries.push_back(query);
+          asked_for.push_back(&costs);
         }
-        // A condition travels along with the activations.
-        costs.output_bytes =
-            costs.layers.back().output_bytes +
-            semu::DataTypeBytes(job_.data_type) *
-                CeilDiv(shape.condition_tokens * ConditionWidth(sub.module),
-                        gpus_);
       }
       by_sub_.push_back(&costs);
       if (shape.tokens > most_tokens[sub.module]) {
         most_tokens[sub.module] = shape.tokens;
         largest_[sub.module] = &costs;
       }
+    }
+    std::vector<LayerCost> costs = costs_.CostAll(platform_, queries);
+    for (size_t i = 0; i < costs.size(); ++i) {
+      asked_for[i]->layers.push_back(std::move(costs[i]));
+    }
+    for (auto& [key, shape_costs] : shapes_) {
+      const auto& [module, shape] = key;
+      // A condition travels along with the activations.
+      shape_costs.output_bytes =
+          shape_costs.layers.back().output_bytes +
+          semu::DataTypeBytes(job_.data_type) *
+              CeilDiv(shape.condition_tokens * ConditionWidth(module), gpus_);
     }
   }
 

@@ -194,17 +194,24 @@ absl::Status FileStore::OpenEnvironment() {
 }
 
 std::optional<std::string> FileStore::Get(absl::string_view key) {
+  return GetAll({key})[0];
+}
+
+std::vector<std::optional<std::string>> FileStore::GetAll(
+    absl::Span<const absl::string_view> keys) {
+  std::vector<std::optional<std::string>> values(keys.size());
   MDB_txn* txn = nullptr;
-  if (mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn) != 0) return std::nullopt;
-  const std::string record_name = RecordName(key);
-  MDB_val name = ValueOf(record_name);
-  MDB_val value;
-  std::optional<std::string> found;
-  if (mdb_get(txn, dbi_, &name, &value) == 0) {
-    found = DecodeRecord(key, BytesOf(value));
+  if (mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn) != 0) return values;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const std::string record_name = RecordName(keys[i]);
+    MDB_val name = ValueOf(record_name);
+    MDB_val value;
+    if (mdb_get(txn, dbi_, &name, &value) == 0) {
+      values[i] = DecodeRecord(keys[i], BytesOf(value));
+    }
   }
   mdb_txn_abort(txn);
-  return found;
+  return values;
 }
 
 int FileStore::BeginWrite(MDB_txn** txn) {

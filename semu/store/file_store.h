@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -42,6 +43,8 @@ class FileStore : public SubgraphStore {
 
   absl::string_view name() const override { return "file"; }
   std::optional<std::string> Get(absl::string_view key) override;
+  std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
  private:

@@ -139,7 +139,21 @@ MeasuredCost::Ratio MeasuredCost::RatioAt(const Platform& platform,
 
 LayerCost MeasuredCost::Cost(const Platform& platform,
                              const LayerQuery& query) const {
-  LayerCost cost = base_.Cost(platform, query);
+  return Corrected(platform, query, base_.Cost(platform, query));
+}
+
+std::vector<LayerCost> MeasuredCost::CostAll(
+    const Platform& platform, absl::Span<const LayerQuery> queries) const {
+  std::vector<LayerCost> costs = base_.CostAll(platform, queries);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    costs[i] = Corrected(platform, queries[i], costs[i]);
+  }
+  return costs;
+}
+
+LayerCost MeasuredCost::Corrected(const Platform& platform,
+                                  const LayerQuery& query,
+                                  LayerCost cost) const {
   if (query.shape.tokens <= 0 || points_.empty()) return cost;
   const bool backward = query.input_grad || query.weight_grad;
   const Ratio forward = RatioAt(platform, query, MeasuredPass::kForward);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "semu/cost/cost_model.h"
 
 namespace pipeweaver::semu {
@@ -53,6 +54,9 @@ class MeasuredCost : public CostModel {
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
+  std::vector<LayerCost> CostAll(
+      const Platform& platform,
+      absl::Span<const LayerQuery> queries) const override;
   std::string Fingerprint() const override;
 
   // As held: ordered, of equal shapes one.
@@ -71,6 +75,8 @@ class MeasuredCost : public CostModel {
     // Between measured shapes, or at one.
     bool inside = false;
   };
+  LayerCost Corrected(const Platform& platform, const LayerQuery& query,
+                      LayerCost cost) const;
   Ratio RatioAt(const Platform& platform, const LayerQuery& query,
                 MeasuredPass pass) const;
 

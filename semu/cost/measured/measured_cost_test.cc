@@ -100,6 +100,12 @@ TEST(MeasuredCostTest, InterpolatesTheRatioAndFlagsExtrapolation) {
   const LayerCost below = model.Cost({}, Query(50));
   EXPECT_FALSE(below.measured);
   EXPECT_EQ(below[MemoryStrategy::kKeep].forward_ns, 5'000);
+  const std::vector<LayerCost> costs =
+      model.CostAll({}, {Query(50), Query(400)});
+  ASSERT_EQ(costs.size(), 2u);
+  EXPECT_EQ(costs[0][MemoryStrategy::kKeep].forward_ns, 5'000);
+  EXPECT_EQ(costs[1][MemoryStrategy::kKeep].forward_ns, 60'000);
+  EXPECT_TRUE(costs[1].measured);
 }
 
 TEST(MeasuredCostTest, OtherLayersAndParallelismKeepTheBase) {
