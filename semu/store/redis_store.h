@@ -41,12 +41,12 @@ struct RedisOptions {
 // timeout a pause: all else is a miss at once. Losing it and having it back is
 // logged. One connection; thread-safe.
 //
-// What sharing is good for: a get costs a round trip, about 20 us on one machine
-// and more between two, a layer asked for with others 4 us, which is what
-// simulating it by the device's own rules takes, too. So a server that finds
-// the layers of its first step here saves little or nothing; it is dearer rules
-// (cost/op_time.h) that are worth sharing. Neither costs anything once a server
-// is warm: its memory answers first.
+// What sharing is good for: a get costs a round trip, about 20 us on one
+// machine and more between two, a layer asked for with others 4 us, which is
+// what simulating it by the device's own rules takes, too. So a server that
+// finds the layers of its first step here saves little or nothing; it is dearer
+// rules (cost/op_time.h) that are worth sharing. Neither costs anything once a
+// server is warm: its memory answers first.
 class RedisStore : public SubgraphStore {
  public:
   using Log = std::function<void(absl::string_view)>;
