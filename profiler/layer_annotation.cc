@@ -53,6 +53,10 @@ bool SetField(absl::string_view field, absl::string_view text,
     key->set_sum_squares(large);
   } else if (field == "max_tokens" && ReadFigure(text, &large)) {
     key->set_max_tokens(large);
+  } else if (field == "condition_tokens" && ReadFigure(text, &large)) {
+    key->set_condition_tokens(large);
+  } else if (field == "condition_products" && ReadFigure(text, &large)) {
+    key->set_condition_products(large);
   } else if (field == "tp" && ReadFigure(text, &small)) {
     key->set_tensor_parallel(small);
   } else if (field == "cp" && ReadFigure(text, &small)) {
@@ -97,6 +101,8 @@ std::string LayerAnnotation(const v1::LayerKey& key) {
   append("tokens", key.tokens());
   append("sum_squares", key.sum_squares());
   append("max_tokens", key.max_tokens());
+  append("condition_tokens", key.condition_tokens());
+  append("condition_products", key.condition_products());
   append("tp", key.tensor_parallel());
   append("cp", key.context_parallel());
   return text;

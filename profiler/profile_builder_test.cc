@@ -120,10 +120,21 @@ TEST(LayerAnnotationTest, ReadsAndWritesTheAgreedForm) {
   EXPECT_EQ(key->tokens(), 8192);
   EXPECT_EQ(key->pass(), v1::LAYER_PASS_INPUT_GRAD);
   EXPECT_EQ(LayerAnnotation(*key), text);
+  EXPECT_EQ(key->condition_tokens(), 0);
+  const std::string conditioned =
+      "pw:module=video,layer=dit,pass=forward,items=2,tokens=96,"
+      "condition_tokens=40,condition_products=1600,tp=4,cp=1";
+  const std::optional<v1::LayerKey> dit = ParseLayerAnnotation(conditioned);
+  ASSERT_TRUE(dit);
+  EXPECT_EQ(dit->condition_tokens(), 40);
+  EXPECT_EQ(dit->condition_products(), 1600);
+  EXPECT_EQ(LayerAnnotation(*dit), conditioned);
   for (const char* other : {"ProfilerStep#4", "pw:", "pw:module=a,layer=b",
                             "pw:module=a,layer=b,pass=sideways",
                             "pw:module=a,layer=b,pass=forward,tokens=-1",
                             "pw:module=a,layer=b,pass=forward,x=1",
+                            "pw:module=a,layer=b,pass=forward,"
+                            "condition_tokens=-1",
                             "pw:module=a,module=a,layer=b,pass=forward",
                             "pw:module=a,layer=b,pass=forward,"}) {
     EXPECT_FALSE(ParseLayerAnnotation(other)) << other;

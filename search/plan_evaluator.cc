@@ -67,7 +67,7 @@ class Translation {
 
   void Add(int rank, semu::StepOpKind kind, int index, int64_t duration_ns,
            const semu::MemoryChange& change) {
-    out_.ranks[rank].push_back({kind, index, duration_ns});
+    out_.ranks[rank].emplace_back(kind, index, duration_ns);
     out_.bytes[rank].push_back(change);
   }
 
@@ -193,17 +193,19 @@ LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
 PlanEvaluator::PlanEvaluator(const StepProblem& step,
                              const StepPrograms& programs,
                              const LinkSpeeds& links)
-    : program_(Translation(step, programs, links).Run()) {}
+    : program_(Translation(step, programs, links).Run()),
+      peak_bytes_(semu::PeakBytes(program_)) {}
 
 absl::StatusOr<StepEvaluation> PlanEvaluator::Evaluate(
     const EvaluationOptions& options) const {
   PW_ASSIGN_OR_RETURN(const semu::EmulatedStep emulated, Emulate(options));
   StepEvaluation evaluation;
   evaluation.makespan_ns = emulated.makespan_ns;
-  for (const semu::EmulatedStep::Rank& rank : emulated.ranks) {
+  for (size_t r = 0; r < emulated.ranks.size(); ++r) {
+    const semu::EmulatedStep::Rank& rank = emulated.ranks[r];
     evaluation.ranks.push_back({rank.busy_ns, rank.transfer_wait_ns,
                                 rank.copy_wait_ns, rank.end_ns,
-                                rank.peak_bytes});
+                                peak_bytes_[r]});
   }
   return evaluation;
 }
@@ -230,13 +232,13 @@ absl::StatusOr<semu::EmulatedStep> PlanEvaluator::Emulate(
 void PlanEvaluator::WriteTimes(const semu::EmulatedStep& emulated,
                                StepPrograms* programs) {
   programs->makespan_ns = emulated.makespan_ns;
-  PW_CHECK(programs->ranks.size() == emulated.ops.size());
+  PW_CHECK(programs->ranks.size() == emulated.ends_ns.size());
   for (size_t r = 0; r < programs->ranks.size(); ++r) {
     std::vector<Action>& actions = programs->ranks[r];
-    PW_CHECK(actions.size() == emulated.ops[r].size());
+    PW_CHECK(actions.size() == emulated.ends_ns[r].size());
     for (size_t i = 0; i < actions.size(); ++i) {
-      actions[i].start_ns = emulated.ops[r][i].start_ns;
-      actions[i].end_ns = emulated.ops[r][i].end_ns;
+      actions[i].start_ns = emulated.StartNs(r, i);
+      actions[i].end_ns = emulated.ends_ns[r][i];
     }
   }
 }

@@ -84,6 +84,7 @@ class PlanEvaluator {
 
  private:
   semu::StepProgram program_;
+  std::vector<int64_t> peak_bytes_;  // [rank]
 };
 
 }  // namespace pipeweaver::search

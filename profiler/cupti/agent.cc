@@ -117,6 +117,34 @@ void BufferPool::Wake() {
   changed_.notify_one();
 }
 
+uint32_t AnnotationNumbers::NumberOf(const std::string& text) {
+  if (const auto found = young_.numbers.find(text);
+      found != young_.numbers.end()) {
+    return found->second;
+  }
+  if (young_.numbers.size() >= max_young_) old_ = std::exchange(young_, {});
+  uint32_t number = 0;
+  if (const auto found = old_.numbers.find(text); found != old_.numbers.end()) {
+    number = found->second;
+  } else {
+    // 0 is no text's number, even after 2^32 texts.
+    number = last_ = std::max<uint32_t>(1, last_ + 1);
+  }
+  young_.numbers.emplace(text, number);
+  young_.texts.emplace(number, text);
+  return number;
+}
+
+std::string AnnotationNumbers::TextOf(uint32_t number) const {
+  for (const Generation* generation : {&young_, &old_}) {
+    if (const auto found = generation->texts.find(number);
+        found != generation->texts.end()) {
+      return found->second;
+    }
+  }
+  return "";
+}
+
 uint32_t Agent::Sums::NameNumber(const char* name) {
   const auto found = name_numbers_.find(name);
   if (found != name_numbers_.end()) return found->second;
@@ -176,7 +204,7 @@ void Agent::Sums::WriteOut(RingWriter* ring, bool last) {
     record.max_ns = sum.max_ns;
     {
       const std::lock_guard<std::mutex> lock(agent_->annotations_mutex_);
-      CopyText(agent_->annotations_[AnnotationOf(id)], record.annotation,
+      CopyText(agent_->annotations_.TextOf(AnnotationOf(id)), record.annotation,
                sizeof(record.annotation));
     }
     CopyText(names_[name], record.name, sizeof(record.name));
@@ -192,8 +220,8 @@ Agent::Agent(const AgentOptions& options,
              const std::string& off_reason)
     : options_(options),
       source_(std::move(source)),
-      pool_(source_ != nullptr ? options.buffers : 0, options.buffer_bytes) {
-  annotations_.emplace_back();
+      pool_(source_ != nullptr ? options.buffers : 0, options.buffer_bytes),
+      annotations_(options.max_texts) {
   if (source_ == nullptr) {
     TurnOff(off_reason);
     return;
@@ -288,16 +316,8 @@ void Agent::Step(int64_t step) {
 
 uint64_t Agent::AnnotationId(const char* annotation) {
   const std::lock_guard<std::mutex> lock(annotations_mutex_);
-  uint32_t number = 0;
-  const auto found = annotation_numbers_.find(annotation);
-  if (found != annotation_numbers_.end()) {
-    number = found->second;
-  } else if (annotations_.size() < options_.max_texts) {
-    number = static_cast<uint32_t>(annotations_.size());
-    annotation_numbers_.emplace(annotation, number);
-    annotations_.emplace_back(annotation);
-  }
-  return MakeId(step_.load(std::memory_order_relaxed), number);
+  return MakeId(step_.load(std::memory_order_relaxed),
+                annotations_.NumberOf(annotation));
 }
 
 void Agent::Push(const char* annotation) {

@@ -4,6 +4,7 @@
 #ifndef PROFILER_CUPTI_AGENT_H_
 #define PROFILER_CUPTI_AGENT_H_
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -33,8 +34,10 @@ struct AgentOptions {
   // CUPTI takes a buffer for every thread that launches, and more for devices.
   std::size_t buffers = 16;
   std::size_t buffer_bytes = 2 << 20;
-  // Beyond this, records are summed under "" or lost, and counted: a guest's
-  // memory is bounded.
+  // A guest's memory is bounded: of annotations, the last half as many as this
+  // are known for certain, records of older ones are summed under ""; beyond
+  // these limits kernels are summed under "<other>" and records are lost, and
+  // counted.
   std::size_t max_texts = 1 << 16;
   std::size_t max_pending = 1 << 18;
   // After a traced window, time for kernels still running to end; and how often
@@ -76,6 +79,30 @@ class BufferPool : public BufferOwner {
   std::vector<uint8_t*> free_;        // guarded by mutex_
   std::vector<FilledBuffer> filled_;  // guarded by mutex_
   bool woken_ = false;                // guarded by mutex_
+};
+
+// Numbers for texts that never end to be new (a layer's pass names its sizes):
+// those not used for long are forgotten. Not thread-safe.
+class AnnotationNumbers {
+ public:
+  // Keeps at most `max_texts`, the last half of them for certain.
+  explicit AnnotationNumbers(std::size_t max_texts)
+      : max_young_(std::max<std::size_t>(1, max_texts / 2)) {}
+
+  // The number of a text, from 1 on.
+  uint32_t NumberOf(const std::string& text);
+  // "" for a number that is forgotten or was never given.
+  std::string TextOf(uint32_t number) const;
+
+ private:
+  struct Generation {
+    std::unordered_map<std::string, uint32_t> numbers;
+    std::unordered_map<uint32_t, std::string> texts;
+  };
+  const std::size_t max_young_;
+  uint32_t last_ = 0;
+  Generation young_;
+  Generation old_;
 };
 
 // Thread-safe. At most one in a process.
@@ -168,9 +195,7 @@ class Agent {
   bool said_busy_ = false;                // guarded by state_mutex_
 
   std::mutex annotations_mutex_;
-  std::unordered_map<std::string, uint32_t>
-      annotation_numbers_;                // guarded by annotations_mutex_
-  std::vector<std::string> annotations_;  // guarded by annotations_mutex_
+  AnnotationNumbers annotations_;  // guarded by annotations_mutex_
 
   RingWriter ring_;  // worker; header's counters: any thread
   Sums sums_{this};  // worker

@@ -297,6 +297,45 @@ TEST_F(AgentTest, CountsWhatIsLost) {
   EXPECT_EQ(reader_.header().lost_activities, 1000u + 5u);
 }
 
+TEST_F(AgentTest, AnnotationsThatNeverRepeatAreForgottenNotRefused) {
+  AgentOptions options = TestOptions();
+  options.max_texts = 8;
+  options.active_steps = options.period_steps = 1;
+  options.ring_slots = 1024;
+  options.grace_ms = 3'600'000;  // written out at the end only
+  const std::unique_ptr<Agent> agent = Start(options);
+  for (int64_t step = 0; step < 20; ++step) {
+    agent->Step(step);
+    agent->Push("often");
+    agent->Push(("pass" + std::to_string(step)).c_str());
+    FAKE(fake_cupti_launch)("k", 1, 0);
+    agent->Pop();
+    agent->Pop();
+  }
+  int known = 0;
+  for (const AgentRecord& record : StopAndRead(*agent)) {
+    const std::string annotation = record.annotation;
+    if (annotation.empty()) {
+      EXPECT_LT(record.step, 16);
+      continue;
+    }
+    ++known;
+    EXPECT_EQ(annotation, "pass" + std::to_string(record.step));
+  }
+  EXPECT_GE(known, 4);
+  EXPECT_LE(known, 8);
+}
+
+TEST(AnnotationNumbersTest, AnUnknownNumberHasNoText) {
+  AnnotationNumbers numbers(4);
+  const uint32_t first = numbers.NumberOf("first");
+  EXPECT_EQ(numbers.NumberOf("first"), first);
+  EXPECT_EQ(numbers.TextOf(first), "first");
+  for (const uint32_t number : {0u, first + 1, ~0u}) {
+    EXPECT_EQ(numbers.TextOf(number), "");
+  }
+}
+
 TEST_F(AgentTest, AFloodOfKernelsFromManyThreadsIsSummedWhole) {
   AgentOptions options = TestOptions();
   options.buffers = 2;
@@ -366,6 +405,11 @@ TEST(RecordRingTest, LongTextsKeepAHash) {
   EXPECT_NE(one, field);
   EXPECT_EQ(one.size(), 23u);
   EXPECT_EQ(one.substr(0, 7), "aaaaaa~");
+  AgentRecord record;
+  CopyText("pw:module=" + std::string(300, 'm'), record.annotation,
+           sizeof(record.annotation));
+  EXPECT_EQ(std::string(record.annotation),
+            "pw:module=" + std::string(204, 'm') + "~0852f0792d9d1771");
 }
 
 TEST(RecordRingTest, WrapsAndRefusesForeignFiles) {
@@ -384,6 +428,16 @@ TEST(RecordRingTest, WrapsAndRefusesForeignFiles) {
     EXPECT_EQ(read.count, i);
     EXPECT_FALSE(reader.Read(&read));
   }
+  // Neither end believes the other's header.
+  writer.header()->slots = uint64_t{1} << 40;
+  writer.header()->read = writer.header()->written + 1;
+  for (uint64_t i = 0; i < 10; ++i) writer.Write(record);
+  writer.header()->written = 1000;
+  writer.header()->read = 0;
+  int read = 0;
+  for (AgentRecord one; reader.Read(&one); ++read) ASSERT_LT(read, 3);
+  EXPECT_EQ(read, 3);
+  writer.header()->slots = 3;
   writer.header()->record_bytes = 7;
   RingReader foreign;
   EXPECT_FALSE(foreign.Open(path, &reason));

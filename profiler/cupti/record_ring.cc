@@ -66,6 +66,7 @@ bool RingWriter::Open(const std::string& path, uint64_t slots) {
     return false;
   }
   path_ = path;
+  num_slots_ = slots;
   header_ = new (memory) RingHeader{};
   slots_ = reinterpret_cast<AgentRecord*>(static_cast<char*>(memory) +
                                           kRingHeaderBytes);
@@ -80,18 +81,17 @@ bool RingWriter::Open(const std::string& path, uint64_t slots) {
 void RingWriter::Write(const AgentRecord& record) {
   if (header_ == nullptr) return;
   const uint64_t written = header_->written.load(std::memory_order_relaxed);
-  if (written - header_->read.load(std::memory_order_acquire) >=
-      header_->slots) {
+  if (written - header_->read.load(std::memory_order_acquire) >= num_slots_) {
     header_->dropped.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  slots_[written % header_->slots] = record;
+  slots_[written % num_slots_] = record;
   header_->written.store(written + 1, std::memory_order_release);
 }
 
 void RingWriter::Close() {
   if (header_ == nullptr) return;
-  munmap(header_, kRingHeaderBytes + header_->slots * sizeof(AgentRecord));
+  munmap(header_, kRingHeaderBytes + num_slots_ * sizeof(AgentRecord));
   unlink(path_.c_str());
   header_ = nullptr;
   slots_ = nullptr;
@@ -136,8 +136,10 @@ bool RingReader::Open(const std::string& path, std::string* reason) {
 }
 
 bool RingReader::Read(AgentRecord* record) {
-  const uint64_t read = header_->read.load(std::memory_order_relaxed);
-  if (read == header_->written.load(std::memory_order_acquire)) return false;
+  uint64_t read = header_->read.load(std::memory_order_relaxed);
+  const uint64_t written = header_->written.load(std::memory_order_acquire);
+  if (read == written) return false;
+  if (written - read > num_slots_) read = written - num_slots_;
   *record = slots_[read % num_slots_];
   // The other process is not to be trusted with our string ends.
   record->annotation[sizeof(record->annotation) - 1] = '\0';

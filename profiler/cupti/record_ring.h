@@ -79,6 +79,8 @@ class RingWriter {
   std::string path_;
   RingHeader* header_ = nullptr;
   AgentRecord* slots_ = nullptr;
+  // As made: what a reader does to the header cannot lead outside the map.
+  uint64_t num_slots_ = 0;
 };
 
 // The reading end. Not thread-safe.
@@ -91,7 +93,8 @@ class RingReader {
 
   // False, with a reason, where the file is absent or no such ring.
   bool Open(const std::string& path, std::string* reason);
-  // The next record; false if there is none.
+  // The next record; false if there is none. Of more records than the ring has
+  // slots, which no sound writer leaves, only as many are read.
   bool Read(AgentRecord* record);
   const RingHeader& header() const { return *header_; }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "search/partition/stage_cost.h"
+#include "semu/cost/layer_bytes.h"
 #include "semu/cost/weight_memory.h"
 #include "semu/model/module_graph.h"
 
@@ -21,6 +22,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
   const semu::ModuleGradients gradients = semu::RequiredGradients(job);
   std::vector<int64_t> weights(ranks, 0);
   std::vector<int64_t> largest_layer(ranks, 0);
+  std::vector<int64_t> largest_gathered(ranks, 0);
   int64_t largest_transfer = 0;
   for (size_t m = 0; m < job.modules.size(); ++m) {
     const semu::Module& module = job.modules[m];
@@ -32,9 +34,11 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
     query.input_grad = gradients.Backward(static_cast<int>(m));
     std::vector<semu::LayerCost> layer_costs;
     std::vector<int64_t> weight_bytes;
+    std::vector<int64_t> gathered_bytes;
     for (const semu::LayerGroup& group : module.layers) {
       query.layer = group.layer;
       layer_costs.push_back(costs.Cost(platform, query));
+      gathered_bytes.push_back(semu::GatheredBytes(platform, query));
       weight_bytes.push_back(
           semu::WeightMemoryOf(job, group.layer, !module.frozen).Total());
       largest_transfer =
@@ -44,6 +48,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
       for (const semu::Chunk& chunk : segment.chunks) {
         for (const LayerRun& run : RunsOf(module, chunk)) {
           weights[chunk.rank] += run.count * weight_bytes[run.group];
+          largest_gathered[chunk.rank] =
+              std::max(largest_gathered[chunk.rank], gathered_bytes[run.group]);
           if (rebuilds && query.input_grad) {
             largest_layer[chunk.rank] =
                 std::max(largest_layer[chunk.rank],
@@ -61,7 +67,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
         largest_transfer;
   }
   for (int r = 0; r < ranks; ++r) {
-    const int64_t reserve = plan.transfer_bytes + largest_layer[r];
+    const int64_t reserve =
+        plan.transfer_bytes + largest_layer[r] + largest_gathered[r];
     const int64_t used = weights[r] + reserve;
     if (used >= job.memory_budget_bytes) {
       return absl::ResourceExhaustedError(absl::StrCat(

@@ -29,7 +29,8 @@ inline constexpr int kSendsInFlightPerRank = 4;
 // Accounts for a layout. The reserve of a rank is buffers for
 // executor.max_receives_ahead receives and kSendsInFlightPerRank * ranks sends
 // of the largest transfer, and, where the executor can rebuild or offload
-// activations, what the hungriest single layer's forward needs. Both are for a
+// activations, what the hungriest single layer's forward needs; and the largest
+// operand that a matmul gathers from the tensor-parallel GPUs. All are for a
 // sub-microbatch of twice B_m tokens (near-equal parts of whole items stay
 // below) or of the module's longest microbatch, if that is less. CUDA's context
 // and fragmentation are outside the job's budget.

@@ -173,43 +173,70 @@ class Builder {
     }
   }
 
-  // Calls visit(costs) for every shape, on the threads of the pool.
+  // Calls visit(first, end) for runs of shapes, on the threads of the pool.
   template <typename Visitor>
-  void ForEachShape(const Visitor& visit) {
+  void ForRunsOfShapes(const Visitor& visit) {
     constexpr int kShapesPerJob = 16;
     const int shapes = static_cast<int>(shapes_.size());
     const int jobs = (shapes + kShapesPerJob - 1) / kShapesPerJob;
     RunOn(options_.pool, jobs, [&](int, int job) {
-      const int end = std::min(shapes, (job + 1) * kShapesPerJob);
-      for (int i = job * kShapesPerJob; i < end; ++i) visit(shapes_[i]);
+      visit(job * kShapesPerJob, std::min(shapes, (job + 1) * kShapesPerJob));
+    });
+  }
+
+  template <typename Visitor>
+  void ForEachShape(const Visitor& visit) {
+    ForRunsOfShapes([&](int first, int end) {
+      for (int i = first; i < end; ++i) visit(shapes_[i]);
     });
   }
 
   void CostShapes() {
-    ForEachShape([this](ShapeCosts& costs) {
-      const semu::Module& module = job_.modules[costs.module];
-      const ModuleInfo& info = modules_[costs.module];
-      semu::LayerQuery query = info.query;
-      query.shape = costs.shape;
-      costs.layers.reserve(module.layers.size());
-      for (const semu::LayerGroup& group : module.layers) {
-        query.layer = group.layer;
-        costs.layers.push_back(costs_.Cost(platform_, query));
-      }
-      // A condition travels along with the activations.
-      costs.output_bytes = costs.layers.back().output_bytes +
-                           semu::DataTypeBytes(job_.data_type) *
-                               CeilDiv(costs.shape.condition_tokens *
-                                           ConditionWidth(costs.module),
-                                       gpus_);
-      for (size_t r = 0; r < info.runs.size(); ++r) {
-        const Choice keep =
-            StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
-        costs.richest_bytes.push_back(
-            std::max({keep.activation_bytes, keep.backward_bytes,
-                      keep.weight_grad_bytes, keep.fused_backward_bytes}));
-      }
+    ForRunsOfShapes([this](int first, int end) {
+      CostLayers(first, end);
+      for (int i = first; i < end; ++i) FinishShape(shapes_[i]);
     });
+  }
+
+  // Layer costs of a run of shapes, asked for together.
+  void CostLayers(int first, int end) {
+    std::vector<semu::LayerQuery> queries;
+    for (int i = first; i < end; ++i) {
+      const ShapeCosts& costs = shapes_[i];
+      semu::LayerQuery query = modules_[costs.module].query;
+      query.shape = costs.shape;
+      for (const semu::LayerGroup& group : job_.modules[costs.module].layers) {
+        query.layer = group.layer;
+        queries.push_back(query);
+      }
+    }
+    std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
+    size_t next = 0;
+    for (int i = first; i < end; ++i) {
+      ShapeCosts& costs = shapes_[i];
+      const size_t groups = job_.modules[costs.module].layers.size();
+      for (size_t g = 0; g < groups; ++g) {
+        costs.layers.push_back(std::move(layers[next++]));
+      }
+    }
+  }
+
+  // What follows from the costs of a shape's layers.
+  void FinishShape(ShapeCosts& costs) const {
+    const ModuleInfo& info = modules_[costs.module];
+    // A condition travels along with the activations.
+    costs.output_bytes =
+        costs.layers.back().output_bytes +
+        semu::DataTypeBytes(job_.data_type) *
+            CeilDiv(costs.shape.condition_tokens * ConditionWidth(costs.module),
+                    gpus_);
+    for (size_t r = 0; r < info.runs.size(); ++r) {
+      const Choice keep =
+          StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
+      costs.richest_bytes.push_back(
+          std::max({keep.activation_bytes, keep.backward_bytes,
+                    keep.weight_grad_bytes, keep.fused_backward_bytes}));
+    }
   }
 
   // A rank that can hold all its stages at once, at their richest, needs no

@@ -12,9 +12,11 @@
 #include "gtest/gtest.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/memory_plan.h"
+#include "search/partition/stage_cost.h"
 #include "search/plan/safe_order.h"
 #include "search/problem/problem_validation.h"
 #include "semu/cost/op_graph_cost.h"
+#include "semu/cost/weight_memory.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -257,6 +259,41 @@ TEST(StepProblemBuilderTest, RefusesWhatOverflows) {
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("out of proportion"));
+}
+
+// Where nothing is recomputed, the reserve is transfers and one operand
+// gathered for a matmul.
+TEST(MemoryPlanTest, KeepsRoomForAGatheredOperand) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.mutable_executor()->set_selective_recompute(false);
+  proto.mutable_executor()->set_full_recompute(false);
+  proto.mutable_executor()->set_offload(false);
+  const semu::Job job = *semu::JobFromProto(proto);
+  const semu::Layout layout = PlanLayout(job, semu::OpGraphCost());
+  const MemoryPlan plan = *PlanMemory(job, layout, semu::OpGraphCost());
+  std::vector<int64_t> weights(plan.static_bytes.size(), 0);
+  std::vector<int64_t> gathered(plan.static_bytes.size(), 0);
+  for (size_t m = 0; m < job.modules.size(); ++m) {
+    const int64_t tokens = std::min(2 * layout.modules[m].sub_microbatch_tokens,
+                                    job.max_microbatch_tokens[m]);
+    for (const semu::PipelineSegment& segment : layout.modules[m].segments) {
+      for (const semu::Chunk& chunk : segment.chunks) {
+        for (const LayerRun& run : RunsOf(job.modules[m], chunk)) {
+          const semu::LayerSpec& layer = job.modules[m].layers[run.group].layer;
+          weights[chunk.rank] +=
+              run.count * semu::WeightMemoryOf(job, layer, true).Total();
+          if (layer.kind == semu::LayerKind::kPatchEmbed) continue;
+          gathered[chunk.rank] =
+              std::max(gathered[chunk.rank], tokens * layer.hidden_size * 2);
+        }
+      }
+    }
+  }
+  for (size_t r = 0; r < weights.size(); ++r) {
+    EXPECT_GT(gathered[r], 0);
+    EXPECT_EQ(plan.static_bytes[r],
+              weights[r] + plan.transfer_bytes + gathered[r]);
+  }
 }
 
 TEST(MemoryPlanTest, NamesTheRankThatIsTooSmall) {

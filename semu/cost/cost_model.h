@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "absl/types/span.h"
 #include "semu/model/job.h"
 
 namespace pipeweaver::semu {
@@ -102,6 +104,10 @@ class CostModel {
   // A pure function of its arguments and of Fingerprint().
   virtual LayerCost Cost(const Platform& platform,
                          const LayerQuery& query) const = 0;
+
+  // Cost of each query. Models for which many at once are cheaper override it.
+  virtual std::vector<LayerCost> CostAll(
+      const Platform& platform, absl::Span<const LayerQuery> queries) const;
 
   // Bytes that tell this model's costs from any other's: what a plan's
   // profile_digest is the SHA-256 of.

@@ -163,4 +163,19 @@ void SetLayerBytes(const Platform& platform, const LayerQuery& query,
   LayerBytes(platform, query).Set(cost);
 }
 
+int64_t GatheredBytes(const Platform& platform, const LayerQuery& query) {
+  const LayerSpec& layer = query.layer;
+  if (platform.parallelism.tensor_parallel == 1 ||
+      layer.kind == LayerKind::kPatchEmbed) {
+    return 0;
+  }
+  const int64_t width = layer.kind == LayerKind::kProjector
+                            ? std::max(layer.hidden_size, layer.input_size)
+                            : layer.hidden_size;
+  return Bounded(static_cast<double>(query.shape.tokens) /
+                 platform.parallelism.context_parallel *
+                 static_cast<double>(width) *
+                 static_cast<double>(DataTypeBytes(platform.data_type)));
+}
+
 }  // namespace pipeweaver::semu

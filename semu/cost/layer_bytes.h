@@ -14,10 +14,15 @@ namespace pipeweaver::semu {
 // Kept, rebuilt and weight gradient's bytes are those of the layer's graph
 // (graph/layer_expander.h), in fractions of tokens where sizes do not divide.
 // The workspace of a block is the feed-forward part's gradients and two of the
-// residual stream's; what is gathered from the tensor-parallel GPUs for one
-// matmul is not counted.
+// residual stream's; GatheredBytes is not counted.
 void SetLayerBytes(const Platform& platform, const LayerQuery& query,
                    LayerCost* cost);
+
+// The largest operand that one matmul of the layer gathers from the
+// tensor-parallel GPUs, or whose sum it scatters to them, whatever the pass; 0
+// .. 10^14, per GPU. A rank runs one matmul at a time, so it needs room for one
+// such operand beyond all that SetLayerBytes counts.
+int64_t GatheredBytes(const Platform& platform, const LayerQuery& query);
 
 }  // namespace pipeweaver::semu
 

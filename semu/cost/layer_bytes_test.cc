@@ -54,36 +54,71 @@ TEST(LayerBytesTest, AreThoseOfTheGraphs) {
   }
 }
 
-// What the closed rule for the workspace leaves out: the simulated peak of a
-// block's backward in one piece passes all that the rule counts, and the
-// output's gradient, by no more than the largest operand gathered.
-TEST(LayerBytesTest, ABlocksPeakIsThatOfItsGraphButForWhatIsGathered) {
+// The simulated peaks of all passes, under every strategy: at most what the
+// rules count, and one gathered operand.
+TEST(LayerBytesTest, PeaksOfGraphsAreCounted) {
+  constexpr int64_t kTokens = 8192;
+  constexpr int64_t kTokenIdBytes = 8;
   for (const std::string& name : SetupNames()) {
     const Job job = *JobFromProto(*MakeSetup(name));
-    const Platform platform = PlatformOf(job);
-    for (const Module& module : job.modules) {
-      for (const LayerGroup& group : module.layers) {
-        if (group.layer.kind != LayerKind::kTransformer) continue;
-        const int64_t n = 8192;
-        const LayerQuery query = {group.layer, {1, n, n * n, n, 0, 0}};
-        LayerCost cost;
-        SetLayerBytes(platform, query, &cost);
-        const LayerGraph graph = ExpandLayer(platform, query);
-        std::vector<int64_t> op_ns(graph.ops.size());
-        DeviceOpTimes().TimeOps(platform, graph.ops, absl::MakeSpan(op_ns));
-        const int64_t peak = SimulatePass(graph,
-                                          PassOf(graph, PassKind::kBackward,
-                                                 MemoryStrategy::kKeep),
-                                          op_ns)
-                                 .peak_bytes;
-        const StrategyCost& keep = cost[MemoryStrategy::kKeep];
-        const int64_t gathered = n * group.layer.hidden_size * 2;
-        EXPECT_LE(peak, keep.kept_bytes + keep.workspace_bytes +
-                            cost.output_bytes + gathered)
-            << name << " " << module.name;
+    for (const int tp : {1, 4, 8}) {
+      Platform platform = PlatformOf(job);
+      platform.parallelism.tensor_parallel = tp;
+      for (const Module& module : job.modules) {
+        for (const LayerGroup& group : module.layers) {
+          SCOPED_TRACE(name + " " + module.name + " kind " +
+                       std::to_string(static_cast<int>(group.layer.kind)) +
+                       " tp " + std::to_string(tp));
+          const LayerQuery query = {
+              group.layer,
+              {1, kTokens, kTokens * kTokens, kTokens, 256, 256 * kTokens}};
+          LayerCost cost;
+          SetLayerBytes(platform, query, &cost);
+          const LayerGraph graph = ExpandLayer(platform, query);
+          std::vector<int64_t> op_ns(graph.ops.size());
+          DeviceOpTimes().TimeOps(platform, graph.ops, absl::MakeSpan(op_ns));
+          const auto peak = [&](PassKind kind, MemoryStrategy strategy) {
+            return SimulatePass(graph, PassOf(graph, kind, strategy), op_ns)
+                .peak_bytes;
+          };
+          int64_t more = GatheredBytes(platform, query);
+          // Vocabularies need not divide; and as above.
+          if (group.layer.kind == LayerKind::kLmHead) more += kTokens * 8;
+          if (group.layer.kind == LayerKind::kEmbedding) {
+            more += kTokens * kTokenIdBytes;
+          }
+          EXPECT_LE(
+              peak(PassKind::kForward, MemoryStrategy::kKeep),
+              cost.forward_bytes + more +
+                  (graph.input < 0 ? 0 : graph.tensor_bytes[graph.input]));
+          for (int s = 0; s < kNumMemoryStrategies; ++s) {
+            const auto strategy = static_cast<MemoryStrategy>(s);
+            const StrategyCost& c = cost[strategy];
+            for (const PassKind kind :
+                 {PassKind::kBackward, PassKind::kInputGrad}) {
+              EXPECT_LE(peak(kind, strategy), c.kept_bytes + c.rebuilt_bytes +
+                                                  c.workspace_bytes +
+                                                  cost.output_bytes + more);
+            }
+            EXPECT_LE(peak(PassKind::kWeightGrad, strategy),
+                      c.weight_grad_bytes + more);
+          }
+        }
       }
     }
   }
+}
+
+TEST(LayerBytesTest, WithoutTensorParallelismNothingIsGathered) {
+  const Job job = *JobFromProto(*MakeSetup("vlm-s"));
+  Platform platform = PlatformOf(job);
+  const LayerQuery query = {job.modules[1].layers[1].layer,
+                            {1, 1024, 1024 * 1024, 1024, 0, 0}};
+  EXPECT_EQ(GatheredBytes(platform, query), 1024 * 4096 * 2);
+  platform.parallelism.context_parallel = 2;
+  EXPECT_EQ(GatheredBytes(platform, query), 512 * 4096 * 2);
+  platform.parallelism.tensor_parallel = 1;
+  EXPECT_EQ(GatheredBytes(platform, query), 0);
 }
 
 }  // namespace

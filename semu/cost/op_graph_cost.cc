@@ -93,6 +93,28 @@ LayerCost OpGraphCost::Cost(const Platform& platform,
   return Simulate(platform, query);
 }
 
+std::vector<LayerCost> OpGraphCost::CostAll(
+    const Platform& platform, absl::Span<const LayerQuery> queries) const {
+  if (cache_ == nullptr) return CostModel::CostAll(platform, queries);
+  std::vector<std::string> keys;
+  keys.reserve(queries.size());
+  for (const LayerQuery& query : queries) {
+    keys.push_back(
+        SubgraphKey(platform, query, EntriesDigest(platform, query.layer)));
+  }
+  const std::vector<std::string> values =
+      cache_->GetOrComputeAll(keys, [&](size_t i) {
+        return EncodeLayerCost(Simulate(platform, queries[i]));
+      });
+  std::vector<LayerCost> costs;
+  costs.reserve(queries.size());
+  for (size_t i = 0; i < queries.size(); ++i) {
+    const std::optional<LayerCost> cost = DecodeLayerCost(values[i]);
+    costs.push_back(cost ? *cost : Simulate(platform, queries[i]));
+  }
+  return costs;
+}
+
 std::string OpGraphCost::Fingerprint() const {
   // The number counts changes of how passes make up a cost.
   return absl::StrCat("op graph 1 ", rules_->Fingerprint());

@@ -32,6 +32,9 @@ class OpGraphCost : public CostModel {
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
+  std::vector<LayerCost> CostAll(
+      const Platform& platform,
+      absl::Span<const LayerQuery> queries) const override;
   std::string Fingerprint() const override;
 
   // Operations simulated so far, over all passes.

@@ -207,6 +207,23 @@ TEST(OpGraphCostTest, ReuseChangesNothing) {
   EXPECT_EQ(reusing.ops_simulated(), cold_ops);
 }
 
+TEST(OpGraphCostTest, ManyAtOnceCostTheSame) {
+  const OpGraphCost plain;
+  const OpGraphCost reusing(std::make_shared<DeviceOpTimes>(), MemoryCache());
+  const Job job = JobOf("t2v-s");
+  std::vector<LayerQuery> queries;
+  for (const auto& [platform, query] : ManyQueries()) queries.push_back(query);
+  for (const OpGraphCost* model : {&plain, &reusing, &reusing}) {
+    const std::vector<LayerCost> costs =
+        model->CostAll(PlatformOf(job), queries);
+    ASSERT_EQ(costs.size(), queries.size());
+    for (size_t i = 0; i < queries.size(); ++i) {
+      EXPECT_EQ(EncodeLayerCost(costs[i]),
+                EncodeLayerCost(plain.Cost(PlatformOf(job), queries[i])));
+    }
+  }
+}
+
 TEST(OpGraphCostTest, EqualSubgraphsMeetAcrossLayersReplicasAndJobs) {
   const std::shared_ptr<SubgraphCache> cache = MemoryCache();
   const OpGraphCost first(std::make_shared<DeviceOpTimes>(), cache);

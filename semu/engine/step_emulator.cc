@@ -49,7 +49,12 @@ StepProgram Disturbed(const StepProgram& program,
   uint64_t place = 0;
   for (auto& ops : disturbed.ranks) {
     for (StepOp& op : ops) {
-      op.duration_ns = Noisy(op.duration_ns, options, place++);
+      if (op.kind() == StepOpKind::kCompute) {
+        op = StepOp(StepOpKind::kCompute, 0,
+                    std::min(Noisy(op.duration_ns(), options, place),
+                             StepOp::kMaxDurationNs));
+      }
+      ++place;
     }
   }
   for (StepTransfer& x : disturbed.transfers) {
@@ -75,25 +80,6 @@ absl::Status StuckError(const StepProgram& program,
       "step: the ranks wait for each other: ", absl::StrJoin(stuck, ", ")));
 }
 
-// Memory follows from each rank's order alone; see MemoryChange.
-void AccountMemory(const StepProgram& program, EmulatedStep* result) {
-  for (size_t r = 0; r < program.bytes.size(); ++r) {
-    int64_t live = 0;
-    int64_t peak = 0;
-    for (size_t i = 0; i < program.bytes[r].size(); ++i) {
-      const MemoryChange& change = program.bytes[r][i];
-      live += change.at_start;
-      const StepOpKind kind = program.ranks[r][i].kind;
-      if (kind == StepOpKind::kCompute || kind == StepOpKind::kPostSend ||
-          kind == StepOpKind::kPostRecv) {
-        peak = std::max(peak, live + change.transient);
-      }
-      live += change.at_end;
-    }
-    result->ranks[r].peak_bytes = peak;
-  }
-}
-
 // Times without contention: each rank runs until it waits for a value that is
 // not sent yet, and is resumed by its sender.
 absl::Status EmulateFreely(const StepProgram& program, EmulatedStep* result) {
@@ -108,33 +94,33 @@ absl::Status EmulateFreely(const StepProgram& program, EmulatedStep* result) {
     const int r = runnable.back();
     runnable.pop_back();
     const std::vector<StepOp>& ops = program.ranks[r];
-    std::vector<EmulatedStep::Interval>& intervals = result->ops[r];
+    std::vector<int64_t>& ends_ns = result->ends_ns[r];
     EmulatedStep::Rank& rank = result->ranks[r];
     int64_t now_ns = now[r];
     size_t i = position[r];
     for (; i < ops.size(); ++i) {
       const StepOp& op = ops[i];
       const int64_t start_ns = now_ns;
-      if (op.kind == StepOpKind::kCompute) {
-        now_ns += op.duration_ns;
-        rank.busy_ns += op.duration_ns;
+      if (op.kind() == StepOpKind::kCompute) {
+        now_ns += op.duration_ns();
+        rank.busy_ns += op.duration_ns();
         result->makespan_ns = std::max(result->makespan_ns, now_ns);
-      } else if (op.kind == StepOpKind::kPostSend) {
-        const StepTransfer& x = program.transfers[op.index];
-        arrival[op.index] = now_ns + x.occupancy_ns + x.latency_ns;
-        if (waits_for[x.to_rank] == op.index) {
+      } else if (op.kind() == StepOpKind::kPostSend) {
+        const StepTransfer& x = program.transfers[op.index()];
+        arrival[op.index()] = now_ns + x.occupancy_ns + x.latency_ns;
+        if (waits_for[x.to_rank] == op.index()) {
           waits_for[x.to_rank] = -1;
           runnable.push_back(x.to_rank);
         }
-      } else if (op.kind == StepOpKind::kWaitRecv) {
-        if (arrival[op.index] < 0) {
-          waits_for[r] = op.index;
+      } else if (op.kind() == StepOpKind::kWaitRecv) {
+        if (arrival[op.index()] < 0) {
+          waits_for[r] = op.index();
           break;
         }
-        now_ns = std::max(now_ns, arrival[op.index]);
+        now_ns = std::max(now_ns, arrival[op.index()]);
         rank.transfer_wait_ns += now_ns - start_ns;
       }
-      intervals[i] = {start_ns, now_ns};
+      ends_ns[i] = now_ns;
     }
     position[r] = i;
     now[r] = rank.end_ns = now_ns;
@@ -195,8 +181,8 @@ class Emulator {
         const int r = program_.copies[c].rank;
         const size_t at = position_[r];
         const std::vector<StepOp>& ops = program_.ranks[r];
-        if (at < ops.size() && ops[at].kind == StepOpKind::kWaitCopy &&
-            ops[at].index == c) {
+        if (at < ops.size() && ops[at].kind() == StepOpKind::kWaitCopy &&
+            ops[at].index() == c) {
           EndOp(r);
         }
       }
@@ -216,14 +202,13 @@ class Emulator {
   // Ends the operation in which the rank is, and runs on.
   void EndOp(int r) {
     const StepOp& op = program_.ranks[r][position_[r]];
-    EmulatedStep::Interval& interval = result_.ops[r][position_[r]];
-    interval.end_ns = now_ns_;
-    const int64_t took_ns = now_ns_ - interval.start_ns;
+    const int64_t took_ns = now_ns_ - result_.StartNs(r, position_[r]);
+    result_.ends_ns[r][position_[r]] = now_ns_;
     EmulatedStep::Rank& rank = result_.ranks[r];
-    if (op.kind == StepOpKind::kCompute) {
+    if (op.kind() == StepOpKind::kCompute) {
       rank.busy_ns += took_ns;
       result_.makespan_ns = std::max(result_.makespan_ns, now_ns_);
-    } else if (op.kind == StepOpKind::kWaitCopy) {
+    } else if (op.kind() == StepOpKind::kWaitCopy) {
       rank.copy_wait_ns += took_ns;
     } else {
       rank.transfer_wait_ns += took_ns;
@@ -235,31 +220,31 @@ class Emulator {
   // Runs the rank's operations up to one that takes time.
   void RunRank(int r) {
     const std::vector<StepOp>& ops = program_.ranks[r];
-    std::vector<EmulatedStep::Interval>& intervals = result_.ops[r];
+    std::vector<int64_t>& ends_ns = result_.ends_ns[r];
     for (size_t& at = position_[r]; at < ops.size(); ++at) {
       const StepOp& op = ops[at];
-      intervals[at] = {now_ns_, now_ns_};
-      switch (op.kind) {
+      ends_ns[at] = now_ns_;
+      switch (op.kind()) {
         case StepOpKind::kCompute:
-          running_[r].duration_ns = op.duration_ns;
+          running_[r].duration_ns = op.duration_ns();
           compute_.Start(now_ns_, r);
           return;
         case StepOpKind::kPostSend:
         case StepOpKind::kPostRecv:
-          if (++transfer_posts_[op.index] == 2) {
-            links_.Start(now_ns_, op.index);
+          if (++transfer_posts_[op.index()] == 2) {
+            links_.Start(now_ns_, op.index());
           }
           break;
         case StepOpKind::kWaitSend:
         case StepOpKind::kWaitRecv:
-          if (transfer_posts_[op.index] == kTransferEnded) break;
-          transfer_waiters_[op.index][op.kind == StepOpKind::kWaitRecv] = r;
+          if (transfer_posts_[op.index()] == kTransferEnded) break;
+          transfer_waiters_[op.index()][op.kind() == StepOpKind::kWaitRecv] = r;
           return;
         case StepOpKind::kStartCopy:
-          copies_.Start(now_ns_, op.index);
+          copies_.Start(now_ns_, op.index());
           break;
         case StepOpKind::kWaitCopy:
-          if (copy_ended_[op.index]) break;
+          if (copy_ended_[op.index()]) break;
           return;
         case StepOpKind::kMark:
           break;
@@ -290,16 +275,14 @@ class Emulator {
 absl::Status EmulateStep(const StepProgram& program,
                          const EmulationOptions& options,
                          EmulatedStep* result) {
-  PW_CHECK(program.bytes.size() == program.ranks.size());
   PW_CHECK(options.latency_factor > 0 && options.bandwidth_factor > 0 &&
            options.duration_noise >= 0);
   result->makespan_ns = 0;
   result->ranks.assign(program.ranks.size(), {});
-  result->ops.resize(program.ranks.size());
+  result->ends_ns.resize(program.ranks.size());
   for (size_t r = 0; r < program.ranks.size(); ++r) {
-    result->ops[r].resize(program.ranks[r].size());
+    result->ends_ns[r].resize(program.ranks[r].size());
   }
-  AccountMemory(program, result);
   const auto run = [&](const StepProgram& p) {
     return options.contention ? Emulator(p, result).Run()
                               : EmulateFreely(p, result);
@@ -309,6 +292,27 @@ absl::Status EmulateStep(const StepProgram& program,
     return run(program);
   }
   return run(Disturbed(program, options));
+}
+
+std::vector<int64_t> PeakBytes(const StepProgram& program) {
+  PW_CHECK(program.bytes.size() == program.ranks.size());
+  std::vector<int64_t> peaks(program.ranks.size(), 0);
+  for (size_t r = 0; r < program.ranks.size(); ++r) {
+    const std::vector<StepOp>& ops = program.ranks[r];
+    const std::vector<MemoryChange>& changes = program.bytes[r];
+    PW_CHECK(changes.size() == ops.size());
+    int64_t live = 0;
+    for (size_t i = 0; i < ops.size(); ++i) {
+      live += changes[i].at_start;
+      const StepOpKind kind = ops[i].kind();
+      if (kind == StepOpKind::kCompute || kind == StepOpKind::kPostSend ||
+          kind == StepOpKind::kPostRecv) {
+        peaks[r] = std::max(peaks[r], live + changes[i].transient);
+      }
+      live += changes[i].at_end;
+    }
+  }
+  return peaks;
 }
 
 }  // namespace pipeweaver::semu

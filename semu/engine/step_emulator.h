@@ -11,6 +11,7 @@
 #ifndef SEMU_ENGINE_STEP_EMULATOR_H_
 #define SEMU_ENGINE_STEP_EMULATOR_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -31,20 +32,21 @@ struct EmulationOptions {
 };
 
 struct EmulatedStep {
-  struct Interval {
-    int64_t start_ns = 0;
-    int64_t end_ns = 0;
-  };
   struct Rank {
     int64_t busy_ns = 0;           // computing
     int64_t transfer_wait_ns = 0;  // in waits for transfers
     int64_t copy_wait_ns = 0;      // in waits for host copies
     int64_t end_ns = 0;            // of its last operation
-    int64_t peak_bytes = 0;
   };
-  std::vector<std::vector<Interval>> ops;  // [rank][position]
+  // [rank][position]: a rank's operations follow each other without a gap, the
+  // first starts at 0.
+  std::vector<std::vector<int64_t>> ends_ns;
   std::vector<Rank> ranks;
   int64_t makespan_ns = 0;  // end of the last compute operation
+
+  int64_t StartNs(size_t rank, size_t position) const {
+    return position == 0 ? 0 : ends_ns[rank][position - 1];
+  }
 };
 
 // Runs `program` from time 0. `result` is overwritten; its memory is reused.
@@ -52,6 +54,10 @@ struct EmulatedStep {
 // Thread-safe.
 absl::Status EmulateStep(const StepProgram& program,
                          const EmulationOptions& options, EmulatedStep* result);
+
+// Most bytes live at once on each rank. That follows from each rank's order
+// alone (MemoryChange), whatever the times. Thread-safe.
+std::vector<int64_t> PeakBytes(const StepProgram& program);
 
 }  // namespace pipeweaver::semu
 

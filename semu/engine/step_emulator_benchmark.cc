@@ -3,8 +3,11 @@
 //   bazel run -c opt //semu/engine:step_emulator_benchmark
 //
 // The workload: 1F1B over 16 ranks, with 32 stages (forwards and backwards) a
-// microbatch, every value between ranks a transfer. `items_per_second` counts
-// stages; arguments: whether transfers contend, microbatches.
+// microbatch, every value between ranks a transfer; 10^4 stages and 10^6 in
+// turn, so that the cost of a stage of the one over the other's is known on a
+// machine that others load, too. Counters: stages a second of each, that ratio.
+
+#include <time.h>
 
 #include <vector>
 
@@ -62,7 +65,7 @@ class OneForwardOneBackward {
  private:
   void Add(int r, StepOpKind kind, int index, int64_t duration_ns,
            MemoryChange change) {
-    program_.ranks[r].push_back({kind, index, duration_ns});
+    program_.ranks[r].emplace_back(kind, index, duration_ns);
     program_.bytes[r].push_back(change);
   }
   void Compute(int r, int64_t duration_ns, bool forward) {
@@ -92,21 +95,73 @@ class OneForwardOneBackward {
   int64_t stages_ = 0;
 };
 
-void BM_Emulate(benchmark::State& state) {
-  const OneForwardOneBackward workload(static_cast<int>(state.range(1)));
-  EmulationOptions options;
-  options.contention = state.range(0) != 0;
-  EmulatedStep step;
-  for (auto _ : state) {
-    PW_CHECK(EmulateStep(workload.program(), options, &step).ok());
-    benchmark::DoNotOptimize(step.makespan_ns);
-  }
-  state.SetItemsProcessed(state.iterations() * workload.stages());
-  state.SetLabel(options.contention ? "contention and memory"
-                                    : "no contention, memory");
+// CPU time of this thread: what others do on the machine counts less.
+double ThreadSeconds() {
+  timespec time;
+  PW_CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time) == 0);
+  return static_cast<double>(time.tv_sec) +
+         1e-9 * static_cast<double>(time.tv_nsec);
 }
-// 10^4 and 10^6 stages.
-BENCHMARK(BM_Emulate)->ArgsProduct({{0, 1}, {314, 31400}});
+
+struct Answers {
+  bool contention = false;
+  bool memory = false;
+};
+
+// One size of the workload, and what it took so far.
+class Run {
+ public:
+  explicit Run(int microbatches) : workload_(microbatches) {}
+
+  void Emulate(const Answers& answers, int times) {
+    EmulationOptions options;
+    options.contention = answers.contention;
+    const double start = ThreadSeconds();
+    for (int i = 0; i < times; ++i) {
+      PW_CHECK(EmulateStep(workload_.program(), options, &step_).ok());
+      benchmark::DoNotOptimize(step_.makespan_ns);
+      if (!answers.memory) continue;
+      benchmark::DoNotOptimize(PeakBytes(workload_.program()));
+    }
+    seconds_ += ThreadSeconds() - start;
+    stages_ += times * workload_.stages();
+  }
+  void Forget() {
+    seconds_ = 0;
+    stages_ = 0;
+  }
+  double stages_a_second() const {
+    return static_cast<double>(stages_) / seconds_;
+  }
+
+ private:
+  const OneForwardOneBackward workload_;
+  EmulatedStep step_;
+  double seconds_ = 0;
+  int64_t stages_ = 0;
+};
+
+void BM_Emulate(benchmark::State& state, const Answers& answers) {
+  constexpr int kTimes = 100;
+  Run small(314);
+  Run large(314 * kTimes);
+  for (Run* run : {&small, &large}) {
+    run->Emulate(answers, 1);  // whose memory the others use again
+    run->Forget();
+  }
+  for (auto _ : state) {
+    small.Emulate(answers, kTimes);
+    large.Emulate(answers, 1);
+  }
+  state.counters["stages/s_1e4"] = small.stages_a_second();
+  state.counters["stages/s_1e6"] = large.stages_a_second();
+  state.counters["cost_1e6/1e4"] =
+      small.stages_a_second() / large.stages_a_second();
+}
+BENCHMARK_CAPTURE(BM_Emulate, times, {});
+BENCHMARK_CAPTURE(BM_Emulate, times_memory, {.memory = true});
+BENCHMARK_CAPTURE(BM_Emulate, contention_memory,
+                  {.contention = true, .memory = true});
 
 }  // namespace
 }  // namespace pipeweaver::semu

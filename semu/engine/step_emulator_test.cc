@@ -13,6 +13,7 @@
 namespace pipeweaver::semu {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using enum StepOpKind;
 
@@ -40,25 +41,27 @@ EmulationOptions Contention(bool contention) {
   return options;
 }
 
-TEST(StepEmulatorTest, TimesWaitsAndMemory) {
+TEST(StepEmulatorTest, TimesAndWaits) {
   for (bool contention : {false, true}) {
     const EmulatedStep step = Emulate(OneTransfer(), Contention(contention));
     EXPECT_EQ(step.makespan_ns, 10 + 4 + 2 + 5);
-    EXPECT_EQ(step.ops[1][1].start_ns, 0);
-    EXPECT_EQ(step.ops[1][1].end_ns, 16);
+    EXPECT_EQ(step.StartNs(1, 1), 0);
+    EXPECT_EQ(step.ends_ns[1][1], 16);
     EXPECT_EQ(step.ranks[1].transfer_wait_ns, 16);
     EXPECT_EQ(step.ranks[1].busy_ns, 5);
     EXPECT_EQ(step.ranks[0].busy_ns, 10);
-    EXPECT_EQ(step.ranks[0].peak_bytes, 10);
-    EXPECT_EQ(step.ranks[1].peak_bytes, 20);
     // A buffered send is not waited for.
     EXPECT_EQ(step.ranks[0].end_ns, contention ? 16 : 10);
   }
 }
 
+TEST(StepEmulatorTest, PeaksFollowFromTheOrder) {
+  EXPECT_THAT(PeakBytes(OneTransfer()), ElementsAre(10, 20));
+}
+
 TEST(StepEmulatorTest, ReceivesPostedLateDelayARendezvous) {
   StepProgram program = OneTransfer();
-  program.ranks[1].insert(program.ranks[1].begin(), {kCompute, 0, 100});
+  program.ranks[1].insert(program.ranks[1].begin(), StepOp(kCompute, 0, 100));
   program.bytes[1].insert(program.bytes[1].begin(), MemoryChange{});
   EXPECT_EQ(Emulate(program, Contention(false)).makespan_ns, 105);
   EXPECT_EQ(Emulate(program, Contention(true)).makespan_ns, 111);
@@ -77,8 +80,8 @@ TEST(StepEmulatorTest, CopiesRunBesideComputing) {
   // The second copy to the host waits for the first; the other way does not.
   program.copies = {{0, true, 8}, {0, true, 8}, {0, false, 8}};
   const EmulatedStep step = Emulate(program, Contention(true));
-  EXPECT_EQ(step.ops[0][4].end_ns, 10);
-  EXPECT_EQ(step.ops[0][5].end_ns, 16);
+  EXPECT_EQ(step.ends_ns[0][4], 10);
+  EXPECT_EQ(step.ends_ns[0][5], 16);
   EXPECT_EQ(step.ranks[0].copy_wait_ns, 6);
   EXPECT_EQ(step.makespan_ns, 10);
   EXPECT_EQ(Emulate(program, Contention(false)).ranks[0].copy_wait_ns, 0);
@@ -109,7 +112,7 @@ TEST(StepEmulatorTest, FactorsOnLinks) {
 
 TEST(StepEmulatorTest, NoiseDependsOnTheSeedAlone) {
   StepProgram program = OneTransfer();
-  program.ranks[0][0].duration_ns = 1'000'000;
+  program.ranks[0][0] = StepOp(kCompute, 0, 1'000'000);
   EmulationOptions options;
   options.duration_noise = 0.1;
   int64_t sum = 0;

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "semu/base/check.h"
+
 namespace pipeweaver::semu {
 
 enum class StepOpKind : uint8_t {
@@ -21,11 +23,31 @@ enum class StepOpKind : uint8_t {
   kMark,       // takes no time
 };
 
-struct StepOp {
-  StepOpKind kind = StepOpKind::kCompute;
-  int32_t index = 0;
-  int64_t duration_ns = 0;  // of kCompute, >= 0
+// One operation in 8 bytes: an emulation of many is bound by memory traffic.
+class StepOp {
+ public:
+  static constexpr int64_t kMaxDurationNs = (int64_t{1} << 60) - 1;
+
+  // `index` is kept of operations that have one, `duration_ns` of kCompute:
+  // 0 .. kMaxDurationNs.
+  StepOp(StepOpKind kind, int32_t index, int64_t duration_ns)
+      : kind_(static_cast<uint64_t>(kind)),
+        value_(kind == StepOpKind::kCompute ? static_cast<uint64_t>(duration_ns)
+                                            : static_cast<uint32_t>(index)) {
+    PW_CHECK(duration_ns >= 0 && duration_ns <= kMaxDurationNs);
+  }
+
+  StepOpKind kind() const { return static_cast<StepOpKind>(kind_); }
+  // REQUIRES: not kCompute.
+  int32_t index() const { return static_cast<int32_t>(value_); }
+  // REQUIRES: kCompute.
+  int64_t duration_ns() const { return static_cast<int64_t>(value_); }
+
+ private:
+  uint64_t kind_ : 4;
+  uint64_t value_ : 60;
 };
+static_assert(sizeof(StepOp) == 8);
 
 // Bytes that an operation allocates, less those that it frees. The peak is
 // taken while compute operations run and at posts.

@@ -2,13 +2,16 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "semu/store/record.h"
@@ -41,8 +44,53 @@ absl::string_view BytesOf(const MDB_val& value) {
 // Exit statuses of the child that tries a file.
 enum Verdict : int { kUsable = 0, kDamaged = 1, kForeign = 2, kBusy = 3 };
 
+// The pages in which names stand: each must be a leaf, say its own number, and
+// have its free room where it has no entries. Gets do not look at that, but
+// puts rely on it.
+class LeafPages {
+ public:
+  explicit LeafPages(size_t page_bytes) : page_bytes_(page_bytes) {}
+
+  bool Fits(const MDB_val& name) {
+    const auto address = reinterpret_cast<uintptr_t>(name.mv_data);
+    const uintptr_t page = address - address % page_bytes_;
+    if (page == last_) return true;
+    last_ = page;
+    // LMDB's page: number, padding, flags, bounds of the free room, offsets of
+    // the entries.
+    constexpr uint16_t kLeaf = 2;
+    constexpr size_t kHeaderBytes = 16;
+    const auto* bytes = reinterpret_cast<const char*>(page);
+    uint64_t number = 0;
+    std::memcpy(&number, bytes, sizeof(number));
+    if (number > page / page_bytes_) return false;
+    const uintptr_t map = page - number * page_bytes_;
+    if (map_ == 0) map_ = map;
+    const auto short_at = [bytes](size_t at) {
+      uint16_t value = 0;
+      std::memcpy(&value, bytes + at, sizeof(value));
+      return size_t{value};
+    };
+    const size_t lower = short_at(12);
+    const size_t upper = short_at(14);
+    if (short_at(10) != kLeaf || map != map_ || lower % 2 != 0 ||
+        lower < kHeaderBytes || lower > upper || upper > page_bytes_) {
+      return false;
+    }
+    for (size_t at = kHeaderBytes; at < lower; at += 2) {
+      if (short_at(at) < upper || short_at(at) >= page_bytes_) return false;
+    }
+    return true;
+  }
+
+ private:
+  const size_t page_bytes_;
+  uintptr_t last_ = 0;
+  uintptr_t map_ = 0;  // where the file begins, as the first page has it
+};
+
 // Reads every page of an index that a get may pass.
-Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi) {
+Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi, LeafPages* pages) {
   MDB_stat stat;
   if (mdb_stat(txn, dbi, &stat) != 0) return kDamaged;
   MDB_val name = ValueOf(kHeaderName);
@@ -55,7 +103,7 @@ Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi) {
   size_t entries = 0;
   int rc = 0;
   while ((rc = mdb_cursor_get(cursor, &name, &value, MDB_NEXT)) == 0) {
-    if (++entries > stat.ms_entries) return kDamaged;
+    if (++entries > stat.ms_entries || !pages->Fits(name)) return kDamaged;
     if (value.mv_size == 0) return kDamaged;
     const auto* bytes = static_cast<const volatile char*>(value.mv_data);
     (void)bytes[0];
@@ -68,9 +116,67 @@ Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi) {
   return rc == MDB_NOTFOUND && entries == stat.ms_entries ? kUsable : kDamaged;
 }
 
-Verdict TryEnvironment(const std::string& path) {
+// Reads the list of pages that a put may take: each entry a transaction and
+// pages of the file in descending order, no page twice. With those in use they
+// must be all that the file has.
+Verdict TryFreePages(MDB_txn* txn, MDB_dbi dbi, const MDB_envinfo& info,
+                     LeafPages* leaves) {
+  constexpr MDB_dbi kFreePages = 0;
+  constexpr size_t kMetaPages = 2;
+  MDB_stat used;
+  MDB_stat list;
+  if (mdb_stat(txn, dbi, &used) != 0 || mdb_stat(txn, kFreePages, &list) != 0) {
+    return kDamaged;
+  }
+  MDB_cursor* cursor = nullptr;
+  if (mdb_cursor_open(txn, kFreePages, &cursor) != 0) return kDamaged;
+  std::vector<bool> is_free(info.me_last_pgno + 1, false);
+  size_t pages = kMetaPages;
+  for (const MDB_stat* stat : {&used, &list}) {
+    pages +=
+        stat->ms_branch_pages + stat->ms_leaf_pages + stat->ms_overflow_pages;
+  }
+  MDB_val name;
+  MDB_val value;
+  int rc = 0;
+  while ((rc = mdb_cursor_get(cursor, &name, &value, MDB_NEXT)) == 0) {
+    size_t count = 0;
+    if (!leaves->Fits(name) || name.mv_size != sizeof(size_t) ||
+        value.mv_size < sizeof(count)) {
+      return kDamaged;
+    }
+    const auto* words = static_cast<const char*>(value.mv_data);
+    std::memcpy(&count, words, sizeof(count));
+    if (count != value.mv_size / sizeof(size_t) - 1) return kDamaged;
+    size_t before = is_free.size();
+    for (size_t i = 1; i <= count; ++i) {
+      size_t page = 0;
+      std::memcpy(&page, words + i * sizeof(page), sizeof(page));
+      if (page < kMetaPages || page >= before || is_free[page]) return kDamaged;
+      is_free[page] = true;
+      before = page;
+    }
+    pages += count;
+  }
+  return rc == MDB_NOTFOUND && pages == is_free.size() ? kUsable : kDamaged;
+}
+
+// Whether this process can map so many bytes.
+bool CanMap(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return false;
+  munmap(memory, bytes);
+  return true;
+}
+
+Verdict TryEnvironment(const std::string& path, int64_t max_bytes) {
+  struct stat file;
   MDB_env* env = nullptr;
-  if (mdb_env_create(&env) != 0) return kBusy;
+  if (::stat(path.c_str(), &file) != 0 || mdb_env_create(&env) != 0) {
+    return kBusy;
+  }
+  mdb_env_set_mapsize(env, static_cast<size_t>(max_bytes));
   mdb_env_set_maxreaders(env, kMaxReaders);
   const int opened =
       mdb_env_open(env, path.c_str(), kFlags | MDB_RDONLY, kMode);
@@ -78,10 +184,14 @@ Verdict TryEnvironment(const std::string& path) {
       opened == MDB_CORRUPTED) {
     return kForeign;
   }
+  // A file that says it is larger than it is cannot be mapped, either.
+  if ((opened == ENOMEM || opened == EINVAL) &&
+      CanMap(static_cast<size_t>(std::max(max_bytes, int64_t{file.st_size})))) {
+    return kDamaged;
+  }
   if (opened != 0) return kBusy;
   MDB_envinfo info;
   MDB_stat stat;
-  struct stat file;
   if (mdb_env_info(env, &info) != 0 || mdb_env_stat(env, &stat) != 0 ||
       ::stat(path.c_str(), &file) != 0 ||
       file.st_size / stat.ms_psize < static_cast<off_t>(info.me_last_pgno)) {
@@ -93,19 +203,30 @@ Verdict TryEnvironment(const std::string& path) {
       mdb_dbi_open(txn, nullptr, 0, &dbi) != 0) {
     return kDamaged;
   }
-  const Verdict verdict = TryRecords(txn, dbi);
+  LeafPages pages(stat.ms_psize);
+  if (const Verdict verdict = TryRecords(txn, dbi, &pages);
+      verdict != kUsable) {
+    return verdict;
+  }
+  // Of the same state as the transaction, unless another process has written
+  // since.
+  const size_t txn_id = mdb_txn_id(txn);
+  if (mdb_env_info(env, &info) != 0) return kDamaged;
+  const Verdict verdict = info.me_last_txnid == txn_id
+                              ? TryFreePages(txn, dbi, info, &pages)
+                              : kUsable;
   mdb_txn_abort(txn);
   mdb_env_close(env);
   return verdict;
 }
 
 // Tries the file in a child process: reading damaged pages may end it.
-Verdict TryFile(const std::string& path) {
+Verdict TryFile(const std::string& path, int64_t max_bytes) {
   const pid_t child = fork();
   if (child < 0) return kBusy;
   if (child == 0) {
     alarm(kTrySeconds);
-    _exit(TryEnvironment(path));
+    _exit(TryEnvironment(path, max_bytes));
   }
   int status = 0;
   while (waitpid(child, &status, 0) < 0) {
@@ -141,7 +262,7 @@ absl::StatusOr<std::unique_ptr<FileStore>> FileStore::Open(
     return CannotOpen(path, std::strerror(errno));
   }
   if (exists && file.st_size > 0) {
-    const Verdict verdict = TryFile(path);
+    const Verdict verdict = TryFile(path, max_bytes);
     if (verdict == kDamaged || verdict == kForeign) {
       const std::string aside = absl::StrCat(path, ".unusable");
       if (rename(path.c_str(), aside.c_str()) != 0) {
@@ -194,17 +315,24 @@ absl::Status FileStore::OpenEnvironment() {
 }
 
 std::optional<std::string> FileStore::Get(absl::string_view key) {
+  return GetAll({key})[0];
+}
+
+std::vector<std::optional<std::string>> FileStore::GetAll(
+    absl::Span<const absl::string_view> keys) {
+  std::vector<std::optional<std::string>> values(keys.size());
   MDB_txn* txn = nullptr;
-  if (mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn) != 0) return std::nullopt;
-  const std::string record_name = RecordName(key);
-  MDB_val name = ValueOf(record_name);
-  MDB_val value;
-  std::optional<std::string> found;
-  if (mdb_get(txn, dbi_, &name, &value) == 0) {
-    found = DecodeRecord(key, BytesOf(value));
+  if (mdb_txn_begin(env_, nullptr, MDB_RDONLY, &txn) != 0) return values;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const std::string record_name = RecordName(keys[i]);
+    MDB_val name = ValueOf(record_name);
+    MDB_val value;
+    if (mdb_get(txn, dbi_, &name, &value) == 0) {
+      values[i] = DecodeRecord(keys[i], BytesOf(value));
+    }
   }
   mdb_txn_abort(txn);
-  return found;
+  return values;
 }
 
 int FileStore::BeginWrite(MDB_txn** txn) {

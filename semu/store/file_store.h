@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,7 +30,8 @@ class FileStore : public SubgraphStore {
   // Opens or makes the file, and `path`-lock beside it. A file that is torn,
   // damaged or no store of this format is moved to `path`.unusable, a new one
   // made, and one line logged; a child process tries the file, so that no
-  // damage can take this process down. A file that has come near `max_bytes` is
+  // damage of its records, page numbers or free pages can take this process
+  // down. A file that has come near `max_bytes` is
   // emptied, with one line.
   // Errors: INVALID_ARGUMENT for a path that is no file; FAILED_PRECONDITION
   // for one that cannot be opened or made, both naming path and reason.
@@ -42,6 +44,8 @@ class FileStore : public SubgraphStore {
 
   absl::string_view name() const override { return "file"; }
   std::optional<std::string> Get(absl::string_view key) override;
+  std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
  private:

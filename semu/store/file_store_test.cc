@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -148,6 +149,56 @@ TEST_F(FileStoreTest, NoDamageMakesAWrongValueOrTakesTheProcessDown) {
     log_.clear();
     Write(damaged);
     const auto store = Open();
+    Found(*store, kBatches);
+  }
+}
+
+// What puts rely on and gets do not see: the size that the file says it has,
+// and the list of its free pages.
+TEST_F(FileStoreTest, DamageOfWhatPutsRelyOnIsTold) {
+  constexpr int kBatches = 5;
+  Fill(kBatches);
+  Fill(kBatches);  // which leaves pages free
+  const std::string whole = Read();
+  // LMDB's first two pages: 16 bytes of header, 24 before the records of the
+  // list's and the index's trees, 48 bytes each with the root at the end, then
+  // the last page's number.
+  constexpr size_t kPage = 4096;
+  constexpr size_t kFreeRoot = 16 + 24 + 40;
+  constexpr size_t kLastPage = 16 + 24 + 96;
+  const auto word = [](const std::string& bytes, size_t at) {
+    uint64_t value = 0;
+    std::memcpy(&value, bytes.data() + at, sizeof(value));
+    return value;
+  };
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 40; ++i) {
+    std::string damaged = whole;
+    for (const size_t meta : {size_t{0}, kPage}) {
+      const uint64_t root = word(whole, meta + kFreeRoot);
+      if (i % 4 == 0) {
+        const uint64_t last = (uint64_t{1} << 40) + random() % 1000;
+        std::memcpy(&damaged[meta + kLastPage], &last, sizeof(last));
+      } else if (root < whole.size() / kPage) {
+        // Its number, its flags, or its content.
+        const size_t at = i % 4 == 1   ? random() % 8
+                          : i % 4 == 2 ? 10
+                                       : 16 + random() % (kPage - 32);
+        for (size_t k = 0; k < (i % 4 == 3 ? 16 : 1); ++k) {
+          char& byte = damaged[root * kPage + at + k];
+          byte = static_cast<char>(byte ^ (1 + random() % 255));
+        }
+      }
+    }
+    log_.clear();
+    Write(damaged);
+    const auto store = Open();
+    if (i % 4 != 3) {
+      EXPECT_THAT(log_, ElementsAre(HasSubstr("starting empty"))) << i;
+    }
+    for (int k = 0; k < kNumberedBatch; ++k) {
+      store->Put({NumberedEntry(0, 1000, k)});
+    }
     Found(*store, kBatches);
   }
 }

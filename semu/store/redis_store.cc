@@ -18,13 +18,34 @@ namespace pipeweaver::semu {
 namespace {
 
 constexpr absl::string_view kPrefix = "pipeweaver:subgraph:1:";
-// Commands sent before their answers are read.
+// Keys of one command to get, commands to put sent before their answers are
+// read: what keeps another caller waiting is short.
 constexpr size_t kMaxBatch = 256;
 
-struct FreeReply {
-  void operator()(redisReply* reply) const { freeReplyObject(reply); }
-};
-using Reply = std::unique_ptr<redisReply, FreeReply>;
+// A command in Redis's protocol: the number of its arguments, then each with
+// its length.
+std::string Command(absl::Span<const std::string> arguments) {
+  std::string command = absl::StrCat("*", arguments.size(), "\r\n");
+  for (const std::string& argument : arguments) {
+    absl::StrAppend(&command, "$", argument.size(), "\r\n", argument, "\r\n");
+  }
+  return command;
+}
+
+std::string GetCommand(absl::Span<const absl::string_view> keys) {
+  std::vector<std::string> arguments = {"MGET"};
+  for (const absl::string_view key : keys) {
+    arguments.push_back(absl::StrCat(kPrefix, RecordName(key)));
+  }
+  return Command(arguments);
+}
+
+std::string SetCommand(const StoreEntry& entry,
+                       std::chrono::seconds time_to_live) {
+  return Command({"SET", absl::StrCat(kPrefix, RecordName(entry.key)),
+                  EncodeRecord(entry.key, entry.value), "EX",
+                  absl::StrCat(time_to_live.count())});
+}
 
 timeval TimevalOf(std::chrono::milliseconds time) {
   return {static_cast<time_t>(time.count() / 1000),
@@ -61,6 +82,10 @@ class SigpipeBlock {
 };
 
 }  // namespace
+
+void RedisStore::FreeReply::operator()(redisReply* reply) const {
+  freeReplyObject(reply);
+}
 
 RedisStore::RedisStore(std::string host, int port, RedisOptions options,
                        Log log)
@@ -129,53 +154,66 @@ void RedisStore::Succeed() {
 }
 
 std::optional<std::string> RedisStore::Get(absl::string_view key) {
-  const std::string name = absl::StrCat(kPrefix, RecordName(key));
-  MutexLock lock(&mutex_);
-  const SigpipeBlock no_signal;
-  if (!Connected()) return std::nullopt;
-  const Reply reply(static_cast<redisReply*>(
-      redisCommand(context_, "GET %b", name.data(), name.size())));
-  if (reply == nullptr) {
-    Fail(context_->errstr);
-    return std::nullopt;
+  return GetAll({key})[0];
+}
+
+std::vector<std::optional<std::string>> RedisStore::GetAll(
+    absl::Span<const absl::string_view> keys) {
+  std::vector<std::optional<std::string>> values(keys.size());
+  std::vector<std::string> commands;
+  for (size_t i = 0; i < keys.size(); i += kMaxBatch) {
+    commands.push_back(GetCommand(keys.subspan(i, kMaxBatch)));
   }
-  if (reply->type == REDIS_REPLY_ERROR) {
-    Fail(absl::string_view(reply->str, reply->len));
-    return std::nullopt;
+  const std::vector<Reply> replies = Ask(commands);
+  for (size_t b = 0; b < replies.size(); ++b) {
+    const redisReply& reply = *replies[b];
+    const size_t first = b * kMaxBatch;
+    const size_t asked = std::min(kMaxBatch, keys.size() - first);
+    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != asked) continue;
+    for (size_t i = 0; i < asked; ++i) {
+      const redisReply& record = *reply.element[i];
+      if (record.type != REDIS_REPLY_STRING) continue;
+      values[first + i] = DecodeRecord(
+          keys[first + i], absl::string_view(record.str, record.len));
+    }
   }
-  Succeed();
-  if (reply->type != REDIS_REPLY_STRING) return std::nullopt;
-  return DecodeRecord(key, absl::string_view(reply->str, reply->len));
+  return values;
 }
 
 void RedisStore::Put(absl::Span<const StoreEntry> entries) {
   while (!entries.empty()) {
-    const absl::Span<const StoreEntry> batch = entries.subspan(0, kMaxBatch);
-    entries.remove_prefix(batch.size());
-    MutexLock lock(&mutex_);
-    const SigpipeBlock no_signal;
-    if (!Connected()) return;
-    for (const StoreEntry& entry : batch) {
-      const std::string name = absl::StrCat(kPrefix, RecordName(entry.key));
-      const std::string record = EncodeRecord(entry.key, entry.value);
-      redisAppendCommand(context_, "SET %b %b EX %lld", name.data(),
-                         name.size(), record.data(), record.size(),
-                         static_cast<long long>(options_.time_to_live.count()));
+    std::vector<std::string> commands;
+    for (const StoreEntry& entry : entries.subspan(0, kMaxBatch)) {
+      commands.push_back(SetCommand(entry, options_.time_to_live));
     }
-    for (size_t i = 0; i < batch.size(); ++i) {
-      void* answer = nullptr;
-      if (redisGetReply(context_, &answer) != REDIS_OK) {
-        Fail(context_->errstr);
-        return;
-      }
-      const Reply reply(static_cast<redisReply*>(answer));
-      if (reply->type == REDIS_REPLY_ERROR) {
-        Fail(absl::string_view(reply->str, reply->len));
-        return;
-      }
-    }
-    Succeed();
+    entries.remove_prefix(commands.size());
+    if (Ask(commands).empty()) return;
   }
+}
+
+std::vector<RedisStore::Reply> RedisStore::Ask(
+    absl::Span<const std::string> commands) {
+  std::vector<Reply> replies;
+  MutexLock lock(&mutex_);
+  const SigpipeBlock no_signal;
+  if (!Connected()) return {};
+  for (const std::string& command : commands) {
+    redisAppendFormattedCommand(context_, command.data(), command.size());
+  }
+  for (size_t i = 0; i < commands.size(); ++i) {
+    void* answer = nullptr;
+    if (redisGetReply(context_, &answer) != REDIS_OK) {
+      Fail(context_->errstr);
+      return {};
+    }
+    replies.emplace_back(static_cast<redisReply*>(answer));
+    if (replies.back()->type == REDIS_REPLY_ERROR) {
+      Fail(absl::string_view(replies.back()->str, replies.back()->len));
+      return {};
+    }
+  }
+  Succeed();
+  return replies;
 }
 
 }  // namespace pipeweaver::semu

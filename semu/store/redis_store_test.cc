@@ -120,6 +120,15 @@ TEST_F(RedisStoreTest, IsShared) {
     EXPECT_EQ(two->Get(entry.key), entry.value);
   }
   EXPECT_EQ(two->Get("another"), std::nullopt);
+
+  std::vector<absl::string_view> keys = {"another"};
+  for (const StoreEntry& entry : entries) keys.push_back(entry.key);
+  const auto values = two->GetAll(keys);
+  ASSERT_EQ(values.size(), keys.size());
+  EXPECT_EQ(values[0], std::nullopt);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    EXPECT_EQ(values[i + 1], entries[i].value);
+  }
   EXPECT_THAT(log(), IsEmpty());
 }
 
@@ -131,6 +140,8 @@ TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   redis.Kill();
   EXPECT_EQ(store->Get("key"), std::nullopt);
   EXPECT_THAT(log(), ElementsAre(HasSubstr("is lost, going on without it")));
+  EXPECT_THAT(store->GetAll({"key", "other"}),
+              ElementsAre(std::nullopt, std::nullopt));
   redis.Start();
   // Within the pause it is not even asked.
   store->Put({{"key", "value"}});
@@ -188,7 +199,7 @@ TEST_F(RedisStoreTest, WhatOthersWroteThereIsAMiss) {
   freeReplyObject(redisCommand(raw, "DEL %b", name.data(), name.size()));
   freeReplyObject(
       redisCommand(raw, "LPUSH %b value", name.data(), name.size()));
-  EXPECT_EQ(Open()->Get("key"), std::nullopt);  // an error of Redis's
+  EXPECT_EQ(Open()->Get("key"), std::nullopt);
   redisFree(raw);
 }
 

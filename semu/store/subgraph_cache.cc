@@ -18,48 +18,115 @@ std::string SubgraphCache::GetOrCompute(
       return *std::move(value);
     }
   }
-  Shard& shard = shards_[absl::HashOf(key) % kShards];
-  std::shared_ptr<Flight> flight;
-  {
-    MutexLock lock(&shard.mutex);
-    const auto [it, first] = shard.flights.try_emplace(key);
-    if (!first) {
-      flight = it->second;
-      while (!flight->value) shard.landed.Wait(&shard.mutex);
-      joined_.fetch_add(1, std::memory_order_relaxed);
-      return *flight->value;
-    }
-    flight = it->second = std::make_shared<Flight>();
-  }
-  std::string value = LookUp(key, compute);
-  {
-    MutexLock lock(&shard.mutex);
-    flight->value = value;
-    shard.flights.erase(key);
-  }
-  shard.landed.NotifyAll();
+  bool first = false;
+  std::shared_ptr<Flight> flight = Join(key, &first);
+  if (!first) return Await(key, *flight);
+  std::string value;
+  LookUpAll(
+      {{key, 0, std::move(flight)}}, [&](size_t) { return compute(); },
+      absl::MakeSpan(&value, 1));
   return value;
 }
 
-std::string SubgraphCache::LookUp(absl::string_view key,
-                                  absl::FunctionRef<std::string()> compute) {
+std::vector<std::string> SubgraphCache::GetOrComputeAll(
+    absl::Span<const std::string> keys,
+    absl::FunctionRef<std::string(size_t)> compute) {
+  std::vector<std::string> values(keys.size());
+  std::vector<LookUp> own;
+  std::vector<LookUp> others;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (!levels_.empty()) {
+      if (std::optional<std::string> value = levels_[0]->Get(keys[i])) {
+        hits_[0].fetch_add(1, std::memory_order_relaxed);
+        values[i] = *std::move(value);
+        continue;
+      }
+    }
+    bool first = false;
+    std::shared_ptr<Flight> flight = Join(keys[i], &first);
+    (first ? own : others).push_back({keys[i], i, std::move(flight)});
+  }
+  LookUpAll(std::move(own), compute, absl::MakeSpan(values));
+  // Only now, so that callers that wait for each other's keys all end.
+  for (const LookUp& l : others) values[l.index] = Await(l.key, *l.flight);
+  return values;
+}
+
+SubgraphCache::Shard& SubgraphCache::ShardOf(absl::string_view key) {
+  return shards_[absl::HashOf(key) % kShards];
+}
+
+std::shared_ptr<SubgraphCache::Flight> SubgraphCache::Join(
+    absl::string_view key, bool* first) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(&shard.mutex);
+  const auto [it, inserted] = shard.flights.try_emplace(key);
+  if (inserted) it->second = std::make_shared<Flight>();
+  *first = inserted;
+  return it->second;
+}
+
+void SubgraphCache::Land(const LookUp& look_up, const std::string& value) {
+  Shard& shard = ShardOf(look_up.key);
+  {
+    MutexLock lock(&shard.mutex);
+    look_up.flight->value = value;
+    shard.flights.erase(look_up.key);
+  }
+  shard.landed.NotifyAll();
+}
+
+std::string SubgraphCache::Await(absl::string_view key, const Flight& flight) {
+  Shard& shard = ShardOf(key);
+  MutexLock lock(&shard.mutex);
+  while (!flight.value) shard.landed.Wait(&shard.mutex);
+  joined_.fetch_add(1, std::memory_order_relaxed);
+  return *flight.value;
+}
+
+void SubgraphCache::LookUpAll(std::vector<LookUp> look_ups,
+                              absl::FunctionRef<std::string(size_t)> compute,
+                              absl::Span<std::string> values) {
   // The first level again: another flight may have landed since.
-  std::optional<std::string> value;
-  size_t found = 0;
-  while (found < levels_.size()) {
-    value = levels_[found]->Get(key);
-    if (value) break;
-    ++found;
+  for (size_t level = 0; level < levels_.size() && !look_ups.empty(); ++level) {
+    std::vector<absl::string_view> keys;
+    keys.reserve(look_ups.size());
+    for (const LookUp& l : look_ups) keys.push_back(l.key);
+    std::vector<std::optional<std::string>> found =
+        levels_[level]->GetAll(keys);
+    std::vector<StoreEntry> entries;
+    std::vector<LookUp> missing;
+    std::vector<LookUp> landing;
+    for (size_t i = 0; i < look_ups.size(); ++i) {
+      if (!found[i]) {
+        missing.push_back(std::move(look_ups[i]));
+        continue;
+      }
+      values[look_ups[i].index] = *std::move(found[i]);
+      if (level > 0) {
+        entries.push_back(
+            {std::string(look_ups[i].key), values[look_ups[i].index]});
+      }
+      landing.push_back(std::move(look_ups[i]));
+    }
+    hits_[level].fetch_add(static_cast<int64_t>(landing.size()),
+                           std::memory_order_relaxed);
+    for (size_t front = 0; front < level; ++front) levels_[front]->Put(entries);
+    for (const LookUp& l : landing) Land(l, values[l.index]);
+    look_ups = std::move(missing);
   }
-  if (value) {
-    hits_[found].fetch_add(1, std::memory_order_relaxed);
-  } else {
-    value = compute();
+  // Those that wait for one of these wait for no other's computation.
+  std::vector<StoreEntry> entries;
+  for (const LookUp& l : look_ups) {
+    values[l.index] = compute(l.index);
     computed_.fetch_add(1, std::memory_order_relaxed);
+    entries.push_back({std::string(l.key), values[l.index]});
+    if (!levels_.empty()) levels_[0]->Put({&entries.back(), 1});
+    Land(l, values[l.index]);
   }
-  const StoreEntry entry = {std::string(key), *value};
-  for (size_t level = 0; level < found; ++level) levels_[level]->Put({entry});
-  return *std::move(value);
+  for (size_t level = 1; level < levels_.size(); ++level) {
+    if (!entries.empty()) levels_[level]->Put(entries);
+  }
 }
 
 SubgraphCache::Counters SubgraphCache::counters() const {

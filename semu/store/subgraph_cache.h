@@ -14,6 +14,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "semu/base/mutex.h"
 #include "semu/store/subgraph_store.h"
 
@@ -31,6 +32,12 @@ class SubgraphCache {
   // pure function of the key.
   std::string GetOrCompute(absl::string_view key,
                            absl::FunctionRef<std::string()> compute);
+
+  // GetOrCompute of each key, asking a level once for all that it may have;
+  // `compute(i)` makes the value of keys[i].
+  std::vector<std::string> GetOrComputeAll(
+      absl::Span<const std::string> keys,
+      absl::FunctionRef<std::string(size_t)> compute);
 
   struct Counters {
     struct Level {
@@ -59,8 +66,23 @@ class SubgraphCache {
         ABSL_GUARDED_BY(mutex);
   };
 
-  std::string LookUp(absl::string_view key,
-                     absl::FunctionRef<std::string()> compute);
+  // A key that the caller looks up for all.
+  struct LookUp {
+    absl::string_view key;
+    size_t index = 0;  // in the caller's keys
+    std::shared_ptr<Flight> flight;
+  };
+
+  Shard& ShardOf(absl::string_view key);
+  // The flight of `key`; sets *first where the caller has begun it and must
+  // land it.
+  std::shared_ptr<Flight> Join(absl::string_view key, bool* first);
+  void Land(const LookUp& look_up, const std::string& value);
+  std::string Await(absl::string_view key, const Flight& flight);
+  // Fills in values[l.index] for each and lands it.
+  void LookUpAll(std::vector<LookUp> look_ups,
+                 absl::FunctionRef<std::string(size_t)> compute,
+                 absl::Span<std::string> values);
 
   const std::vector<std::unique_ptr<SubgraphStore>> levels_;
   std::vector<std::atomic<int64_t>> hits_;  // [level]

@@ -28,6 +28,19 @@ class MapStore : public SubgraphStore {
     MutexLock lock(&mutex_);
     for (const StoreEntry& entry : entries) values_[entry.key] = entry.value;
   }
+  std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) override {
+    {
+      MutexLock lock(&mutex_);
+      asked_.push_back(keys.size());
+    }
+    return SubgraphStore::GetAll(keys);
+  }
+  // Keys of each GetAll so far.
+  std::vector<size_t> asked() {
+    MutexLock lock(&mutex_);
+    return asked_;
+  }
   void Clear() {
     MutexLock lock(&mutex_);
     values_.clear();
@@ -37,6 +50,7 @@ class MapStore : public SubgraphStore {
   const std::string name_;
   Mutex mutex_;
   std::map<std::string, std::string> values_ ABSL_GUARDED_BY(mutex_);
+  std::vector<size_t> asked_ ABSL_GUARDED_BY(mutex_);
 };
 
 struct TwoLevels {
@@ -77,11 +91,42 @@ TEST(SubgraphCacheTest, FillsTheLevelsInFrontOfTheHit) {
   EXPECT_EQ(counters.joined, 0);
 }
 
+TEST(SubgraphCacheTest, AsksALevelOnceForManyKeys) {
+  TwoLevels two;
+  two.fast->Put({{"a", "a!"}});
+  two.slow->Put({{"b", "b!"}, {"c", "c!"}});
+  const std::vector<std::string> keys = {"d", "c", "a", "b", "d", "c", "e"};
+  const auto compute = [&](size_t i) {
+    EXPECT_TRUE(keys[i] == "d" || keys[i] == "e") << keys[i];
+    return keys[i] + "!";
+  };
+  const std::vector<std::string> expected = {"d!", "c!", "a!", "b!",
+                                             "d!", "c!", "e!"};
+  EXPECT_EQ(two.cache->GetOrComputeAll(keys, compute), expected);
+  EXPECT_EQ(two.slow->asked(), std::vector<size_t>{4});
+  for (const char* key : {"a", "b", "c", "d", "e"}) {
+    EXPECT_EQ(two.fast->Get(key), std::string(key) + "!");
+  }
+  EXPECT_EQ(two.slow->Get("d"), "d!");
+  EXPECT_EQ(two.slow->Get("e"), "e!");
+  const SubgraphCache::Counters counters = two.cache->counters();
+  EXPECT_EQ(counters.levels[0].hits, 1);
+  EXPECT_EQ(counters.levels[1].hits, 2);
+  EXPECT_EQ(counters.computed, 2);
+  EXPECT_EQ(counters.joined, 2);
+
+  EXPECT_EQ(two.cache->GetOrComputeAll(keys, compute), expected);
+  EXPECT_EQ(two.slow->asked().size(), 1u);
+  EXPECT_TRUE(two.cache->GetOrComputeAll({}, compute).empty());
+}
+
 TEST(SubgraphCacheTest, WorksWithoutLevels) {
   SubgraphCache cache({});
   EXPECT_EQ(cache.GetOrCompute("k", [] { return std::string("v"); }), "v");
   EXPECT_EQ(cache.GetOrCompute("k", [] { return std::string("v"); }), "v");
-  EXPECT_EQ(cache.counters().computed, 2);
+  const auto compute = [](size_t) { return std::string("v"); };
+  EXPECT_EQ(cache.GetOrComputeAll({"k"}, compute)[0], "v");
+  EXPECT_EQ(cache.counters().computed, 3);
 }
 
 // The computation ends only when all others are about to ask; each of them
@@ -108,6 +153,34 @@ TEST(SubgraphCacheTest, ComputesAKeyOnceForManyThreads) {
   const SubgraphCache::Counters counters = two.cache->counters();
   EXPECT_EQ(counters.computed, 1);
   EXPECT_EQ(counters.joined + counters.levels[0].hits, kThreads - 1);
+}
+
+// Callers whose keys overlap, in orders that make them wait for each other.
+TEST(SubgraphCacheTest, ComputesEachOfManyKeysOnceForManyThreads) {
+  constexpr int kThreads = 4;
+  constexpr int kKeys = 60;
+  for (int round = 0; round < 50; ++round) {
+    TwoLevels two;
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&two, t] {
+        std::vector<std::string> keys;
+        for (int i = 0; i < kKeys; ++i) {
+          const int number = t % 2 == 0 ? i : kKeys - 1 - i;
+          keys.push_back(absl::StrCat("key", number));
+        }
+        const std::vector<std::string> values = two.cache->GetOrComputeAll(
+            keys, [&keys](size_t i) { return keys[i] + "!"; });
+        for (int i = 0; i < kKeys; ++i) {
+          ASSERT_EQ(values[i], keys[i] + "!");
+          ASSERT_EQ(two.cache->GetOrCompute(keys[i], [] { return ""; }),
+                    keys[i] + "!");
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(two.cache->counters().computed, kKeys);
+  }
 }
 
 TEST(SubgraphCacheTest, KeysDoNotMixUnderLoad) {

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -28,6 +29,15 @@ class SubgraphStore {
   virtual absl::string_view name() const = 0;
 
   virtual std::optional<std::string> Get(absl::string_view key) = 0;
+
+  // Get of each key. Stores for which many at once are cheaper override it.
+  virtual std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) {
+    std::vector<std::optional<std::string>> values;
+    values.reserve(keys.size());
+    for (const absl::string_view key : keys) values.push_back(Get(key));
+    return values;
+  }
 
   virtual void Put(absl::Span<const StoreEntry> entries) = 0;
 };

@@ -30,6 +30,10 @@ class WriteBehindStore : public SubgraphStore {
   std::optional<std::string> Get(absl::string_view key) override {
     return store_->Get(key);
   }
+  std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) override {
+    return store_->GetAll(keys);
+  }
   void Put(absl::Span<const StoreEntry> entries) override;
 
   // Returns when everything put before is written.

@@ -1,8 +1,8 @@
 // What costing a step takes with and without reuse. Run: tests/bench.sh store
 //
-// "Step": every layer cost that a vlm-l step of 64 microbatches asks for, in
-// the planner's order; counters say how many, and how many operations were
-// really simulated for them.
+// "Step": every layer cost that a vlm-l step of 64 microbatches asks for,
+// together as the planner does; counters say how many, and how many operations
+// were really simulated for them.
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -102,9 +102,7 @@ std::unique_ptr<semu::OpGraphCost> CostsOver(
 
 void CostStep(const semu::CostModel& costs) {
   const Step& step = VlmLStep();
-  for (const semu::LayerQuery& query : step.queries) {
-    benchmark::DoNotOptimize(costs.Cost(step.platform, query));
-  }
+  benchmark::DoNotOptimize(costs.CostAll(step.platform, step.queries));
 }
 
 void SetCounters(benchmark::State& state, const semu::OpGraphCost& costs,

@@ -58,6 +58,59 @@ TEST_F(ReferenceOps, ModelsLeftOutAreWithinBounds) {
   }
 }
 
+TEST_F(ReferenceOps, HiddenSizesAndDegreesLeftOutAreWithinBounds) {
+  const auto hidden_size = [](const OpRow& row) {
+    for (const OpCell& cell : row.cells) {
+      const auto* matmul = std::get_if<MatmulOp>(&cell.op);
+      if (matmul != nullptr && cell.name == "attn_pre_proj")
+        return matmul->inner;
+    }
+    return int64_t{0};
+  };
+  const auto error = [&](const char* name, const auto& held_out) {
+    std::vector<const OpRow*> fitted;
+    std::vector<const OpRow*> held;
+    for (const OpRow* row : rows_) {
+      if (row->device != name || row->model.empty()) continue;
+      (held_out(*row) ? held : fitted).push_back(row);
+    }
+    return MeasureAccuracy(FitFactors(*FindDeviceFactors(name), fitted), held,
+                           1024)
+        ->layer.mean;
+  };
+  for (const char* name : {"a100", "h100"}) {
+    EXPECT_LT(
+        error(name, [&](const OpRow& row) { return hidden_size(row) > 4096; }),
+        0.05);
+    EXPECT_LT(
+        error(name, [&](const OpRow& row) { return hidden_size(row) < 8192; }),
+        0.05);
+    EXPECT_LT(error(name, [](const OpRow& row) { return row.tp == 8; }), 0.05);
+  }
+}
+
+TEST_F(ReferenceOps, NvlinkWorkerCountsLeftOutAreWithinBounds) {
+  for (const char* name : {"a100", "h100"}) {
+    for (const int workers : {4, 8}) {
+      std::vector<const OpRow*> fitted;
+      std::vector<const OpRow*> held;
+      for (const OpRow* row : rows_) {
+        const auto* op = std::get_if<CollectiveOp>(&row->cells[0].op);
+        if (row->device != name || op == nullptr || op->bytes < 1'000'000 ||
+            op->kind != CollectiveOpKind::kAllReduce ||
+            op->devices_per_node != op->workers) {
+          continue;
+        }
+        (op->workers == workers ? held : fitted).push_back(row);
+      }
+      const absl::StatusOr<ModelAccuracy> accuracy = MeasureAccuracy(
+          FitFactors(*FindDeviceFactors(name), fitted), held, 0);
+      ASSERT_TRUE(accuracy.ok()) << accuracy.status();
+      EXPECT_LT(accuracy->layer.mean, 0.12) << name << " " << workers;
+    }
+  }
+}
+
 TEST_F(ReferenceOps, NvlinkCollectivesAreWithinBounds) {
   int groups = 0;
   for (const char* name : {"a100", "h100"}) {

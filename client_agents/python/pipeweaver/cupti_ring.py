@@ -25,7 +25,8 @@ from pipeweaver.v1 import profile_pb2
 
 _MAGIC = b"PWCUPTI1"
 _HEADER_BYTES = 4096
-_RECORD = struct.Struct("<qIIQQQQ232s232s")
+_TEXT_BYTES = 232
+_RECORD = struct.Struct(f"<qIIQQQQ{_TEXT_BYTES}s{_TEXT_BYTES}s")
 _SLOTS, _WRITTEN, _READ, _DROPPED, _LOST = 2, 4, 5, 6, 7
 KERNEL, COPY = 1, 2
 
@@ -42,6 +43,18 @@ class Record(NamedTuple):
     max_ns: int
     annotation: str
     name: str
+
+
+def as_in_record(text: str) -> str:
+    """What a record holds of a text: of one too long, the end is replaced by '~'
+    and 16 hexadecimal digits of its FNV-1a hash."""
+    data = text.encode()
+    if len(data) >= _TEXT_BYTES:
+        fnv = 0xcbf29ce484222325
+        for byte in data:
+            fnv = (fnv ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+        data = data[:_TEXT_BYTES - 18] + b"~%016x" % fnv
+    return _text(data)
 
 
 def _text(field: bytes) -> str:
@@ -160,7 +173,8 @@ class LayerTimes:
                                      now - self._ended[step] >= self._settle_s)]
         for step in settled:
             for annotation, passes in self._passes.pop(step).items():
-                total_ns = self._kernel_ns.pop((step, annotation), 0)
+                total_ns = self._kernel_ns.pop(
+                    (step, as_in_record(annotation)), 0)
                 for i in range(passes if total_ns else 0):
                     # Of equal passes the mean is known; it adds up to the total.
                     self._records.add(annotation, total_ns * (i + 1) // passes -

@@ -13,7 +13,10 @@ from pipeweaver.v1 import profile_pb2
 
 _PREFIX = "pw:"
 _FIGURES = {"items": "items", "tokens": "tokens", "sum_squares": "sum_squares",
-            "max_tokens": "max_tokens", "tp": "tensor_parallel",
+            "max_tokens": "max_tokens",
+            "condition_tokens": "condition_tokens",
+            "condition_products": "condition_products",
+            "tp": "tensor_parallel",
             "cp": "context_parallel"}
 _PASSES = {"forward": profile_pb2.LAYER_PASS_FORWARD,
            "backward": profile_pb2.LAYER_PASS_BACKWARD,

@@ -14,7 +14,8 @@ import unittest
 
 import models
 from pipeweaver import StepAgent, register
-from pipeweaver.cupti_ring import KERNEL, LayerTimes, RingReader
+from pipeweaver.cupti_ring import (
+    KERNEL, LayerTimes, RingReader, as_in_record)
 from pipeweaver.profile import ProfileRecords, layer_key
 from pipeweaver.torch.cupti import CuptiHooks
 from pipeweaver.v1 import planner_service_pb2 as service
@@ -109,6 +110,21 @@ class RingTest(unittest.TestCase):
                                           point.median_ns))
         self.assertEqual(layer_key(LAYER), point.key.layer)
         self.assertEqual([], self.take(reader, times, everything=True))
+
+    def test_a_long_annotation_is_found_as_its_record_holds_it(self):
+        # As agent_test.cc has it.
+        short = as_in_record("pw:module=" + "m" * 300)
+        self.assertEqual("pw:module=" + "m" * 204 + "~0852f0792d9d1771", short)
+        self.assertEqual(LAYER, as_in_record(LAYER))
+        annotation = LAYER.replace("text", "m" * 200)
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        times.step(0)
+        times.layer(annotation)
+        self.ring.write(0, as_in_record(annotation), 1000)
+        [point] = self.take(reader, times, everything=True)
+        self.assertEqual(layer_key(annotation), point.key.layer)
 
     def test_steps_with_losses_say_nothing(self):
         times = LayerTimes("host")

@@ -12,12 +12,14 @@ import torch
 import models
 import plans
 from pipeweaver import digest
-from pipeweaver.job import JobView
+from pipeweaver.job import BatchView, JobView
+from pipeweaver.profile import layer_key
 from pipeweaver.program import BadProgram, check_program
+from pipeweaver.split import condition_tokens
 from pipeweaver.torch import ExecutorOptions, Hooks, PipelineExecutor
 from pipeweaver.torch.cupti import CuptiHooks
 from pipeweaver.torch.transport import Transport
-from pipeweaver.v1 import plan_pb2
+from pipeweaver.v1 import job_pb2, plan_pb2, profile_pb2
 from ranks import run_ranks
 
 KEY = plan_pb2.PlanKey(job="j", step=3)
@@ -32,10 +34,10 @@ class NoTransport(Transport):
 
 
 def run_plan(rank, transport, job, batch, programs, deterministic=True,
-             hooks=None):
+             hooks=None, model="vlm"):
     """Gradients of the rank's weights, and its loss."""
     view = JobView(job)
-    layers = models.build_model(view, "vlm", 1, torch.float32)
+    layers = models.build_model(view, model, 1, torch.float32)
     executor = PipelineExecutor(
         view, rank, models.pipeline_modules(view, layers, rank), transport,
         options=ExecutorOptions(deterministic=deterministic), hooks=hooks)
@@ -121,6 +123,39 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(len(result.start_offset_ns), count)
         self.assertEqual(result.start_offset_ns,
                          sorted(result.start_offset_ns))
+
+    def test_layers_say_what_condition_they_attend_to(self):
+        job = models.make_job("t2v", 1)
+        batch = models.make_batch(job, random.Random(1), 2)
+        made = plans.random_plan(JobView(job), batch, 1, key=KEY)
+        hooks = Recorder()
+        run_plan(0, NoTransport(), job, batch, made, hooks=hooks, model="t2v")
+        view = JobView(job)
+        names = [module.name for module in job.modules]
+        conditioned = {
+            names[m] for m, module in enumerate(job.modules)
+            if any(g.kind == job_pb2.LAYER_KIND_DIT for g in module.layers)}
+        self.assertTrue(conditioned)
+        expected = {name: 0 for name in names}
+        for mb in BatchView(view, batch).microbatches:
+            for m, name in enumerate(names):
+                expected[name] += sum(condition_tokens(view, m, mb))
+        self.assertGreater(max(expected.values()), 0)
+        seen = {name: 0 for name in names}
+        for key in map(layer_key, hooks.names):
+            self.assertIsNotNone(key)
+            if key.layer == "dit" and getattr(
+                    key, "pass") == profile_pb2.LAYER_PASS_FORWARD:
+                seen[key.module] += key.condition_tokens
+            self.assertEqual(key.condition_tokens > 0,
+                             key.module in conditioned)
+            if key.items == 1:
+                self.assertEqual(key.condition_products,
+                                 key.condition_tokens * key.tokens)
+        for name in conditioned:
+            layers = sum(g.count for g in job.modules[names.index(name)].layers
+                         if g.kind == job_pb2.LAYER_KIND_DIT)
+            self.assertEqual(seen[name], layers * expected[name])
 
     def refuses(self, message, change, ranks=2):
         """A program that passes its check, but not the executor's."""

@@ -22,9 +22,21 @@ int64_t Scaled(int64_t ns, double factor) {
 
 LayerCost CalibratedCost::Cost(const Platform& platform,
                                const LayerQuery& query) const {
-  LayerCost cost = base_.Cost(platform, query);
+  return Corrected(query.layer.kind, base_.Cost(platform, query));
+}
+
+std::vector<LayerCost> CalibratedCost::CostAll(
+    const Platform& platform, absl::Span<const LayerQuery> queries) const {
+  std::vector<LayerCost> costs = base_.CostAll(platform, queries);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    costs[i] = Corrected(queries[i].layer.kind, costs[i]);
+  }
+  return costs;
+}
+
+LayerCost CalibratedCost::Corrected(LayerKind kind, LayerCost cost) const {
   const auto factor = [&](CostPass pass) {
-    return calibration_.factors[CostPart(query.layer.kind, pass)];
+    return calibration_.factors[CostPart(kind, pass)];
   };
   for (StrategyCost& strategy : cost.strategies) {
     const int64_t backward_ns =

@@ -4,7 +4,9 @@
 #define SEMU_COST_CALIBRATION_CALIBRATED_COST_H_
 
 #include <string>
+#include <vector>
 
+#include "absl/types/span.h"
 #include "semu/cost/calibration/calibration.h"
 #include "semu/cost/cost_model.h"
 
@@ -21,11 +23,16 @@ class CalibratedCost : public CostModel {
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
+  std::vector<LayerCost> CostAll(
+      const Platform& platform,
+      absl::Span<const LayerQuery> queries) const override;
   // The base's, and the factors: the same factors under another version are
   // the same costs.
   std::string Fingerprint() const override;
 
  private:
+  LayerCost Corrected(LayerKind kind, LayerCost cost) const;
+
   const CostModel& base_;
   const Calibration calibration_;
 };

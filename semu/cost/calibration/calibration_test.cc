@@ -114,6 +114,12 @@ TEST(CalibratedCostTest, CorrectsTimesOnly) {
   EXPECT_EQ(cost.copy_ns, 9);
   query.layer.kind = LayerKind::kEmbedding;
   EXPECT_EQ(model.Cost({}, query).strategies[3].forward_ns, 100);
+  LayerQuery dit;
+  dit.layer.kind = LayerKind::kDit;
+  const std::vector<LayerCost> costs = model.CostAll({}, {query, dit});
+  ASSERT_EQ(costs.size(), 2u);
+  EXPECT_EQ(costs[0].strategies[3].forward_ns, 100);
+  EXPECT_EQ(costs[1].strategies[3].forward_ns, 150);
 }
 
 TEST(CalibratedCostTest, FingerprintTellsFactorsNotVersions) {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "semu/cost/calibration/calibrated_cost.h"
 #include "semu/cost/calibration/calibration.h"
 #include "semu/cost/cost_model.h"
@@ -30,6 +31,11 @@ class CorrectedCosts : public CostModel {
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override {
     return calibrated_.Cost(platform, query);
+  }
+  std::vector<LayerCost> CostAll(
+      const Platform& platform,
+      absl::Span<const LayerQuery> queries) const override {
+    return calibrated_.CostAll(platform, queries);
   }
   std::string Fingerprint() const override { return calibrated_.Fingerprint(); }
 

@@ -12,6 +12,8 @@
 namespace pipeweaver::semu {
 namespace {
 
+using Points = std::vector<MeasuredLayer>;
+
 // Bound of every time (cost_model.h).
 constexpr double kMaxNs = 1e15;
 
@@ -73,6 +75,52 @@ int64_t PassNs(const LayerCost& cost, MeasuredPass pass) {
   return 0;
 }
 
+// Tokens of the condition that the mean token attends to.
+double MeanCondition(const Shape& shape) {
+  return static_cast<double>(shape.condition_products) /
+         static_cast<double>(shape.tokens);
+}
+
+// Whether the length of the condition matters to `query`, but `shape` is silent
+// about it.
+bool LacksCondition(const Shape& shape, const LayerQuery& query) {
+  return query.layer.kind == LayerKind::kDit &&
+         query.shape.condition_products > 0 && shape.condition_products == 0;
+}
+
+// `shape`, its items attending to conditions as long as those of `query` where
+// it does not say.
+Shape WithCondition(Shape shape, const LayerQuery& query) {
+  if (!LacksCondition(shape, query)) return shape;
+  const double mean = MeanCondition(query.shape);
+  shape.condition_products =
+      std::llround(mean * static_cast<double>(shape.tokens));
+  shape.condition_tokens = std::llround(
+      mean * static_cast<double>(std::max<int64_t>(shape.items, 1)));
+  return shape;
+}
+
+double ConditionDistance(const MeasuredLayer& point, const LayerQuery& query) {
+  if (query.layer.kind != LayerKind::kDit) return 0;
+  if (LacksCondition(point.shape, query)) return kMaxNs;
+  return std::abs(MeanCondition(point.shape) - MeanCondition(query.shape));
+}
+
+// Whether the condition's length lies within those of `points`.
+bool ConditionInside(absl::Span<const MeasuredLayer> points,
+                     const LayerQuery& query) {
+  if (query.layer.kind != LayerKind::kDit) return true;
+  const double wanted = MeanCondition(query.shape);
+  bool below = false;
+  bool above = false;
+  for (const MeasuredLayer& point : points) {
+    if (LacksCondition(point.shape, query)) return true;
+    below |= MeanCondition(point.shape) <= wanted;
+    above |= MeanCondition(point.shape) >= wanted;
+  }
+  return below && above;
+}
+
 int64_t Scaled(int64_t ns, double factor) {
   return std::llround(std::min(static_cast<double>(ns) * factor, kMaxNs));
 }
@@ -109,37 +157,66 @@ MeasuredCost::Ratio MeasuredCost::RatioAt(const Platform& platform,
   if (begin == end) return {};
   const auto ratio_of = [&](const MeasuredLayer& point) {
     LayerQuery at_point = query;
-    at_point.shape = point.shape;
+    at_point.shape = WithCondition(point.shape, query);
     const int64_t predicted_ns = PassNs(base_.Cost(platform, at_point), pass);
     return predicted_ns <= 0 ? 1.0
                              : static_cast<double>(point.ns) /
                                    static_cast<double>(predicted_ns);
   };
-  // The first of at least as many tokens; an equal shape before others.
+  // An equal shape before others.
   const int64_t tokens = query.shape.tokens;
-  const auto exact = std::find_if(begin, end, [&](const MeasuredLayer& point) {
-    return point.shape == query.shape;
+  const auto fewer = [](const MeasuredLayer& point, int64_t n) {
+    return point.shape.tokens < n;
+  };
+  const auto above = std::lower_bound(begin, end, tokens, fewer);
+  const auto exact = std::find_if(above, end, [&](const MeasuredLayer& point) {
+    return point.shape == query.shape || point.shape.tokens > tokens;
   });
-  if (exact != end) return {ratio_of(*exact), true, true};
-  const auto above =
-      std::find_if(begin, end, [tokens](const MeasuredLayer& point) {
-        return point.shape.tokens >= tokens;
-      });
-  if (above == end) return {ratio_of(*(end - 1)), true, false};
-  if (above->shape.tokens == tokens) return {ratio_of(*above), true, true};
-  if (above == begin) return {ratio_of(*begin), true, false};
-  const MeasuredLayer& below = *(above - 1);
+  if (exact != end && exact->shape == query.shape) {
+    return {ratio_of(*exact), true, true};
+  }
+  const bool inside = ConditionInside(
+      absl::MakeConstSpan(&*begin, static_cast<size_t>(end - begin)), query);
+  // Of the points with as many tokens as `point`.
+  const auto nearest_at = [&](Points::const_iterator point) {
+    const int64_t n = point->shape.tokens;
+    const auto first = std::lower_bound(begin, end, n, fewer);
+    const auto last = std::lower_bound(first, end, n + 1, fewer);
+    return *std::min_element(
+        first, last, [&](const MeasuredLayer& a, const MeasuredLayer& b) {
+          return ConditionDistance(a, query) < ConditionDistance(b, query);
+        });
+  };
+  if (above == end) return {ratio_of(nearest_at(end - 1)), true, false};
+  const MeasuredLayer high = nearest_at(above);
+  if (above->shape.tokens == tokens) return {ratio_of(high), true, inside};
+  if (above == begin) return {ratio_of(high), true, false};
+  const MeasuredLayer low = nearest_at(above - 1);
   const double weight = std::log(static_cast<double>(tokens) /
-                                 static_cast<double>(below.shape.tokens)) /
-                        std::log(static_cast<double>(above->shape.tokens) /
-                                 static_cast<double>(below.shape.tokens));
-  const double low = ratio_of(below);
-  return {low + weight * (ratio_of(*above) - low), true, true};
+                                 static_cast<double>(low.shape.tokens)) /
+                        std::log(static_cast<double>(high.shape.tokens) /
+                                 static_cast<double>(low.shape.tokens));
+  const double low_ratio = ratio_of(low);
+  return {low_ratio + weight * (ratio_of(high) - low_ratio), true, inside};
 }
 
 LayerCost MeasuredCost::Cost(const Platform& platform,
                              const LayerQuery& query) const {
-  LayerCost cost = base_.Cost(platform, query);
+  return Corrected(platform, query, base_.Cost(platform, query));
+}
+
+std::vector<LayerCost> MeasuredCost::CostAll(
+    const Platform& platform, absl::Span<const LayerQuery> queries) const {
+  std::vector<LayerCost> costs = base_.CostAll(platform, queries);
+  for (size_t i = 0; i < queries.size(); ++i) {
+    costs[i] = Corrected(platform, queries[i], costs[i]);
+  }
+  return costs;
+}
+
+LayerCost MeasuredCost::Corrected(const Platform& platform,
+                                  const LayerQuery& query,
+                                  LayerCost cost) const {
   if (query.shape.tokens <= 0 || points_.empty()) return cost;
   const bool backward = query.input_grad || query.weight_grad;
   const Ratio forward = RatioAt(platform, query, MeasuredPass::kForward);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "semu/cost/cost_model.h"
 
 namespace pipeweaver::semu {
@@ -43,8 +44,13 @@ struct MeasuredBefore {
 // without a measurement keeps the base's time; backward stands in for input and
 // weight gradient where those were not measured apart.
 //
+// Of points of equal tokens, the one whose items attend to a condition of the
+// most like length is taken. A point that says nothing of the condition
+// (condition_products 0) is taken to have had the asked shape's length, and
+// stands behind points that say.
+//
 // LayerCost::measured: every pass that the query asks for lies within measured
-// shapes. Immutable and thread-safe.
+// shapes, in tokens and in the condition's length. Immutable and thread-safe.
 class MeasuredCost : public CostModel {
  public:
   // `base` must outlive the model. Points without tokens or time (> 0) are left
@@ -53,6 +59,9 @@ class MeasuredCost : public CostModel {
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
+  std::vector<LayerCost> CostAll(
+      const Platform& platform,
+      absl::Span<const LayerQuery> queries) const override;
   std::string Fingerprint() const override;
 
   // As held: ordered, of equal shapes one.
@@ -71,6 +80,8 @@ class MeasuredCost : public CostModel {
     // Between measured shapes, or at one.
     bool inside = false;
   };
+  LayerCost Corrected(const Platform& platform, const LayerQuery& query,
+                      LayerCost cost) const;
   Ratio RatioAt(const Platform& platform, const LayerQuery& query,
                 MeasuredPass pass) const;
 

@@ -100,6 +100,12 @@ TEST(MeasuredCostTest, InterpolatesTheRatioAndFlagsExtrapolation) {
   const LayerCost below = model.Cost({}, Query(50));
   EXPECT_FALSE(below.measured);
   EXPECT_EQ(below[MemoryStrategy::kKeep].forward_ns, 5'000);
+  const std::vector<LayerCost> costs =
+      model.CostAll({}, {Query(50), Query(400)});
+  ASSERT_EQ(costs.size(), 2u);
+  EXPECT_EQ(costs[0][MemoryStrategy::kKeep].forward_ns, 5'000);
+  EXPECT_EQ(costs[1][MemoryStrategy::kKeep].forward_ns, 60'000);
+  EXPECT_TRUE(costs[1].measured);
 }
 
 TEST(MeasuredCostTest, OtherLayersAndParallelismKeepTheBase) {
@@ -152,6 +158,71 @@ TEST(MeasuredCostTest, OrderAndRepeatsDoNotMatterUselessPointsAreLeftOut) {
   EXPECT_NE(one.Fingerprint(), MeasuredCost(base, {}).Fingerprint());
 }
 
+// 1000 ns a token, and as much for each token of the condition.
+class ConditionedCost : public CostModel {
+ public:
+  LayerCost Cost(const Platform&, const LayerQuery& query) const override {
+    LayerCost cost;
+    for (StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns =
+          1000 * (query.shape.tokens + query.shape.condition_products / 100);
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "conditioned"; }
+};
+
+// A layer of one item with `condition` tokens to attend to.
+MeasuredLayer DitPoint(int64_t tokens, int64_t condition, int64_t ns) {
+  MeasuredLayer point = Point(MeasuredPass::kForward, tokens, ns);
+  point.layer.kind = LayerKind::kDit;
+  point.shape.items = 1;
+  point.shape.condition_tokens = condition;
+  point.shape.condition_products = tokens * condition;
+  return point;
+}
+
+LayerCost DitCost(const MeasuredCost& model, int64_t tokens,
+                  int64_t condition) {
+  LayerQuery query;
+  query.weight_grad = query.input_grad = false;
+  query.layer = DitPoint(1, 0, 0).layer;
+  query.shape = DitPoint(tokens, condition, 0).shape;
+  return model.Cost({}, query);
+}
+
+int64_t ForwardNs(const LayerCost& cost) {
+  return cost[MemoryStrategy::kKeep].forward_ns;
+}
+
+TEST(MeasuredCostTest, OfEqualTokensTheLikestConditionIsTaken) {
+  const ConditionedCost base;
+  // Twice the base at short conditions, three times at long ones.
+  const MeasuredCost model(
+      base, {DitPoint(100, 100, 400'000), DitPoint(100, 900, 3'000'000),
+             DitPoint(400, 100, 1'600'000), DitPoint(400, 900, 12'000'000)});
+  EXPECT_EQ(ForwardNs(DitCost(model, 100, 200)), 600'000);
+  EXPECT_EQ(ForwardNs(DitCost(model, 200, 200)), 1'200'000);
+  EXPECT_EQ(ForwardNs(DitCost(model, 200, 800)), 5'400'000);
+  EXPECT_TRUE(DitCost(model, 200, 800).measured);
+  EXPECT_FALSE(DitCost(model, 200, 1000).measured);
+  EXPECT_FALSE(DitCost(model, 100, 50).measured);
+  EXPECT_FALSE(DitCost(model, 800, 200).measured);
+}
+
+TEST(MeasuredCostTest, APointSilentOfItsConditionIsTakenToHaveTheAskedOne) {
+  const ConditionedCost base;
+  const MeasuredLayer silent = DitPoint(100, 0, 600'000);
+  // 600'000 ns at a condition of 200 is twice the base.
+  const MeasuredCost model(base, {silent});
+  EXPECT_EQ(ForwardNs(DitCost(model, 100, 200)), 600'000);
+  EXPECT_TRUE(DitCost(model, 100, 200).measured);
+  EXPECT_EQ(ForwardNs(DitCost(model, 800, 200)), 4'800'000);
+  // One that says is better, however far.
+  const MeasuredCost both(base, {silent, DitPoint(100, 900, 3'000'000)});
+  EXPECT_EQ(ForwardNs(DitCost(both, 100, 200)), 900'000);
+}
+
 TEST(ProfileLayersTest, TakesTheJobsLayers) {
   Job job;
   job.parallelism.tensor_parallel = 4;
@@ -169,6 +240,8 @@ TEST(ProfileLayersTest, TakesTheJobsLayers) {
     key->set_layer(kind);
     key->set_pass(pass);
     key->set_tokens(64);
+    key->set_condition_tokens(5);
+    key->set_condition_products(320);
     point->set_median_ns(77);
   };
   add("vision", "transformer", v1::LAYER_PASS_BACKWARD);
@@ -181,6 +254,8 @@ TEST(ProfileLayersTest, TakesTheJobsLayers) {
   EXPECT_EQ(layers[0].tensor_parallel, 4);
   EXPECT_EQ(layers[0].pass, MeasuredPass::kBackward);
   EXPECT_EQ(layers[0].shape.tokens, 64);
+  EXPECT_EQ(layers[0].shape.condition_tokens, 5);
+  EXPECT_EQ(layers[0].shape.condition_products, 320);
   EXPECT_EQ(layers[0].ns, 77);
 }
 

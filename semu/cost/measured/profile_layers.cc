@@ -82,6 +82,8 @@ std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
     measured.shape.tokens = key.tokens();
     measured.shape.sum_squares = key.sum_squares();
     measured.shape.max_tokens = key.max_tokens();
+    measured.shape.condition_tokens = key.condition_tokens();
+    measured.shape.condition_products = key.condition_products();
     measured.ns = point.median_ns();
     measured.count = std::min(point.count(), kMaxCount);
     layers.push_back(measured);

@@ -177,7 +177,8 @@ absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
                 mix(below->root_us, above->root_us), ring_share / bus);
   }
   const CollectiveFactors& nearest = below != nullptr ? *below : *above;
-  const double growth = static_cast<double>(workers) / nearest.workers;
+  const double growth =
+      crosses ? static_cast<double>(workers) / nearest.workers : 1;
   return time(nearest.latency_us * growth, nearest.root_us * std::sqrt(growth),
               nearest.us_per_mb * ring_share / entry_share(nearest));
 }

@@ -52,8 +52,9 @@ double MemoryOpUs(const DeviceFactors& device, const DeviceFigures& figures,
 // best length costs latency + bytes / bandwidth + twice the root of their
 // product, whence the three terms. Between the fitted worker counts the terms
 // are interpolated in log(workers), bandwidth as bus bandwidth (bytes moved per
-// GPU over time); beyond them the nearest count's bus bandwidth holds and
-// latency grows with workers. All-gather and reduce-scatter are half an
+// GPU over time); beyond them the nearest count's bus bandwidth holds, and
+// latency grows with workers across nodes, but not inside one: measured ones of
+// 2 to 8 workers are alike. All-gather and reduce-scatter are half an
 // all-reduce each, as in a ring, where none is fitted. NOT_FOUND where the
 // device has no factors for the kind and reach.
 absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,

@@ -32,6 +32,10 @@ class RowReader {
             const std::vector<std::string>& cells)
       : line_(line), columns_(columns), cells_(cells) {}
 
+  bool Has(const std::string& column) const {
+    return columns_.contains(column);
+  }
+
   const std::string& Text(const std::string& column) const {
     return cells_[columns_.find(column)->second];
   }
@@ -95,6 +99,13 @@ struct LayerShape {
   bool parallel_block;
 };
 
+bool HasParallelBlock(absl::string_view model) {
+  const std::string name = absl::AsciiStrToLower(model);
+  return absl::StrContains(name, "phi-1") || absl::StrContains(name, "phi-2") ||
+         absl::StrContains(name, "gpt-j") ||
+         absl::StrContains(name, "falcon-7b");
+}
+
 absl::StatusOr<LayerShape> ReadLayerShape(const RowReader& row) {
   LayerShape shape;
   PW_ASSIGN_OR_RETURN(shape.hidden, row.Size("hidden", kMaxSize));
@@ -106,10 +117,15 @@ absl::StatusOr<LayerShape> ReadLayerShape(const RowReader& row) {
   PW_ASSIGN_OR_RETURN(shape.gated, row.Boolean("gated"));
   if (shape.hidden % shape.heads != 0)
     return row.Error("heads", "must divide hidden");
+  if (shape.kv_heads > shape.heads)
+    return row.Error("kv_heads", "must be at most heads");
   if (shape.hidden % shape.tp != 0)
     return row.Error("tp", "must divide hidden");
   if (shape.ffn % shape.tp != 0) return row.Error("tp", "must divide ffn");
-  shape.parallel_block = false;
+  PW_ASSIGN_OR_RETURN(shape.parallel_block,
+                      row.Has("parallel_block")
+                          ? row.Boolean("parallel_block")
+                          : HasParallelBlock(row.Text("model")));
   return shape;
 }
 
@@ -192,6 +208,7 @@ absl::StatusOr<OpTable> ParseOpTable(absl::string_view csv) {
     }
     const RowReader reader(line_number, columns, cells);
     OpRow row;
+    row.line = line_number;
     LayerShape shape = {};
     CollectiveOp collective;
     if (collectives) {
@@ -224,14 +241,6 @@ absl::StatusOr<OpTable> ParseOpTable(absl::string_view csv) {
       PW_ASSIGN_OR_RETURN(shape, ReadLayerShape(reader));
       row.tp = shape.tp;
       row.tokens = shape.tokens;
-      if (columns.contains("input_layernorm_us") &&
-          columns.contains("post_attention_layernorm_us")) {
-        PW_ASSIGN_OR_RETURN(const std::optional<double> first,
-                            reader.Time("input_layernorm_us"));
-        PW_ASSIGN_OR_RETURN(const std::optional<double> second,
-                            reader.Time("post_attention_layernorm_us"));
-        shape.parallel_block = first.has_value() && !second.has_value();
-      }
     }
     for (const std::string& column : table.columns) {
       if (!IsTime(column)) continue;
@@ -247,6 +256,8 @@ absl::StatusOr<OpTable> ParseOpTable(absl::string_view csv) {
               absl::StrCat("line 1: ", column, " is no known op"));
         }
         cell.op = *op;
+        cell.absent =
+            shape.parallel_block && cell.name == "post_attention_layernorm";
       }
       row.cells.push_back(std::move(cell));
     }
@@ -275,13 +286,15 @@ absl::StatusOr<double> PredictUs(const DeviceFactors& device,
 absl::StatusOr<std::string> PredictOpTable(absl::string_view csv) {
   PW_ASSIGN_OR_RETURN(OpTable table, ParseOpTable(csv));
   std::string out = absl::StrCat(absl::StrJoin(table.columns, ","), "\n");
+  const bool collectives = std::find(table.columns.begin(), table.columns.end(),
+                                     "collective") != table.columns.end();
   for (std::size_t r = 0; r < table.rows.size(); ++r) {
     const OpRow& row = table.rows[r];
     const DeviceFactors* device = FindDeviceFactors(row.device);
     if (device == nullptr) {
       return absl::InvalidArgumentError(
-          absl::StrCat("row ", r + 1, ": device '", row.device,
-                       "' has no fitted factors; known: ",
+          absl::StrCat("line ", row.line, ": ", collectives ? "system" : "gpu",
+                       " '", row.device, "' has no fitted factors; known: ",
                        absl::StrJoin(KnownDevices(), ", ")));
     }
     const bool any_measured =
@@ -293,8 +306,14 @@ absl::StatusOr<std::string> PredictOpTable(absl::string_view csv) {
       const OpCell& cell = row.cells[next_cell++];
       table.text[r][c].clear();
       if (any_measured && !cell.measured_us) continue;
-      PW_ASSIGN_OR_RETURN(const double us, PredictUs(*device, cell));
-      table.text[r][c] = absl::StrFormat("%.3f", us);
+      if (cell.absent) continue;
+      const absl::StatusOr<double> us = PredictUs(*device, cell);
+      if (!us.ok()) {
+        return absl::Status(
+            us.status().code(),
+            absl::StrCat("line ", row.line, ": ", us.status().message()));
+      }
+      table.text[r][c] = absl::StrFormat("%.3f", *us);
     }
     absl::StrAppend(&out, absl::StrJoin(table.text[r], ","), "\n");
   }

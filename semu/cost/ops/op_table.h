@@ -3,9 +3,12 @@
 //
 // Two kinds, told by their columns:
 //   model, gpu, hidden, ffn, heads, kv_heads, vocab, gated, tp, tokens, *_us:
-//   the
-//     ops of a transformer layer's forward pass under tensor parallelism;
+//   the ops of a transformer layer's forward pass under tensor parallelism;
 //   system, collective, workers, devices_per_node, bytes, *_us: collectives.
+// In layer tables a column parallel_block (True or False) says that attention
+// and feed-forward part read the same input, through one norm: the residual
+// takes both sums, and there is no second norm. Without that column it holds of
+// the models that are known to be built so (phi-1, phi-2, GPT-J, Falcon-7B).
 // Shapes per GPU: query/key/value hidden x (heads + 2 kv_heads) head_dim / tp,
 // output hidden / tp x hidden, up hidden x (2 if gated) ffn / tp, down ffn / tp
 // x hidden. 16 bit.
@@ -13,6 +16,7 @@
 #ifndef SEMU_COST_OPS_OP_TABLE_H_
 #define SEMU_COST_OPS_OP_TABLE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -51,9 +55,13 @@ struct OpCell {
   std::variant<MatmulOp, MemoryOp, CollectiveOp> op;
   // Empty where the table has none.
   std::optional<double> measured_us;
+  // The model has no such op.
+  bool absent = false;
 };
 
 struct OpRow {
+  // In the text, from 1 on.
+  std::size_t line = 0;
   // Name of the device's factors: "h100".
   std::string device;
   // Empty for collectives.
@@ -78,9 +86,11 @@ absl::StatusOr<double> PredictUs(const DeviceFactors& device,
                                  const OpCell& cell);
 
 // The table with predicted times in microseconds, three decimals, in place of
-// the measured ones, all else as it was. A cell stays empty where the row has
-// other times but not this one: the model has no such op. INVALID_ARGUMENT for
-// a device without factors.
+// the measured ones, all else as it was; the measured ones do not count. A cell
+// stays empty where the model has no such op: the second norm of a parallel
+// block, and one that is empty while the row has other times. INVALID_ARGUMENT
+// for a device without factors, NOT_FOUND as CollectiveUs, both naming the
+// line.
 absl::StatusOr<std::string> PredictOpTable(absl::string_view csv);
 
 }  // namespace pipeweaver::semu

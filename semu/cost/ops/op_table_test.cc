@@ -67,14 +67,39 @@ TEST(OpTableTest, PredictionKeepsAllButTheTimes) {
                        MatmulRole::kFfnDown),
               1e-3);
 
-  const absl::StatusOr<std::string> empty =
-      PredictOpTable(absl::StrCat(kHeader, row, ",,,,,,,,,,\n"));
-  ASSERT_TRUE(empty.ok()) << empty.status();
-  const absl::StatusOr<OpTable> filled = ParseOpTable(*empty);
-  ASSERT_TRUE(filled.ok()) << filled.status();
-  for (const OpCell& cell : filled->rows[0].cells) {
+  for (const OpCell& cell : table->rows[0].cells) {
+    if (cell.absent) continue;
     EXPECT_GT(cell.measured_us.value_or(0), 0) << cell.name;
   }
+}
+
+TEST(OpTableTest, PredictionDoesNotLookAtTheTimes) {
+  for (const char* model : {"phi-2", "Llama-2-7b-hf"}) {
+    const std::string row =
+        absl::StrCat("h100,", model, ",2560,10240,32,32,51200,False,1,4096");
+    const bool parallel = model[0] == 'p';
+    const absl::StatusOr<std::string> empty =
+        PredictOpTable(absl::StrCat(kHeader, row, ",,,,,,,,,,\n"));
+    ASSERT_TRUE(empty.ok()) << empty.status();
+    EXPECT_EQ(*PredictOpTable(absl::StrCat(kHeader, row, ",1,2,3,4,5,",
+                                           parallel ? "" : "6", ",7,8,9,10\n")),
+              *empty);
+    const absl::StatusOr<OpTable> table = ParseOpTable(*empty);
+    ASSERT_TRUE(table.ok()) << table.status();
+    const OpRow& predicted = table->rows[0];
+    EXPECT_EQ(predicted.cells[5].measured_us.has_value(), !parallel);
+    EXPECT_EQ(std::get<MemoryOp>(predicted.cells[9].op).bytes,
+              2 * (parallel ? 6 : 3) * 4096 * 2560);
+  }
+  // A column says so of a model that is not known.
+  const absl::StatusOr<OpTable> table = ParseOpTable(
+      "gpu,model,hidden,ffn,heads,kv_heads,gated,tp,tokens,parallel_block,"
+      "add_us\n"
+      "h100,m,8,8,4,4,False,1,16,True,\n"
+      "h100,phi-2,8,8,4,4,False,1,16,False,\n");
+  ASSERT_TRUE(table.ok()) << table.status();
+  EXPECT_EQ(std::get<MemoryOp>(table->rows[0].cells[0].op).bytes, 2 * 6 * 128);
+  EXPECT_EQ(std::get<MemoryOp>(table->rows[1].cells[0].op).bytes, 2 * 3 * 128);
 }
 
 TEST(OpTableTest, ReadsCollectives) {
@@ -112,7 +137,10 @@ TEST(OpTableTest, ErrorsNameLineColumnAndRule) {
             "line 2: gated 'maybe' must be True or False");
   EXPECT_THAT(
       with_row("mi300,m,8,8,4,4,9,True,1,8"),
-      HasSubstr("device 'mi300' has no fitted factors; known: a100, h100"));
+      HasSubstr(
+          "line 2: gpu 'mi300' has no fitted factors; known: a100, h100"));
+  EXPECT_EQ(with_row("h100,m,8,8,4,8,9,True,1,8"),
+            "line 2: kv_heads '8' must be at most heads");
   EXPECT_THAT(message(absl::StrCat(
                   kHeader, "h100,m,8,8,4,4,9,True,1,8,x,1,1,1,1,1,1,1,1,1\n")),
               HasSubstr("emb_us 'x' must be empty or a time"));
@@ -124,6 +152,15 @@ TEST(OpTableTest, ErrorsNameLineColumnAndRule) {
       message("system,collective,workers,devices_per_node,bytes,median_us\n"
               "h100_dgx,gossip,4,4,16,1\n"),
       HasSubstr("collective 'gossip' must be"));
+  const absl::Status absent =
+      PredictOpTable(
+          "system,collective,workers,devices_per_node,bytes,median_us\n\n"
+          "h100_dgx,all_reduce,16,8,16,\n")
+          .status();
+  EXPECT_EQ(absent.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(absent.message(),
+              HasSubstr("line 3: device h100 has no factors for transfers "
+                        "across nodes"));
 }
 
 }  // namespace

@@ -139,6 +139,8 @@ class _Tracer(LayerTracer):
             job_pb2.LayerKind.Name(group.kind)[len("LAYER_KIND_"):].lower()
             for group in job.job.modules[module].layers
             for _ in range(group.count)][first_layer:]
+        self._conditioned = any(group.kind == job_pb2.LAYER_KIND_DIT
+                                for group in job.job.modules[module].layers)
         parallelism = job.job.parallelism
         self._end_of_name = (f",tp={parallelism.tensor_parallel or 1}"
                              f",cp={parallelism.context_parallel or 1}")
@@ -149,7 +151,22 @@ class _Tracer(LayerTracer):
             f"pw:module={self._module},layer={self._kinds[layer]},pass={what},"
             f"items={len(tokens)},tokens={sum(tokens)},"
             f"sum_squares={sum(n * n for n in tokens)},"
-            f"max_tokens={max(tokens)}{self._end_of_name}")
+            f"max_tokens={max(tokens)}"
+            f"{self._condition(context)}{self._end_of_name}")
+
+    def _condition(self, context: StageContext) -> str:
+        """What the items attend to besides themselves."""
+        if not self._conditioned:
+            return ""
+        sub = context.sub
+        tokens = dict(zip(sub.items, sub.item_tokens))
+        total = products = 0
+        for crossing in context.crossings:
+            rows = dict(zip(crossing.items, crossing.rows))
+            for producer, consumer in crossing.uses:
+                total += rows[producer]
+                products += rows[producer] * tokens[consumer]
+        return f",condition_tokens={total},condition_products={products}"
 
     def end(self) -> None:
         self._hooks.layer_end()
