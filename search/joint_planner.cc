@@ -96,6 +96,7 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
     PlanOptions more = options;
     more.search.budget = budget.Piece(share[slowest]);
     more.search.warm_start = &plan.schedule;
+    more.search.warm_settings = plan.settings;
     absl::StatusOr<StepPlan> better =
         planner.Plan(job, *batches[slowest], more);
     budget.Use(better.ok() ? better->report.evaluations : 1);

@@ -283,6 +283,7 @@ class Planner : public StepPlanner {
           plan.report.evaluations = result.evaluations;
           plan.report.finished = !deadline || WallClock::now() < *deadline;
           plan.schedule = std::move(result.schedule);
+          plan.settings = std::move(result.settings);
           return absl::OkStatus();
         });
   }
@@ -305,11 +306,13 @@ class Planner : public StepPlanner {
     }
     std::optional<StepPlan> best;
     Schedule plain;
+    std::vector<int32_t> settings = options.search.warm_settings;
     int64_t search_ns = 0, evaluations = 0;
     const WallClock::time_point start = WallClock::now();
     for (size_t i = 0; i < std::size(kPaddings); ++i) {
       SearchOptions search = options.search;
       if (i > 0) search.warm_start = &plain;
+      search.warm_settings = settings;
       SearchBudget& budget = search.budget;
       if (budget.evaluations > 0) {
         budget.evaluations = std::max<int64_t>(
@@ -331,7 +334,10 @@ class Planner : public StepPlanner {
         if (best) continue;
         return plan.status();
       }
-      if (i == 0) plain = plan->schedule;
+      if (i == 0) {
+        plain = plan->schedule;
+        settings = plan->settings;
+      }
       search_ns += plan->report.search_ns;
       evaluations += plan->report.evaluations;
       const PlanEvaluator evaluator(plan->step, plan->programs,

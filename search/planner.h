@@ -80,6 +80,8 @@ struct StepPlan {
   StageTimes times;
   StepPrograms programs;
   StepReport report;
+  // SearchResult::settings, for the next step's search to start from.
+  std::vector<int32_t> settings;
 };
 
 // Durations that vary from run to run.

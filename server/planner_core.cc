@@ -508,8 +508,10 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   // A step with a budget of evaluations starts cold, so that its plan depends
   // on the request alone.
   std::shared_ptr<const SealedPlan> warm;
+  bool same_batch = false;
   if (time_budget) {
     warm = LikeBatch(request);
+    same_batch = warm != nullptr;
     if (warm == nullptr) warm = table_.Latest(request);
   }
 
@@ -518,7 +520,8 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   options.search.threads = ThreadsForSearch();
   options.search.budget.evaluations = request.budget_evaluations;
   options.search.budget.cancelled = step->cancelled.get();
-  if (warm != nullptr) options.search.warm_start = &warm->plan->schedule;
+  if (same_batch) options.search.warm_start = &warm->plan->schedule;
+  if (warm != nullptr) options.search.warm_settings = warm->plan->settings;
   Clock::TimePoint deadline =
       started + (time_budget ? options_.search_budget : options_.max_search);
   bool cut = !time_budget;

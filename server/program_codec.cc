@@ -91,6 +91,8 @@ absl::StatusOr<SealedPlan> ProgramCodec::Seal(
     int threads) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
+  proto.mutable_identity()->mutable_search_settings()->Add(
+      plan->settings.begin(), plan->settings.end());
   search::PlanBytes bytes = search::SerializePlan(plan->step, plan->programs,
                                                   proto.identity(), threads);
   proto.set_plan_digest(bytes.plan_digest);

@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
+#include "search/problem/timing.h"
 #include "search/strategy/safe_plan.h"
 #include "semu/base/check.h"
 
@@ -783,6 +786,65 @@ Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order) {
     schedule.ranks[graph.pair_rank[pair]].push_back(entry);
   }
   return schedule;
+}
+
+std::optional<TaskOrder> FromSchedule(const ProblemGraph& graph,
+                                      const Schedule& schedule) {
+  const absl::StatusOr<StageTimes> times = TimeSchedule(graph, schedule);
+  if (!times.ok() || !CheckMemory(graph, schedule).ok()) return std::nullopt;
+  TaskOrder order;
+  order.makespan_ns = times->makespan_ns;
+  order.ways.choice.assign(graph.pairs, 0);
+  order.ways.fused.assign(graph.pairs, Ways::kApart);
+  std::vector<std::vector<Task>> ranks(graph.ranks);
+  std::vector<int32_t> waits(3 * static_cast<size_t>(graph.pairs), 1);
+  for (int p = 0; p < graph.pairs; ++p) {
+    waits[3 * p + kForwardTask] = graph.producers_of(p).size();
+    waits[3 * p + kGradientTask] += graph.consumers_of(p).size();
+  }
+  for (int r = 0; r < graph.ranks; ++r) {
+    for (const ScheduledStage& stage : schedule.ranks[r]) {
+      const int p = graph.sweep_first_pair[stage.sweep] + stage.stage;
+      int kind = kGradientTask;
+      if (stage.kind == StageKind::kForward) {
+        kind = kForwardTask;
+        order.ways.choice[p] = stage.choice;
+      } else if (stage.kind == StageKind::kWeightGrad) {
+        kind = kWeightTask;
+      } else if (stage.kind == StageKind::kBackward &&
+                 graph.mode[p] == PairMode::kSplit) {
+        order.ways.fused[p] = Ways::kFused;
+      }
+      ranks[r].push_back(3 * p + kind);
+    }
+  }
+  const auto run = [&](Task task) {
+    order.tasks.push_back(task);
+    const int p = TaskPair(task);
+    if (TaskKind(task) == kForwardTask) {
+      --waits[3 * p + kGradientTask];
+      for (const GraphEdge& edge : graph.consumers_of(p)) {
+        --waits[3 * edge.pair + kForwardTask];
+      }
+    } else if (TaskKind(task) == kGradientTask) {
+      --waits[3 * p + kWeightTask];
+      for (const GraphEdge& edge : graph.producers_of(p)) {
+        --waits[3 * edge.pair + kGradientTask];
+      }
+    }
+  };
+  // The schedule runs, so some rank can always go on until all are done.
+  std::vector<size_t> next(graph.ranks, 0);
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int r = 0; r < graph.ranks; ++r) {
+      while (next[r] < ranks[r].size() && waits[ranks[r][next[r]]] == 0) {
+        run(ranks[r][next[r]++]);
+        moved = true;
+      }
+    }
+  }
+  return order;
 }
 
 }  // namespace pipeweaver::search

@@ -22,6 +22,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -255,6 +256,11 @@ class ListScheduler {
 
 // The order as the value that leaves the search.
 Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order);
+
+// The way back; none when `schedule` is not a complete schedule of this problem
+// that runs and fits.
+std::optional<TaskOrder> FromSchedule(const ProblemGraph& graph,
+                                      const Schedule& schedule);
 
 }  // namespace pipeweaver::search
 

@@ -30,6 +30,7 @@ constexpr int64_t kFarAhead = int64_t{1} << 50;
 constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, 1000000};
 constexpr int kPatient = 128;
 constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
+constexpr int kMostStretch = 24;
 constexpr int kFirstStretch = 8;
 constexpr int kFirstOpen = 16;
 constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
@@ -276,8 +277,7 @@ void PipelineRules::FindV() {
 
 std::vector<PipelineRule> PipelineRules::FirstRules() const {
   PipelineRule rule;
-  rule.groups.resize(groups());
-  std::iota(rule.groups.begin(), rule.groups.end(), 0);
+  rule.groups = Groups(rule.group_order);
   rule.price.assign(graph_.ranks, 0);
   rule.split_groups = std::min(groups(), graph_.ranks);
   rule.reserve = graph_.ranks;
@@ -311,32 +311,101 @@ void PipelineRules::AddRhythms(PipelineRule rule,
   rules.push_back(rule);
 }
 
-std::vector<std::vector<PipelineRule>> PipelineRules::OtherOrders(
-    const PipelineRule& best) const {
+std::vector<int32_t> PipelineRules::Groups(
+    PipelineRule::GroupOrder order) const {
   const int m = groups();
   std::vector<int32_t> rising(m);
   std::iota(rising.begin(), rising.end(), 0);
+  if (order == PipelineRule::GroupOrder::kAsGiven) return rising;
   std::stable_sort(rising.begin(), rising.end(), [this](int a, int b) {
     return group_work_ns_[a] < group_work_ns_[b];
   });
-  if (m == 0 ||
-      group_work_ns_[rising.front()] == group_work_ns_[rising.back()]) {
-    return {};
+  if (order == PipelineRule::GroupOrder::kRising) return rising;
+  if (order == PipelineRule::GroupOrder::kFalling) {
+    return {rising.rbegin(), rising.rend()};
   }
   // Small groups fill and drain the pipeline, neighbours are alike.
   std::vector<int32_t> hill;
   for (int i = 0; i < m; i += 2) hill.push_back(rising[i]);
   for (int i = m - 1 - m % 2; i >= 0; i -= 2) hill.push_back(rising[i]);
-  const std::vector<int32_t> falling(rising.rbegin(), rising.rend());
+  return hill;
+}
+
+std::vector<std::vector<PipelineRule>> PipelineRules::OtherOrders(
+    const PipelineRule& best) const {
   std::vector<std::vector<PipelineRule>> orders;
-  for (const std::vector<int32_t>& order : {hill, rising, falling}) {
+  if (std::adjacent_find(group_work_ns_.begin(), group_work_ns_.end(),
+                         std::not_equal_to<>()) == group_work_ns_.end()) {
+    return orders;
+  }
+  for (const auto order :
+       {PipelineRule::GroupOrder::kHill, PipelineRule::GroupOrder::kRising,
+        PipelineRule::GroupOrder::kFalling}) {
     PipelineRule rule = best;
-    rule.groups = order;
+    rule.group_order = order;
+    rule.groups = Groups(order);
     std::vector<PipelineRule>& rules = orders.emplace_back();
     rules.push_back(rule);
     AddRhythms(rule, rules);
   }
   return orders;
+}
+
+std::vector<int32_t> PipelineRules::ToSettings(const PipelineRule& rule) {
+  std::vector<int32_t> settings = {static_cast<int32_t>(rule.group_order),
+                                   static_cast<int32_t>(rule.rhythm),
+                                   rule.lag,
+                                   rule.stretch,
+                                   static_cast<int32_t>(rule.sweep_order),
+                                   rule.by_hold ? 1 : 0,
+                                   rule.patience,
+                                   rule.split_groups,
+                                   rule.reserve,
+                                   rule.open};
+  settings.insert(settings.end(), rule.price.begin(), rule.price.end());
+  return settings;
+}
+
+std::optional<PipelineRule> PipelineRules::FromSettings(
+    const std::vector<int32_t>& settings) const {
+  constexpr size_t kNumbers = 10;
+  if (settings.size() != kNumbers + graph_.ranks) return std::nullopt;
+  const auto within = [&settings](size_t i, int32_t most) {
+    return settings[i] >= 0 && settings[i] <= most;
+  };
+  constexpr int32_t kMost = 1 << 20;
+  for (size_t i = 0; i < settings.size(); ++i) {
+    if (!within(i, kMost)) return std::nullopt;
+  }
+  if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kFalling)) ||
+      !within(1, static_cast<int32_t>(PipelineRule::Rhythm::kZeroBubbleV)) ||
+      !within(3, kMostStretch) ||
+      !within(4,
+              static_cast<int32_t>(PipelineRule::SweepOrder::kShallowFirst)) ||
+      std::find(std::begin(kReserves), std::end(kReserves), settings[8]) ==
+          std::end(kReserves)) {
+    return std::nullopt;
+  }
+  PipelineRule rule;
+  rule.group_order = static_cast<PipelineRule::GroupOrder>(settings[0]);
+  rule.groups = Groups(rule.group_order);
+  rule.rhythm = static_cast<PipelineRule::Rhythm>(settings[1]);
+  rule.lag = settings[2];
+  rule.stretch = settings[3];
+  rule.sweep_order = static_cast<PipelineRule::SweepOrder>(settings[4]);
+  rule.by_hold = settings[5] != 0;
+  rule.patience = settings[6];
+  rule.split_groups = settings[7];
+  rule.reserve = settings[8];
+  rule.open = settings[9];
+  if (rule.rhythm == PipelineRule::Rhythm::kZeroBubbleV && !is_v_) {
+    return std::nullopt;
+  }
+  for (size_t i = kNumbers; i < settings.size(); ++i) {
+    rule.price.push_back(
+        static_cast<uint8_t>(std::min<int32_t>(settings[i], prices() - 1)));
+  }
+  return rule;
 }
 
 std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
@@ -457,7 +526,7 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kLag) {
     other.lag = std::max(0, rule.lag + below(5) - 2);
   } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kPaced) {
-    other.stretch = std::max(0, rule.stretch + below(5) - 2);
+    other.stretch = std::clamp(rule.stretch + below(5) - 2, 0, kMostStretch);
   } else {
     const std::vector<PipelineRule> variations =
         Variations(rule, kParts[below(std::size(kParts))]);
@@ -511,7 +580,7 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
   list.patience = rule.patience;
   list.strict = false;
   list.open_work_ns =
-      rule.open == 0
+      rule.open == 0 || rule.open >= 4 * groups()
           ? std::numeric_limits<int64_t>::max()
           : std::max<int64_t>(1, mean_component_work_ns_ / 4 * rule.open);
   const bool never_fuse = rule.reserve == kReserves[std::size(kReserves) - 1];

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -29,10 +30,13 @@ struct PipelineRule {
     kPaced,          // by due time (BuildPaced)
     kZeroBubbleV,    // the closed form for two sweeps there and back
   };
+  // What the order of groups was made from; they are moved one by one since.
+  enum class GroupOrder : uint8_t { kAsGiven, kHill, kRising, kFalling };
   // Which of a group's sweeps goes first on a rank.
   enum class SweepOrder : uint8_t { kAsGiven, kDeepFirst, kShallowFirst };
 
   std::vector<int32_t> groups;  // in the order in which they enter
+  GroupOrder group_order = GroupOrder::kAsGiven;
   Rhythm rhythm = Rhythm::kBackwardFirst;
   int lag = 0;
   int stretch = 0;  // kPaced: of a group's own times, in quarters
@@ -65,10 +69,16 @@ class PipelineRules {
   // the rules to look at next to it, groups as given.
   std::vector<PipelineRule> FirstRules() const;
 
-  // Rules with other orders of groups, some for each order, `best` and others
-  // beside it; none where all groups are alike.
+  // Rules with other orders of groups than as given, some for each order,
+  // `best` and others beside it; none where all groups are alike.
   std::vector<std::vector<PipelineRule>> OtherOrders(
       const PipelineRule& best) const;
+
+  // A rule as numbers that fit other problems like this one: all of it but how
+  // single groups were moved; and back. None where the numbers make no rule.
+  static std::vector<int32_t> ToSettings(const PipelineRule& rule);
+  std::optional<PipelineRule> FromSettings(
+      const std::vector<int32_t>& settings) const;
 
   // What a rule is made of, in the order in which to vary it.
   enum class Part : uint8_t {
@@ -97,6 +107,7 @@ class PipelineRules {
   void Build(const PipelineRule& rule, ListRule& list, Ways& ways) const;
 
  private:
+  std::vector<int32_t> Groups(PipelineRule::GroupOrder order) const;
   // `rule` in all rhythms worth a first look.
   void AddRhythms(PipelineRule rule, std::vector<PipelineRule>& rules) const;
   void FindGroups(const SafePlan& plan);

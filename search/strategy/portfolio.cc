@@ -10,6 +10,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -31,12 +32,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rules get this share of the budget, orders the rest.
+// Rules get this share of the budget, orders the rest; rules more where prices
+// of memory are to be found and orders would get less than kLeastWalk moves for
+// every task.
 constexpr double kRuleShare = 0.5;
+constexpr double kLargeRuleShare = 0.85;
+constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied, and the share of the rules'
 // budget that the first may take.
 constexpr size_t kDescents = 4;
 constexpr double kFirstDescentShare = 0.7;
+// The share of the rules' budget in which settings that did well before are
+// varied, before anything else is tried.
+constexpr double kWarmShare = 0.5;
 // Schedules annealed side by side.
 constexpr int kElites = 3;
 // Proposals of local search that count, and take about as long, as one list
@@ -78,8 +86,16 @@ class Search {
 
   SearchResult Run() {
     TryRules();
+    const PipelineRule& rule = elites_.front().rule;
+    std::vector<int32_t> settings = PipelineRules::ToSettings(rule);
+    if (options_.warm_start != nullptr) {
+      std::optional<TaskOrder> order =
+          FromSchedule(graph_, *options_.warm_start);
+      if (order) Offer({rule, *std::move(order)});
+    }
     AnnealOrders();
     SearchResult result;
+    result.settings = std::move(settings);
     result.schedule = ToSchedule(graph_, elites_.front().order);
     result.makespan_ns = elites_.front().order.makespan_ns;
     result.evaluations = evaluations_;
@@ -116,6 +132,14 @@ class Search {
       used = std::max(used, whole > 0 ? passed / whole : 1);
     }
     return std::min(used, 1.0);
+  }
+
+  double RuleShare() const {
+    const double progress = Progress();
+    if (rules_.prices() < 2 || progress <= 0) return kRuleShare;
+    const double left = (1 - kRuleShare) * static_cast<double>(evaluations_) /
+                        progress * kMovesPerEvaluation;
+    return left < kLeastWalk * 2 * graph_.pairs ? kLargeRuleShare : kRuleShare;
   }
 
   int64_t EvaluationsLeft() const {
@@ -199,31 +223,36 @@ class Search {
   }
 
   void TryRules() {
-    std::vector<PipelineRule> first = rules_.FirstRules();
     // The best rule of every order of groups.
     std::vector<Candidate> starts;
     const auto add_start = [&](const std::vector<PipelineRule>& rules) {
       Candidate best;
-      TryAll(rules, kRuleShare, best);
+      TryAll(rules, RuleShare(), best);
       if (!best.order.tasks.empty()) starts.push_back(std::move(best));
     };
+    const std::optional<PipelineRule> warm =
+        rules_.FromSettings(options_.warm_settings);
+    if (warm) {
+      add_start({*warm});
+      Descend(starts[0], RuleShare() * kWarmShare);
+    }
+    add_start(rules_.FirstRules());
+    std::vector<std::vector<PipelineRule>> others =
+        rules_.OtherOrders(elites_.front().rule);
     if (options_.warm_start != nullptr) {
-      std::vector<PipelineRule> warm = first;
-      for (PipelineRule& rule : warm) {
-        rule.groups = rules_.GroupOrderOf(*options_.warm_start);
-      }
-      add_start(warm);
+      PipelineRule rule = elites_.front().rule;
+      rule.groups = rules_.GroupOrderOf(*options_.warm_start);
+      rule.group_order = PipelineRule::GroupOrder::kAsGiven;
+      others.push_back({rule});
     }
-    add_start(first);
-    for (const auto& rules : rules_.OtherOrders(elites_.front().rule)) {
-      add_start(rules);
-    }
+    for (const std::vector<PipelineRule>& rules : others) add_start(rules);
     SortByMakespan(starts);
     if (starts.size() > kDescents) starts.resize(kDescents);
     for (size_t i = 0; i < starts.size(); ++i) {
-      Descend(starts[i], kRuleShare * (kFirstDescentShare +
-                                       (1 - kFirstDescentShare) *
-                                           static_cast<double>(i) / kDescents));
+      Descend(starts[i],
+              RuleShare() * (kFirstDescentShare + (1 - kFirstDescentShare) *
+                                                      static_cast<double>(i) /
+                                                      kDescents));
     }
     MutateRules(std::move(starts));
   }
@@ -240,7 +269,7 @@ class Search {
   void MutateRules(std::vector<Candidate> climbs) {
     const int64_t steps =
         std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
-    for (uint64_t round = 0; Progress() < kRuleShare; ++round) {
+    for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
       SortByMakespan(climbs);
       const int jobs = static_cast<int>(
           std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -34,15 +35,21 @@ struct SearchOptions {
   SearchBudget budget;
   uint64_t seed = 1;
   int threads = 1;  // >= 1
-  // A schedule to start from, of this problem or one like it (the order of
-  // sweeps is what is taken over); may be null. Not owned.
+  // A schedule to start from; may be null. Of this very problem, nothing worse
+  // is returned; of one like it, the order of its sweeps is tried. Not owned.
   const Schedule* warm_start = nullptr;
+  // SearchResult::settings of a problem like this one, to start from; may be
+  // empty. Any numbers are taken; what makes no sense is ignored.
+  std::vector<int32_t> warm_settings;
 };
 
 struct SearchResult {
   Schedule schedule;
   int64_t makespan_ns = 0;
   int64_t evaluations = 0;
+  // What worked best, in numbers that mean something to the strategy only;
+  // empty where it has nothing to tell.
+  std::vector<int32_t> settings;
 };
 
 class Strategy {

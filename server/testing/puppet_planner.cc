@@ -170,7 +170,7 @@ absl::StatusOr<search::StepPlan> PuppetPlanner::Plan(
     const search::PlanOptions& options) const {
   MutexLock lock(&mutex_);
   const int64_t label = LabelOf(batch);
-  Call call{label, options, options.search.warm_start != nullptr};
+  Call call{label, options, !options.search.warm_settings.empty()};
   call.options.search.warm_start = nullptr;
   call.options.search.budget.cancelled = nullptr;
   calls_.push_back(call);
@@ -199,6 +199,7 @@ absl::StatusOr<search::StepPlan> PuppetPlanner::Plan(
   search::StepPlan plan = MakePlan(
       job, label, options.strategy.empty() ? "puppet" : options.strategy);
   plan.report.finished = finished;
+  plan.settings = {1};
   return plan;
 }
 

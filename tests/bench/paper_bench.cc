@@ -668,6 +668,51 @@ void RunReplicas(const StepPlanner& planner, const Options& options) {
   }
 }
 
+// --- learning across steps
+
+// Steps one after the other, each planned on its own and from the settings that
+// the one before ended on.
+void RunLearning(const StepPlanner& planner, const Options& options) {
+  const int batches = std::min(options.Batches(), 20);
+  for (const std::string name : kPaperSetups) {
+    Setup setup = MakeSetup(name);
+    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+    // [learning]: means over all steps but the first.
+    double gap[2] = {}, flow_gap[2] = {};
+    std::vector<int32_t> settings;
+    for (int b = 0; b < batches; ++b) {
+      const semu::Batch batch = setup.Sample(
+          {.seed = options.seed + b, .microbatches = options.Microbatches()});
+      for (const int learning : {0, 1}) {
+        PlanOptions plan_options;
+        plan_options.search = MakeSearchOptions(options);
+        if (learning) plan_options.search.warm_settings = settings;
+        const auto plan = planner.Plan(*setup.plannable, batch, plan_options);
+        PW_CHECK(plan.ok());
+        if (learning) settings = plan->settings;
+        if (b == 0) continue;
+        const double makespan =
+            static_cast<double>(plan->report.schedule_makespan_ns);
+        gap[learning] +=
+            (makespan / static_cast<double>(plan->report.lower_bound_ns) - 1) /
+            (batches - 1);
+        flow_gap[learning] +=
+            (makespan / static_cast<double>(plan->report.flow_lower_bound_ns) -
+             1) /
+            (batches - 1);
+      }
+    }
+    Print({{"bench", "learning"},
+           {"setup", name},
+           {"microbatches", options.Microbatches()},
+           {"steps", batches},
+           {"gap_apart", gap[0]},
+           {"gap_learning", gap[1]},
+           {"flow_gap_apart", flow_gap[0]},
+           {"flow_gap_learning", flow_gap[1]}});
+  }
+}
+
 // --- jitter
 
 void RunJitter(const StepPlanner& planner, const Options& options) {
@@ -724,7 +769,7 @@ int Main(int argc, char** argv) {
   std::vector<std::string> parts;
   const std::vector<std::string> all = {"setups",   "ablation", "trace",
                                         "sizes",    "scaling",  "layout",
-                                        "replicas", "jitter"};
+                                        "replicas", "jitter",   "learning"};
   app.add_option("PART", parts, "default: all")->check(CLI::IsMember(all));
   app.add_flag("--quick", options.quick,
                "2 batches of 16 microbatches, smaller sweeps");
@@ -748,6 +793,7 @@ int Main(int argc, char** argv) {
     if (part == "layout") RunLayout(*planner, options);
     if (part == "replicas") RunReplicas(*planner, options);
     if (part == "jitter") RunJitter(*planner, options);
+    if (part == "learning") RunLearning(*planner, options);
   }
   return 0;
 }

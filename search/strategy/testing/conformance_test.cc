@@ -181,6 +181,35 @@ TEST_P(StrategyTest, TakesAnyWarmStart) {
     const auto result = strategy_->Solve(graph, options);
     ASSERT_TRUE(result.ok());
     ExpectValid(graph, *result);
+    if (warm == &first->schedule && GetParam() == "portfolio") {
+      EXPECT_LE(result->makespan_ns, first->makespan_ns);
+    }
+  }
+}
+
+TEST_P(StrategyTest, TakesAnyWarmSettings) {
+  const Problem problem = MiddlingProblem();
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  SearchOptions options;
+  options.budget.evaluations = 50;
+  const auto first = strategy_->Solve(graph, options);
+  ASSERT_TRUE(first.ok());
+  std::vector<std::vector<int32_t>> all = {
+      first->settings,
+      {},
+      {1},
+      std::vector<int32_t>(10 + graph.ranks, 1 << 30)};
+  for (size_t i = 0; i < first->settings.size(); ++i) {
+    for (const int32_t number : {-1, 7, 1 << 20, 1 << 30}) {
+      all.push_back(first->settings);
+      all.back()[i] = number;
+    }
+  }
+  for (const std::vector<int32_t>& settings : all) {
+    options.warm_settings = settings;
+    const auto result = strategy_->Solve(graph, options);
+    ASSERT_TRUE(result.ok());
+    ExpectValid(graph, *result);
   }
 }
 
