@@ -573,8 +573,12 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
     runs_[pair].least_backward_ns = least_ns;
   }
   const PairRun& run = runs_[pair];
+  // A component that had to wait for others could have begun before: nothing in
+  // the schedule keeps it.
+  const int64_t arrival_ns =
+      kind == kForwardTask ? waits_[pair].forward_ready_ns : entry.arrival_ns;
   const int64_t end =
-      std::max(free_ns_[rank], entry.arrival_ns) + run.length_ns[kind];
+      std::max(free_ns_[rank], arrival_ns) + run.length_ns[kind];
   free_ns_[rank] = end;
   order_->tasks.push_back(entry.task);
   order_->makespan_ns = std::max(order_->makespan_ns, end);

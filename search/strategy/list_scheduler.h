@@ -16,6 +16,8 @@
 // only give back; W never needs more, so bytes between I and W are not part of
 // the rule: where they stand in the way, W runs first. The first component's
 // next stage is therefore always admitted, on some rank, and the schedule ends.
+// A limit on open work (ListRule::open_work_ns) changes none of this: it holds
+// a component back only while another is begun and not finished.
 
 #ifndef SEARCH_STRATEGY_LIST_SCHEDULER_H_
 #define SEARCH_STRATEGY_LIST_SCHEDULER_H_

@@ -27,7 +27,8 @@ constexpr int kPriceStride = 3;
 // Keys: a group's place takes this much, so that its sweeps fit in between.
 constexpr int64_t kGroupStride = int64_t{1} << 20;
 constexpr int64_t kFarAhead = int64_t{1} << 50;
-constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, 1000000};
+constexpr int kMostReserve = 1000000;  // never fuse
+constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, kMostReserve};
 constexpr int kPatient = 128;
 constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
 constexpr int kMostStretch = 24;
@@ -381,9 +382,7 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
       !within(1, static_cast<int32_t>(PipelineRule::Rhythm::kZeroBubbleV)) ||
       !within(3, kMostStretch) ||
       !within(4,
-              static_cast<int32_t>(PipelineRule::SweepOrder::kShallowFirst)) ||
-      std::find(std::begin(kReserves), std::end(kReserves), settings[8]) ==
-          std::end(kReserves)) {
+              static_cast<int32_t>(PipelineRule::SweepOrder::kShallowFirst))) {
     return std::nullopt;
   }
   PipelineRule rule;
@@ -583,10 +582,11 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
       rule.open == 0 || rule.open >= 4 * groups()
           ? std::numeric_limits<int64_t>::max()
           : std::max<int64_t>(1, mean_component_work_ns_ / 4 * rule.open);
-  const bool never_fuse = rule.reserve == kReserves[std::size(kReserves) - 1];
+  const bool never_fuse = rule.reserve >= kMostReserve;
   list.weight_reserve_ns =
       never_fuse ? 0
-                 : static_cast<int64_t>(rule.reserve) * mean_weight_grad_ns_;
+                 : std::min(mean_weight_grad_ns_, kFarAhead / kMostReserve) *
+                       rule.reserve;
   const PriceLadder& ladder = ladders_[rule.by_hold];
   const auto last_price = static_cast<uint8_t>(ladder.prices.size() - 1);
   ways.choice.resize(graph_.pairs);

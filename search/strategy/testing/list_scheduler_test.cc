@@ -1,0 +1,142 @@
+// ListScheduler and the way from schedules back to orders, on random problems.
+
+#include "search/strategy/list_scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/problem/timing.h"
+#include "search/strategy/memory_ways.h"
+#include "search/strategy/safe_plan.h"
+#include "search/strategy/testing/random_problem.h"
+
+namespace pipeweaver::search {
+namespace {
+
+constexpr uint64_t kSeeds = 60;
+constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
+
+// Calls visit(graph, plan, model, rule, ways) for random problems, with a rule
+// that runs tasks by number and ways that hold little.
+template <typename Visitor>
+void ForEachProblem(const Visitor& visit) {
+  int visited = 0;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    RandomProblemOptions shape;
+    shape.most_pairs = 30;
+    const ProblemGraph graph = BuildProblemGraph(RandomProblem(seed, shape));
+    const auto plan = FindSafePlan(graph);
+    if (!plan.ok()) continue;
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const ListModel model(graph, *plan);
+    ListRule rule;
+    for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
+    visit(graph, *plan, model, rule,
+          MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9));
+    if (testing::Test::HasFatalFailure()) return;
+    ++visited;
+  }
+  EXPECT_GT(visited, static_cast<int>(kSeeds) / 3);
+}
+
+TEST(ListSchedulerTest, GivesUpOnlyWhatIsNotWorthIt) {
+  ForEachProblem([](const ProblemGraph& graph, const SafePlan&,
+                    const ListModel& model, const ListRule& rule,
+                    const Ways& ways) {
+    ListScheduler scheduler(model);
+    TaskOrder whole, order;
+    scheduler.Run(rule, ways, whole);
+    scheduler.Run(rule, ways, order, whole.makespan_ns);
+    EXPECT_EQ(order.tasks, whole.tasks);
+    EXPECT_EQ(order.makespan_ns, whole.makespan_ns);
+    // A rank ends last, so it shows at the latest with its last stage.
+    scheduler.Run(rule, ways, order, whole.makespan_ns - 1);
+    EXPECT_TRUE(order.tasks.empty());
+    EXPECT_EQ(order.makespan_ns, kEndless);
+    EXPECT_GT(graph.pairs, 0);
+  });
+}
+
+TEST(ListSchedulerTest, NoComponentBeginsWhileOpenWorkIsAtItsLimit) {
+  bool several = false;
+  ForEachProblem([&several](const ProblemGraph& graph, const SafePlan& plan,
+                            const ListModel& model, ListRule rule,
+                            const Ways& ways) {
+    const int components = static_cast<int>(plan.components.size());
+    for (const int64_t limit : {int64_t{1}, 2 * model.component_work_ns(0)}) {
+      rule.open_work_ns = std::max<int64_t>(1, limit);
+      TaskOrder order;
+      ListScheduler(model).Run(rule, ways, order);
+      ASSERT_TRUE(TimeSchedule(graph, ToSchedule(graph, order)).ok());
+      EXPECT_TRUE(CheckMemory(graph, ToSchedule(graph, order)).ok());
+      std::vector<int> backwards_left(components, 0);
+      for (int p = 0; p < graph.pairs; ++p) {
+        const int c = plan.component_of_sweep[graph.pair_sweep[p]];
+        if (c >= 0 && graph.has_backward(p)) ++backwards_left[c];
+      }
+      std::set<int> open;
+      int64_t open_work_ns = 0;
+      for (const Task task : order.tasks) {
+        const int c = plan.component_of_sweep[graph.pair_sweep[TaskPair(task)]];
+        if (c < 0) continue;
+        if (TaskKind(task) == kForwardTask && open.count(c) == 0) {
+          EXPECT_LT(open_work_ns, rule.open_work_ns);
+          open.insert(c);
+          open_work_ns += model.component_work_ns(c);
+          several = several || open.size() > 1;
+        }
+        if (TaskKind(task) == kGradientTask && --backwards_left[c] == 0) {
+          open.erase(c);
+          open_work_ns -= model.component_work_ns(c);
+        }
+      }
+    }
+  });
+  EXPECT_TRUE(several);
+}
+
+TEST(FromScheduleTest, TakesBackWhatToScheduleGives) {
+  ForEachProblem([](const ProblemGraph& graph, const SafePlan&,
+                    const ListModel& model, const ListRule& rule,
+                    const Ways& ways) {
+    TaskOrder order;
+    ListScheduler(model).Run(rule, ways, order);
+    const Schedule schedule = ToSchedule(graph, order);
+    const std::optional<TaskOrder> back = FromSchedule(graph, schedule);
+    ASSERT_TRUE(back.has_value());
+    EXPECT_EQ(back->makespan_ns, order.makespan_ns);
+    EXPECT_EQ(back->tasks.size(), order.tasks.size());
+    const auto times = TimeSchedule(graph, ToSchedule(graph, *back));
+    ASSERT_TRUE(times.ok()) << times.status();
+    EXPECT_EQ(times->makespan_ns, order.makespan_ns);
+  });
+}
+
+TEST(FromScheduleTest, TakesNothingElse) {
+  ForEachProblem([](const ProblemGraph& graph, const SafePlan&,
+                    const ListModel& model, const ListRule& rule,
+                    const Ways& ways) {
+    TaskOrder order;
+    ListScheduler(model).Run(rule, ways, order);
+    Schedule missing = ToSchedule(graph, order);
+    for (auto& row : missing.ranks) {
+      if (!row.empty()) row.pop_back();
+    }
+    EXPECT_FALSE(FromSchedule(graph, missing).has_value());
+    EXPECT_FALSE(FromSchedule(graph, Schedule{}).has_value());
+    // Over memory.
+    ProblemGraph starved = graph;
+    for (int64_t& limit : starved.limit_bytes) limit = -1;
+    EXPECT_FALSE(FromSchedule(starved, ToSchedule(graph, order)).has_value());
+  });
+}
+
+}  // namespace
+}  // namespace pipeweaver::search

@@ -1,0 +1,111 @@
+// Rules for pipelines on random problems: whatever a rule says, a valid
+// schedule comes of it; as numbers it survives, and numbers that are none are
+// refused.
+
+#include "search/strategy/pipeline_rule.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/problem/timing.h"
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/safe_plan.h"
+#include "search/strategy/testing/random_problem.h"
+
+namespace pipeweaver::search {
+namespace {
+
+constexpr uint64_t kSeeds = 40;
+
+// Calls visit(graph, model, rules) for random problems.
+template <typename Visitor>
+void ForEachProblem(const Visitor& visit) {
+  int visited = 0;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    RandomProblemOptions shape;
+    shape.most_pairs = 30;
+    const ProblemGraph graph = BuildProblemGraph(RandomProblem(seed, shape));
+    const auto plan = FindSafePlan(graph);
+    if (!plan.ok()) continue;
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const ListModel model(graph, *plan);
+    visit(graph, model, PipelineRules(model));
+    if (testing::Test::HasFatalFailure()) return;
+    ++visited;
+  }
+  EXPECT_GT(visited, static_cast<int>(kSeeds) / 3);
+}
+
+TEST(PipelineRuleTest, EveryRuleGivesAValidSchedule) {
+  ForEachProblem([](const ProblemGraph& graph, const ListModel& model,
+                    const PipelineRules& rules) {
+    std::vector<PipelineRule> all = rules.FirstRules();
+    for (const auto& order : rules.OtherOrders(all.front())) {
+      all.insert(all.end(), order.begin(), order.end());
+    }
+    for (const PipelineRules::Part part : PipelineRules::kParts) {
+      const auto variations = rules.Variations(all.front(), part);
+      all.insert(all.end(), variations.begin(), variations.end());
+    }
+    std::mt19937_64 random(1);
+    for (int i = 0; i < 50; ++i) {
+      all.push_back(rules.Mutate(all[random() % all.size()], random));
+    }
+    ListScheduler scheduler(model);
+    ListRule list;
+    Ways ways;
+    TaskOrder order;
+    for (const PipelineRule& rule : all) {
+      rules.Build(rule, list, ways);
+      scheduler.Run(list, ways, order);
+      const Schedule schedule = ToSchedule(graph, order);
+      const auto times = TimeSchedule(graph, schedule);
+      ASSERT_TRUE(times.ok()) << times.status();
+      EXPECT_EQ(times->makespan_ns, order.makespan_ns);
+      EXPECT_TRUE(CheckMemory(graph, schedule).ok());
+    }
+  });
+}
+
+TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {
+  ForEachProblem(
+      [](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
+        std::mt19937_64 random(1);
+        PipelineRule rule = rules.FirstRules().front();
+        for (int i = 0; i < 30; ++i) {
+          rule = rules.Mutate(rule, random);
+          const std::vector<int32_t> settings = PipelineRules::ToSettings(rule);
+          const std::optional<PipelineRule> back = rules.FromSettings(settings);
+          ASSERT_TRUE(back.has_value());
+          EXPECT_EQ(PipelineRules::ToSettings(*back), settings);
+          EXPECT_EQ(back->groups.size(), rule.groups.size());
+        }
+      });
+}
+
+TEST(PipelineRuleTest, NumbersThatMakeNoRuleAreRefused) {
+  ForEachProblem(
+      [](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
+        const std::vector<int32_t> good =
+            PipelineRules::ToSettings(rules.FirstRules().front());
+        EXPECT_FALSE(rules.FromSettings({}).has_value());
+        std::vector<int32_t> bad = good;
+        bad.push_back(0);
+        EXPECT_FALSE(rules.FromSettings(bad).has_value());
+        for (size_t i = 0; i < good.size(); ++i) {
+          bad = good;
+          bad[i] = -1;
+          EXPECT_FALSE(rules.FromSettings(bad).has_value());
+          bad[i] = 1 << 30;
+          EXPECT_FALSE(rules.FromSettings(bad).has_value());
+        }
+      });
+}
+
+}  // namespace
+}  // namespace pipeweaver::search
