@@ -97,7 +97,8 @@ class StepTable {
   // another batch), OUT_OF_RANGE (behind the window), RESOURCE_EXHAUSTED
   // (window full, or too many bytes waiting).
   absl::StatusOr<std::shared_ptr<const PendingStep>> Submit(
-      std::shared_ptr<const StepRequest> request, StepResult* replaced = nullptr);
+      std::shared_ptr<const StepRequest> request,
+      StepResult* replaced = nullptr);
 
   // Withdraws a step; calls that wait on it get NOT_FOUND. Errors: those of
   // NOT_FOUND and ABORTED as in Read; FAILED_PRECONDITION when it is sealed.
