@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -59,6 +60,24 @@ std::vector<Way> ParetoWays(const ProblemGraph& graph, int pair) {
   return pareto;
 }
 
+// ParetoWays of many pairs; alike ones, which share their choices, are computed
+// once.
+class WaysOfPairs {
+ public:
+  explicit WaysOfPairs(const ProblemGraph& graph) : graph_(graph) {}
+
+  const std::vector<Way>& Of(int pair) {
+    const auto [it, inserted] = ways_.try_emplace(
+        std::pair(graph_.choice_begin[pair], graph_.mode[pair]));
+    if (inserted) it->second = ParetoWays(graph_, pair);
+    return it->second;
+  }
+
+ private:
+  const ProblemGraph& graph_;
+  absl::flat_hash_map<std::pair<int32_t, PairMode>, std::vector<Way>> ways_;
+};
+
 // Where a component does not fit.
 struct Shortage {
   int rank = -1;
@@ -69,15 +88,16 @@ class ComponentSolver {
  public:
   // `pairs`: those of `sweeps`, producers first. `local` has an entry for every
   // pair of the problem: -1 for all but pairs of sweeps with a backward.
-  ComponentSolver(const ProblemGraph& graph, std::vector<int32_t> sweeps,
-                  std::vector<int32_t> pairs, std::vector<int32_t>& local)
+  ComponentSolver(const ProblemGraph& graph, WaysOfPairs& ways,
+                  std::vector<int32_t> sweeps, std::vector<int32_t> pairs,
+                  std::vector<int32_t>& local)
       : graph_(graph),
         sweeps_(std::move(sweeps)),
         pairs_(std::move(pairs)),
         local_(local) {
     for (size_t i = 0; i < pairs_.size(); ++i) {
       local_[pairs_[i]] = static_cast<int32_t>(i);
-      ways_.push_back(ParetoWays(graph, pairs_[i]));
+      ways_.push_back(ways.Of(pairs_[i]));
     }
     int sinks = 0;
     for (const int s : sweeps_) {
@@ -425,9 +445,10 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph) {
     if (c >= 0) pairs[c].push_back(p);
   }
   std::vector<int32_t> local(graph.pairs, -1);
+  WaysOfPairs ways(graph);
   for (size_t c = 0; c < components.size(); ++c) {
-    ComponentSolver solver(graph, std::move(components[c]), std::move(pairs[c]),
-                           local);
+    ComponentSolver solver(graph, ways, std::move(components[c]),
+                           std::move(pairs[c]), local);
     if (!solver.Solve()) {
       const Shortage& at = solver.shortage();
       if (!solver.gave_up()) return none_exists(at.rank, at.bytes);
