@@ -92,6 +92,9 @@ class PipelineRules {
   static constexpr Part kParts[] = {Part::kRhythm, Part::kOpen,
                                     Part::kPrice,  Part::kReserve,
                                     Part::kSplit,  Part::kPatience};
+  // Those that most of the makespan depends on.
+  static constexpr Part kMainParts[] = {Part::kRhythm, Part::kOpen,
+                                        Part::kPrice};
 
   // All variations of one part of `rule`; may be none.
   std::vector<PipelineRule> Variations(const PipelineRule& rule,

@@ -45,6 +45,9 @@ constexpr double kFirstDescentShare = 0.7;
 // The share of the rules' budget in which settings that did well before are
 // varied, before anything else is tried.
 constexpr double kWarmShare = 0.5;
+// Starts are compared (Compare) as far as rules are good for so many
+// evaluations a start: ten times what it takes.
+constexpr double kEvaluationsPerStart = 330;
 // Schedules annealed side by side.
 constexpr int kElites = 3;
 // Proposals of local search that count, and take about as long, as one list
@@ -134,12 +137,19 @@ class Search {
     return std::min(used, 1.0);
   }
 
-  double RuleShare() const {
+  // How many schedules the whole budget is good for, at the pace so far.
+  double ExpectedEvaluations() const {
     const double progress = Progress();
-    if (rules_.prices() < 2 || progress <= 0) return kRuleShare;
-    const double left = (1 - kRuleShare) * static_cast<double>(evaluations_) /
-                        progress * kMovesPerEvaluation;
-    return left < kLeastWalk * 2 * graph_.pairs ? kLargeRuleShare : kRuleShare;
+    return progress > 0 ? static_cast<double>(evaluations_) / progress
+                        : static_cast<double>(kNoLimit);
+  }
+
+  double RuleShare() const {
+    const double walk =
+        (1 - kRuleShare) * ExpectedEvaluations() * kMovesPerEvaluation;
+    return rules_.prices() > 1 && walk < kLeastWalk * 2 * graph_.pairs
+               ? kLargeRuleShare
+               : kRuleShare;
   }
 
   int64_t EvaluationsLeft() const {
@@ -222,6 +232,21 @@ class Search {
     }
   }
 
+  // Varies the parts that matter most of several starts, and sorts all by
+  // makespan: what looks best before its rhythm and prices suit it need not be
+  // best with them.
+  void Compare(std::vector<Candidate>& starts) {
+    const double rules = RuleShare() * ExpectedEvaluations();
+    const size_t most = std::min(
+        starts.size(), static_cast<size_t>(rules / kEvaluationsPerStart));
+    for (size_t i = 0; i < most && most > 1; ++i) {
+      for (const PipelineRules::Part part : PipelineRules::kMainParts) {
+        TryAll(rules_.Variations(starts[i].rule, part), RuleShare(), starts[i]);
+      }
+    }
+    SortByMakespan(starts);
+  }
+
   void TryRules() {
     // The best rule of every order of groups.
     std::vector<Candidate> starts;
@@ -248,6 +273,7 @@ class Search {
     for (const std::vector<PipelineRule>& rules : others) add_start(rules);
     SortByMakespan(starts);
     if (starts.size() > kDescents) starts.resize(kDescents);
+    Compare(starts);
     for (size_t i = 0; i < starts.size(); ++i) {
       Descend(starts[i],
               RuleShare() * (kFirstDescentShare + (1 - kFirstDescentShare) *
