@@ -7,9 +7,11 @@
 #include <optional>
 #include <utility>
 
+#include "search/move_checker.h"
 #include "search/partition/layout_planner.h"
 #include "search/strategy/strategy.h"
 #include "semu/base/check.h"
+#include "semu/base/status_macros.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -60,6 +62,79 @@ class BudgetPieces {
   const WallClock::time_point start_;
   int64_t used_ = 0;
 };
+
+// A microbatch and its work.
+struct Load {
+  MicrobatchOrigin origin;
+  int64_t ns = 0;
+};
+
+// By replica and microbatch.
+std::vector<Load> LoadsOf(const semu::Job& job,
+                          absl::Span<const semu::Batch* const> batches,
+                          const semu::CostModel& costs) {
+  std::vector<Load> loads;
+  for (size_t r = 0; r < batches.size(); ++r) {
+    const auto& microbatches = batches[r]->microbatches;
+    for (size_t b = 0; b < microbatches.size(); ++b) {
+      Load& load = loads.emplace_back();
+      load.origin = {static_cast<int>(r), static_cast<int>(b)};
+      semu::Batch alone;
+      alone.microbatches = {microbatches[b]};
+      for (const auto& module : MeanLayerTimes(job, alone, costs)) {
+        load.ns += std::accumulate(module.begin(), module.end(), int64_t{0});
+      }
+    }
+  }
+  return loads;
+}
+
+// `loads` as LoadsOf puts them: heaviest first, to the replica with the least
+// work that has a place.
+MicrobatchMoves DealHeaviestFirst(absl::Span<const semu::Batch* const> batches,
+                                  std::vector<Load> loads) {
+  std::stable_sort(loads.begin(), loads.end(),
+                   [](const Load& a, const Load& b) { return a.ns > b.ns; });
+  MicrobatchMoves moves(batches.size());
+  std::vector<int64_t> work_ns(batches.size(), 0);
+  for (const Load& load : loads) {
+    int to = -1;
+    for (size_t r = 0; r < batches.size(); ++r) {
+      if (moves[r].size() < batches[r]->microbatches.size() &&
+          (to < 0 || work_ns[r] < work_ns[to])) {
+        to = static_cast<int>(r);
+      }
+    }
+    moves[to].push_back(load.origin);
+    work_ns[to] += load.ns;
+  }
+  for (std::vector<MicrobatchOrigin>& replica : moves) {
+    std::sort(replica.begin(), replica.end(),
+              [](const MicrobatchOrigin& a, const MicrobatchOrigin& b) {
+                return std::pair(a.replica, a.microbatch) <
+                       std::pair(b.replica, b.microbatch);
+              });
+  }
+  return moves;
+}
+
+// Of the replica with the most.
+int64_t MostWork(absl::Span<const semu::Batch* const> batches,
+                 const MicrobatchMoves& moves, const std::vector<Load>& loads) {
+  std::vector<size_t> first(batches.size(), 0);
+  for (size_t r = 1; r < batches.size(); ++r) {
+    first[r] = first[r - 1] + batches[r - 1]->microbatches.size();
+  }
+  int64_t most_ns = 0;
+  for (const std::vector<MicrobatchOrigin>& replica : moves) {
+    int64_t work_ns = 0;
+    for (const MicrobatchOrigin& origin : replica) {
+      work_ns += loads[first[origin.replica] + origin.microbatch].ns;
+    }
+    most_ns = std::max(most_ns, work_ns);
+  }
+  return most_ns;
+}
 
 }  // namespace
 
@@ -115,46 +190,7 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
 MicrobatchMoves EvenOutReplicas(const semu::Job& job,
                                 absl::Span<const semu::Batch* const> batches,
                                 const semu::CostModel& costs) {
-  struct Load {
-    MicrobatchOrigin origin;
-    int64_t ns = 0;
-  };
-  std::vector<Load> loads;
-  for (size_t r = 0; r < batches.size(); ++r) {
-    const auto& microbatches = batches[r]->microbatches;
-    for (size_t b = 0; b < microbatches.size(); ++b) {
-      Load& load = loads.emplace_back();
-      load.origin = {static_cast<int>(r), static_cast<int>(b)};
-      semu::Batch alone;
-      alone.microbatches = {microbatches[b]};
-      for (const auto& module : MeanLayerTimes(job, alone, costs)) {
-        load.ns += std::accumulate(module.begin(), module.end(), int64_t{0});
-      }
-    }
-  }
-  std::stable_sort(loads.begin(), loads.end(),
-                   [](const Load& a, const Load& b) { return a.ns > b.ns; });
-  MicrobatchMoves moves(batches.size());
-  std::vector<int64_t> work_ns(batches.size(), 0);
-  for (const Load& load : loads) {
-    int to = -1;
-    for (size_t r = 0; r < batches.size(); ++r) {
-      if (moves[r].size() < batches[r]->microbatches.size() &&
-          (to < 0 || work_ns[r] < work_ns[to])) {
-        to = static_cast<int>(r);
-      }
-    }
-    moves[to].push_back(load.origin);
-    work_ns[to] += load.ns;
-  }
-  for (std::vector<MicrobatchOrigin>& replica : moves) {
-    std::sort(replica.begin(), replica.end(),
-              [](const MicrobatchOrigin& a, const MicrobatchOrigin& b) {
-                return std::pair(a.replica, a.microbatch) <
-                       std::pair(b.replica, b.microbatch);
-              });
-  }
-  return moves;
+  return DealHeaviestFirst(batches, LoadsOf(job, batches, costs));
 }
 
 std::vector<semu::Batch> ApplyMoves(
@@ -169,6 +205,29 @@ std::vector<semu::Batch> ApplyMoves(
     }
   }
   return moved;
+}
+
+absl::StatusOr<std::optional<DealtBatches>> DealOut(
+    const PlannableJob& job, absl::Span<const semu::Batch* const> batches) {
+  MicrobatchMoves unmoved(batches.size());
+  for (size_t r = 0; r < batches.size(); ++r) {
+    if (batches[r]->forward_only != batches[0]->forward_only) {
+      return std::nullopt;
+    }
+    for (size_t b = 0; b < batches[r]->microbatches.size(); ++b) {
+      unmoved[r].push_back({static_cast<int>(r), static_cast<int>(b)});
+    }
+  }
+  const std::vector<Load> loads = LoadsOf(job.job, batches, *job.costs);
+  DealtBatches dealt;
+  dealt.moves = DealHeaviestFirst(batches, loads);
+  if (MostWork(batches, dealt.moves, loads) >=
+      MostWork(batches, unmoved, loads)) {
+    return std::nullopt;
+  }
+  dealt.batches = ApplyMoves(batches, dealt.moves);
+  PW_RETURN_IF_ERROR(CheckMoves(batches, dealt.moves, dealt.batches));
+  return dealt;
 }
 
 }  // namespace pipeweaver::search

@@ -4,10 +4,12 @@
 #ifndef SEARCH_JOINT_PLANNER_H_
 #define SEARCH_JOINT_PLANNER_H_
 
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "search/microbatch_moves.h"
 #include "search/planner.h"
 #include "semu/cost/cost_model.h"
 #include "semu/model/batch.h"
@@ -29,17 +31,6 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
     const StepPlanner& planner, const PlannableJob& job,
     absl::Span<const semu::Batch* const> batches, const PlanOptions& options);
 
-// Where a microbatch came from.
-struct MicrobatchOrigin {
-  int replica = 0;
-  int microbatch = 0;
-
-  bool operator==(const MicrobatchOrigin&) const = default;
-};
-
-// Who trains on which microbatches, [replica][microbatch].
-using MicrobatchMoves = std::vector<std::vector<MicrobatchOrigin>>;
-
 // Deals the replicas' microbatches out anew so that all replicas have about
 // equal work: as many microbatches each as before, heaviest first to the
 // replica with the least work so far that still has a place. Work is the time
@@ -52,6 +43,19 @@ MicrobatchMoves EvenOutReplicas(const semu::Job& job,
 // The batches after the moves. REQUIRES: moves of these batches.
 std::vector<semu::Batch> ApplyMoves(
     absl::Span<const semu::Batch* const> batches, const MicrobatchMoves& moves);
+
+// The batches of a step, dealt out over its replicas.
+struct DealtBatches {
+  MicrobatchMoves moves;
+  std::vector<semu::Batch> batches;  // [replica]
+};
+
+// Evens out the replicas of a job, and checks what comes out (see
+// move_checker.h). nullopt: there is nothing to gain, since the replica with
+// the most work would not get less, or batches differ in forward_only. Errors:
+// INTERNAL, those of CheckMoves. Deterministic.
+absl::StatusOr<std::optional<DealtBatches>> DealOut(
+    const PlannableJob& job, absl::Span<const semu::Batch* const> batches);
 
 }  // namespace pipeweaver::search
 

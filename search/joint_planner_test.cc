@@ -119,5 +119,24 @@ TEST_F(JointPlannerTest, MovesKeepEveryMicrobatchAndEvenOutTheLoad) {
       Slowest(PlanJointly(*planner_, *job_, replicas_.pointers, options)));
 }
 
+TEST_F(JointPlannerTest, DealsOutOnlyWhatGains) {
+  const auto dealt = DealOut(*job_, replicas_.pointers);
+  ASSERT_TRUE(dealt.ok()) << dealt.status();
+  ASSERT_TRUE(dealt->has_value());
+  EXPECT_EQ((*dealt)->moves,
+            EvenOutReplicas(replicas_.job, replicas_.pointers, *job_->costs));
+  // Dealt out once, there is nothing to gain any more.
+  std::vector<const semu::Batch*> even;
+  for (const semu::Batch& batch : (*dealt)->batches) even.push_back(&batch);
+  const auto again = DealOut(*job_, even);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_FALSE(again->has_value());
+  // A validation batch is not trained on.
+  replicas_.batches[1].forward_only = true;
+  const auto mixed = DealOut(*job_, replicas_.pointers);
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_FALSE(mixed->has_value());
+}
+
 }  // namespace
 }  // namespace pipeweaver::search

@@ -10,11 +10,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -27,8 +30,15 @@
 #include "client_agents/cc/program_check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/digest/digest.h"
+#include "search/joint_planner.h"
+#include "search/lower/program_proto.h"
+#include "search/planner.h"
+#include "semu/model/batch_proto.h"
+#include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
 #include "semu/model/setups.h"
+#include "server/ctl/command.h"
 
 namespace pipeweaver::server {
 namespace {
@@ -255,6 +265,187 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   EXPECT_EQ(server->Metric(
                 "pipeweaver_plans_sealed_total{origin=\"search_finished\"}"),
             1);
+}
+
+// A job of two replicas whose executor feeds moved microbatches, and a step of
+// it in which replica 1 has much more to do.
+v1::Job PairJob() {
+  v1::Job job = *semu::MakeSetup("vlm-s");
+  job.set_name("pair");
+  job.mutable_parallelism()->set_data_parallel(2);
+  job.mutable_executor()->set_moved_microbatches(true);
+  return job;
+}
+
+v1::SubmitStepRequest UnevenSubmission(
+    const v1::Job& job, const v1::RegisterJobResponse& registered,
+    uint64_t step, uint32_t replica) {
+  v1::SubmitStepRequest request = Submission(job, registered, step, 6);
+  semu::SampleOptions options;
+  options.seed = 10 + replica;
+  options.microbatches = 6;
+  options.max_images = replica == 0 ? 4 : 40;
+  *request.mutable_batch() = *semu::SampleBatch(job, options);
+  request.mutable_key()->set_replica(replica);
+  request.set_budget_evaluations(20);
+  request.mutable_joint_wait()->set_seconds(60);
+  return request;
+}
+
+// The programs of all ranks of both replicas, checked; serialised.
+std::vector<v1::Program> Programs(client::PlannerClient& client,
+                                  const v1::Job& job, v1::PlanKey key) {
+  std::vector<v1::Program> programs;
+  for (const uint32_t replica : {0, 1}) {
+    key.set_replica(replica);
+    for (int rank = 0; rank < job.parallelism().pipeline_parallel(); ++rank) {
+      auto program = client.GetProgram(key, rank);
+      EXPECT_TRUE(program.ok()) << program.status();
+      const auto checked = client::CheckProgram(*program, key, rank);
+      EXPECT_TRUE(checked.ok()) << checked.status();
+      programs.push_back(*std::move(program));
+    }
+  }
+  return programs;
+}
+
+int64_t SlowestMakespan(client::PlannerClient& client, v1::PlanKey key) {
+  int64_t slowest_ns = 0;
+  for (const uint32_t replica : {0, 1}) {
+    key.set_replica(replica);
+    const auto plan = client.GetPlan(key);
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    slowest_ns = std::max(slowest_ns, plan->report().makespan_ns());
+  }
+  return slowest_ns;
+}
+
+TEST(PipeweaverServerTest, MicrobatchesMoveBetweenReplicas) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = PairJob();
+  const v1::RegisterJobResponse registered = Register(client, job);
+  v1::PlanKey moved_key;
+  std::string batch_digests;
+  for (const bool moves : {false, true}) {
+    for (const uint32_t replica : {1, 0}) {
+      v1::SubmitStepRequest step =
+          UnevenSubmission(job, registered, moves ? 1 : 0, replica);
+      step.set_move_microbatches(moves);
+      ASSERT_TRUE(client.SubmitStep(step).ok());
+      moved_key = step.key();
+      if (moves) {
+        batch_digests = CanonicalDigest(step.batch()) + batch_digests;
+      }
+    }
+  }
+  v1::PlanKey unmoved_key = moved_key;
+  unmoved_key.set_step(0);
+  // The slowest replica, which ends the step, has less to do.
+  EXPECT_LT(SlowestMakespan(client, moved_key),
+            0.9 * SlowestMakespan(client, unmoved_key));
+
+  // Not asked for, nothing is added to what planning alone makes.
+  const semu::Job value = *semu::JobFromProto(job);
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  const auto plannable = *planner->Prepare(value, std::nullopt, {});
+  std::vector<semu::Batch> batches;
+  for (const uint32_t replica : {0, 1}) {
+    batches.push_back(*semu::BatchFromProto(
+        UnevenSubmission(job, registered, 0, replica).batch(), value));
+  }
+  search::PlanOptions options;
+  options.search.seed = 0;
+  options.search.budget.evaluations = 2 * 20;
+  const auto plans = search::PlanJointly(*planner, *plannable,
+                                         {&batches[0], &batches[1]}, options);
+  for (const v1::Program& program : Programs(client, job, unmoved_key)) {
+    EXPECT_EQ(AgreementDigest(program), "");
+    EXPECT_TRUE(program.identity().moves_digest().empty());
+    const auto& plan = plans[program.identity().key().replica()];
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ(
+        program.SerializeAsString(),
+        search::SerializePlan(plan->step, plan->programs, program.identity())
+            .programs[program.rank()]);
+  }
+  const std::vector<v1::Program> programs = Programs(client, job, moved_key);
+  ASSERT_TRUE(programs[0].has_moves());
+  for (const v1::Program& program : programs) {
+    const v1::PlanIdentity& identity = program.identity();
+    EXPECT_EQ(identity.joint_digest(), Sha256(batch_digests));
+    EXPECT_EQ(identity.batch_digest(),
+              batch_digests.substr(32 * identity.key().replica(), 32));
+    // All ranks of all replicas have one thing to agree on.
+    EXPECT_EQ(AgreementDigest(program), AgreementDigest(programs[0]));
+    EXPECT_EQ(CanonicalBytes(program.moves()),
+              CanonicalBytes(programs[0].moves()));
+    // The sizes are those that the origins' replicas submitted.
+    const int first = 6 * static_cast<int>(identity.key().replica());
+    const semu::Batch batch = *semu::BatchFromProto(program.batch(), value);
+    ASSERT_EQ(batch.microbatches.size(), 6u);
+    for (int b = 0; b < 6; ++b) {
+      const v1::SubmitStepRequest from = UnevenSubmission(
+          job, registered, 1, program.moves().from_replica(first + b));
+      EXPECT_EQ(batch.microbatches[b],
+                semu::BatchFromProto(from.batch(), value)
+                    ->microbatches[program.moves().from_microbatch(first + b)]);
+    }
+  }
+
+  // Read again, the bytes are the same; another server with other threads
+  // seals the same.
+  const auto other = ServerProcess::Serving({"--planner_threads=3"});
+  client::PlannerClient other_client = Connect(*other);
+  Register(other_client, job);
+  for (const uint32_t replica : {0, 1}) {
+    v1::SubmitStepRequest step = UnevenSubmission(job, registered, 1, replica);
+    step.set_move_microbatches(true);
+    ASSERT_TRUE(other_client.SubmitStep(step).ok());
+  }
+  const std::vector<v1::Program> again = Programs(client, job, moved_key);
+  const std::vector<v1::Program> elsewhere =
+      Programs(other_client, job, moved_key);
+  for (size_t i = 0; i < programs.size(); ++i) {
+    EXPECT_EQ(programs[i].SerializeAsString(), again[i].SerializeAsString());
+    EXPECT_EQ(programs[i].SerializeAsString(),
+              elsewhere[i].SerializeAsString());
+  }
+
+  // What a person sees.
+  std::ostringstream out;
+  std::ostringstream err;
+  EXPECT_EQ(ctl::RunJobCommand({"plan", "pair", "1", "--replica", "1",
+                                "--server", server->address()},
+                               {out, err}),
+            0)
+      << err.str();
+  EXPECT_THAT(out.str(), HasSubstr("microbatches of other replicas"));
+  EXPECT_THAT(out.str(), HasSubstr(" of replica 0"));
+}
+
+TEST(PipeweaverServerTest, NothingMovesWhenAReplicaComesTooLate) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = PairJob();
+  const v1::RegisterJobResponse registered = Register(client, job);
+  v1::SubmitStepRequest step;
+  for (const uint32_t replica : {0, 1}) {
+    step = UnevenSubmission(job, registered, 0, replica);
+    step.mutable_joint_wait()->set_seconds(0);
+    step.set_move_microbatches(true);
+    ASSERT_TRUE(client.SubmitStep(step).ok());
+    // It is planned before the other one comes.
+    const auto plan = client.GetPlan(step.key());
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_FALSE(plan->has_moves());
+    EXPECT_EQ(plan->identity().joint_digest(),
+              Sha256(CanonicalDigest(step.batch())));
+  }
+  for (const v1::Program& program : Programs(client, job, step.key())) {
+    EXPECT_FALSE(program.has_moves());
+  }
 }
 
 // Layers of every module of `job`, as if measured at `factor` microseconds a

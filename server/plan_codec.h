@@ -6,13 +6,22 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "search/joint_planner.h"
 #include "search/planner.h"
 #include "semu/model/job.h"
 #include "server/sealed_plan.h"
 
 namespace pipeweaver::server {
+
+// A plan that is to be serialised.
+struct UnsealedPlan {
+  std::shared_ptr<const search::StepPlan> plan;
+  PlanIdentity identity;
+  PlanTimings timings;
+};
 
 // Thread-safe: no state.
 class PlanCodec {
@@ -36,6 +45,13 @@ class PlanCodec {
       std::shared_ptr<const search::StepPlan> plan,
       const PlanIdentity& identity, const PlanTimings& timings,
       int threads) const = 0;
+
+  // Serialises the plans of a step whose microbatches were dealt out, one a
+  // replica in order, each as Seal does; they also say where microbatches come
+  // from, and name each other.
+  virtual absl::StatusOr<std::vector<SealedPlan>> SealDealt(
+      const search::PlannableJob& job, const search::DealtBatches& dealt,
+      const std::vector<UnsealedPlan>& plans, int threads) const = 0;
 };
 
 }  // namespace pipeweaver::server

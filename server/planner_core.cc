@@ -36,6 +36,16 @@ absl::Status QueueFull(int max_queued) {
                    "(max_queued): try again later"));
 }
 
+// All replicas of the step are here, and all let their microbatches move.
+bool MayMove(const std::vector<std::shared_ptr<const PendingStep>>& steps,
+             int replicas) {
+  if (static_cast<int>(steps.size()) != replicas) return false;
+  return std::all_of(steps.begin(), steps.end(), [&](const auto& step) {
+    return step->request->move_microbatches &&
+           step->request->shadow == steps[0]->request->shadow;
+  });
+}
+
 }  // namespace
 
 PlannerCore::PlannerCore(const PlannerCoreOptions& options,
@@ -209,6 +219,7 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   request->budget_evaluations = submission.budget_evaluations;
   request->shadow = submission.shadow;
   request->joint_wait = submission.joint_wait;
+  request->move_microbatches = submission.move_microbatches;
   request->duration_noise = submission.duration_noise;
   request->submitted_at = now;
   if (submission.needed_in.has_value()) {
@@ -603,8 +614,26 @@ void PlannerCore::PlanJointSteps(
     budget.deadline = *needed;
     cut = true;
   }
-  std::vector<absl::StatusOr<search::StepPlan>> plans = search::PlanJointly(
-      *planner_, *steps[0]->request->job->plannable, batches, options);
+  const search::PlannableJob& plannable = *steps[0]->request->job->plannable;
+  std::optional<search::DealtBatches> dealt;
+  if (MayMove(steps, plannable.job.parallelism.data_parallel)) {
+    auto out = search::DealOut(plannable, batches);
+    if (!out.ok()) {
+      for (const auto& step : steps) SealFallback(*step, out.status());
+      return;
+    }
+    dealt = *std::move(out);
+  }
+  if (dealt.has_value()) {
+    for (int i = 0; i < count; ++i) batches[i] = &dealt->batches[i];
+  }
+  std::vector<absl::StatusOr<search::StepPlan>> plans =
+      search::PlanJointly(*planner_, plannable, batches, options);
+  if (dealt.has_value()) {
+    SealDealtSteps(steps, *dealt, std::move(plans), cut, batch_digests,
+                   started);
+    return;
+  }
   for (int i = 0; i < count; ++i) {
     const PendingStep& step = *steps[i];
     if (step.cancelled->load()) continue;
@@ -621,11 +650,7 @@ void PlannerCore::PlanJointSteps(
   }
 }
 
-void PlannerCore::SealPlan(const PendingStep& step,
-                           std::shared_ptr<const search::StepPlan> plan,
-                           PlanOrigin origin, std::string warm_start_digest,
-                           std::string joint_batch_digests, int64_t queue_ns) {
-  const StepRequest& request = *step.request;
+PlanIdentity PlannerCore::IdentityOf(const StepRequest& request) {
   PlanIdentity identity;
   identity.key = request.key;
   identity.job_digest = request.job->job_digest;
@@ -634,10 +659,71 @@ void PlannerCore::SealPlan(const PendingStep& step,
   identity.profile_digest = request.job->profile_digest;
   identity.seed = request.seed;
   identity.budget_evaluations = request.budget_evaluations;
+  identity.duration_noise = request.duration_noise;
+  return identity;
+}
+
+void PlannerCore::SealDealtSteps(
+    const std::vector<std::shared_ptr<const PendingStep>>& steps,
+    const search::DealtBatches& dealt,
+    std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
+    const std::string& joint_batch_digests, Clock::TimePoint started) {
+  // What all were planned with, though a step may have come after a change.
+  const RegisteredJob& job = *steps[0]->request->job;
+  const auto fall_back = [&](const absl::Status& status) {
+    for (const auto& step : steps) SealFallback(*step, status);
+  };
+  std::vector<UnsealedPlan> unsealed;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (!plans[i].ok()) return fall_back(plans[i].status());
+    const StepRequest& request = *steps[i]->request;
+    UnsealedPlan& plan = unsealed.emplace_back();
+    plan.identity = IdentityOf(request);
+    plan.identity.profile_digest = job.profile_digest;
+    plan.identity.origin = plans[i]->report.finished || !cut
+                               ? PlanOrigin::kSearchFinished
+                               : PlanOrigin::kSearchCut;
+    plan.identity.joint_batch_digests = joint_batch_digests;
+    plan.timings.queue_ns = Nanoseconds(started - request.submitted_at);
+    plan.timings.submit_to_seal_ns =
+        Nanoseconds(clock_->Now() - request.submitted_at);
+    plan.plan = std::make_shared<search::StepPlan>(*std::move(plans[i]));
+  }
+  auto sealed =
+      codec_->SealDealt(*job.plannable, dealt, unsealed, ThreadsForSearch());
+  if (!sealed.ok()) return fall_back(sealed.status());
+  std::vector<std::shared_ptr<const SealedPlan>> values;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    SealedPlan& value = (*sealed)[i];
+    value.shadow = steps[i]->request->shadow;
+    value.forward_only = steps[i]->request->batch.forward_only;
+    value.job = job.plannable;
+    value.costs = job.cost_version;
+    values.push_back(std::make_shared<const SealedPlan>(std::move(value)));
+  }
+  const auto count = [&] {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      registry_.CountPlan(job.name, values[i]->identity.origin);
+      if (observer_ != nullptr) {
+        observer_->OnPlanSealed(*values[i], unsealed[i].timings);
+      }
+    }
+  };
+  if (!table_.SealAll(steps, values, clock_->Now(), count)) {
+    return fall_back(absl::OkStatus());
+  }
+  WakeKeeper();
+}
+
+void PlannerCore::SealPlan(const PendingStep& step,
+                           std::shared_ptr<const search::StepPlan> plan,
+                           PlanOrigin origin, std::string warm_start_digest,
+                           std::string joint_batch_digests, int64_t queue_ns) {
+  const StepRequest& request = *step.request;
+  PlanIdentity identity = IdentityOf(request);
   identity.warm_start_digest = std::move(warm_start_digest);
   identity.origin = origin;
   identity.joint_batch_digests = std::move(joint_batch_digests);
-  identity.duration_noise = request.duration_noise;
   PlanTimings timings;
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);

@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "search/joint_planner.h"
 #include "search/planner.h"
 #include "semu/base/mutex.h"
 #include "semu/cost/measured/measured_cost.h"
@@ -67,6 +68,7 @@ struct StepSubmission {
   int64_t budget_evaluations = 0;
   bool shadow = false;
   std::optional<Clock::Duration> joint_wait;
+  bool move_microbatches = false;
   double duration_noise = 0;
 };
 
@@ -193,6 +195,15 @@ class PlannerCore {
   std::optional<Clock::TimePoint> NextJointStart() const;
   void PlanJointSteps(
       const std::vector<std::shared_ptr<const PendingStep>>& steps);
+  // Seals the plans of all replicas' dealt-out batches, or, where one of them
+  // failed or somebody was first with a step, a plan of its own batch for each.
+  void SealDealtSteps(
+      const std::vector<std::shared_ptr<const PendingStep>>& steps,
+      const search::DealtBatches& dealt,
+      std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
+      const std::string& joint_batch_digests, Clock::TimePoint started);
+  // The identity of a step's plan, as far as the step says.
+  static PlanIdentity IdentityOf(const StepRequest& request);
   // Seals `plan` under the step's key unless somebody was first.
   void SealPlan(const PendingStep& step,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/testing/fake_clock.h"
@@ -146,6 +147,141 @@ TEST_F(PlannerCoreTest, WaitingReplicasAreWithdrawnAndHoldNoPlaces) {
     core_.NoteFetched({"vlm", 1, step, 1}, 0);
     core_.NoteFetched({"vlm", 1, step, 1}, 1);
   }
+}
+
+// Two replicas of two microbatches, in one module of one layer.
+class MovesTest : public PlannerCoreTest {
+ protected:
+  void SetUp() override {
+    Registration registration;
+    registration.request_id = "a";
+    registration.job.name = "vlm";
+    registration.job.parallelism.pipeline_parallel = 2;
+    registration.job.parallelism.data_parallel = 2;
+    semu::Module& module = registration.job.modules.emplace_back();
+    module.layers.emplace_back().count = 1;
+    registration.job_digest = "digest";
+    std::promise<void> ready;
+    core_.RegisterJob(registration, NotCancelled(), [&](const auto& job) {
+      ASSERT_TRUE(job.ok()) << job.status();
+      ASSERT_TRUE(core_.ConfirmLayout("vlm", 1, (*job)->layout_digest).ok());
+      ready.set_value();
+    });
+    ready.get_future().wait();
+  }
+
+  // Replica 0 has microbatches of 100 and 90 tokens, replica 1 of 10 and 20;
+  // evened out, replica 0 has the 100 and the 10.
+  StepSubmission Submission(uint32_t replica) {
+    StepSubmission submission;
+    submission.key = {"vlm", 1, 0, replica};
+    submission.job = *core_.registry().Find("vlm");
+    submission.layout_digest = submission.job->layout_digest;
+    submission.batch = LabelledBatch(replica == 0 ? 100 : 10);
+    submission.batch.microbatches.push_back(
+        LabelledBatch(replica == 0 ? 90 : 20).microbatches[0]);
+    submission.batch_digest = absl::StrCat("batch ", replica);
+    submission.joint_wait = std::chrono::seconds(1);
+    submission.move_microbatches = true;
+    return submission;
+  }
+  std::shared_ptr<const SealedPlan> Plan(uint32_t replica) {
+    const StepResult plan = Read({"vlm", 1, 0, replica});
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return *plan;
+  }
+  // Each replica's plan is of its own batch.
+  void ExpectNothingMoved() {
+    EXPECT_FALSE(Plan(0)->moved);
+    EXPECT_EQ(Plan(0)->plan->report.makespan_ns, 100);
+    EXPECT_FALSE(Plan(1)->moved);
+    EXPECT_EQ(Plan(1)->plan->report.makespan_ns, 10);
+  }
+};
+
+TEST_F(MovesTest, MicrobatchesAreDealtOutWhenAllReplicasArrived) {
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(0)).ok());
+  EXPECT_TRUE(Plan(0)->moved);
+  EXPECT_TRUE(Plan(1)->moved);
+  EXPECT_THAT(Plan(0)->plan_bytes, HasSubstr(" from 0/0 from 1/0"));
+  EXPECT_THAT(Plan(1)->plan_bytes, HasSubstr(" from 0/1 from 1/1"));
+  EXPECT_EQ(Plan(1)->plan->report.makespan_ns, 90);
+  // The identity names what was submitted.
+  EXPECT_EQ(Plan(1)->identity.batch_digest, "batch 1");
+  EXPECT_EQ(Plan(1)->identity.joint_batch_digests, "batch 0batch 1");
+  EXPECT_EQ(core_.registry().Stats("vlm")->plans_by_origin[1], 2);
+}
+
+TEST_F(MovesTest, NothingMovesWhenAReplicaComesLate) {
+  ASSERT_TRUE(core_.SubmitStep(Submission(0)).ok());
+  clock_.Advance(std::chrono::seconds(1));
+  EXPECT_EQ(Plan(0)->identity.joint_batch_digests, "batch 0");
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  clock_.Advance(std::chrono::seconds(1));
+  ExpectNothingMoved();
+}
+
+TEST_F(MovesTest, NothingMovesUnlessAllReplicasAskForIt) {
+  StepSubmission other = Submission(0);
+  other.move_microbatches = false;
+  ASSERT_TRUE(core_.SubmitStep(other).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  ExpectNothingMoved();
+  EXPECT_EQ(Plan(1)->identity.joint_batch_digests, "batch 0batch 1");
+}
+
+TEST_F(MovesTest, NothingMovesBetweenStepsThatRunAndShadows) {
+  StepSubmission other = Submission(0);
+  other.shadow = true;
+  ASSERT_TRUE(core_.SubmitStep(other).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  ExpectNothingMoved();
+}
+
+TEST_F(MovesTest, NothingMovesBetweenTrainingAndValidation) {
+  StepSubmission other = Submission(0);
+  other.batch.forward_only = true;
+  ASSERT_TRUE(core_.SubmitStep(other).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  ExpectNothingMoved();
+}
+
+TEST_F(MovesTest, NothingMovesWhenOneReplicaHasNoPlan) {
+  planner_.HoldPlans();
+  ASSERT_TRUE(core_.SubmitStep(Submission(0)).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  planner_.Finish(100);
+  planner_.Fail(90, absl::InternalError("no plan"));
+  ExpectNothingMoved();
+  EXPECT_EQ(Plan(0)->identity.origin, PlanOrigin::kSafe);
+  EXPECT_EQ(Plan(1)->identity.origin, PlanOrigin::kSafe);
+}
+
+TEST_F(MovesTest, NothingMovesWhenAReplicaIsSealedDuringTheSearch) {
+  planner_.HoldPlans();
+  StepSubmission hurried = Submission(0);
+  hurried.needed_in = milliseconds(500);
+  ASSERT_TRUE(core_.SubmitStep(hurried).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  planner_.WaitForPlans(1);
+  clock_.Advance(milliseconds(500));
+  EXPECT_EQ(Plan(0)->identity.origin, PlanOrigin::kSafe);
+  planner_.Finish(100);
+  planner_.Finish(90);
+  ExpectNothingMoved();
+}
+
+TEST_F(MovesTest, NothingMovesWhenAReplicaIsWithdrawnDuringTheSearch) {
+  planner_.HoldPlans();
+  ASSERT_TRUE(core_.SubmitStep(Submission(0)).ok());
+  ASSERT_TRUE(core_.SubmitStep(Submission(1)).ok());
+  planner_.WaitForPlans(1);
+  ASSERT_TRUE(core_.CancelStep({"vlm", 1, 0, 0}).ok());
+  planner_.Finish(100);
+  planner_.Finish(90);
+  EXPECT_FALSE(Plan(1)->moved);
+  EXPECT_EQ(Plan(1)->plan->report.makespan_ns, 10);
 }
 
 TEST_F(PlannerCoreTest, StepsNeedAConfirmedLayout) {

@@ -56,6 +56,23 @@ absl::Status CheckBudget(int64_t budget_evaluations) {
       "budget_evaluations: ", budget_evaluations, ", must not be below 0"));
 }
 
+absl::Status CheckMayMove(const v1::SubmitStepRequest& request,
+                          const semu::Job& job) {
+  std::string lacks;
+  if (!request.has_joint_wait()) {
+    lacks = "joint_wait is not set";
+  } else if (job.parallelism.data_parallel < 2) {
+    lacks = absl::StrCat("parallelism.data_parallel of job '", job.name,
+                         "' is 1: there is no other replica");
+  } else if (!job.executor.moved_microbatches) {
+    lacks = absl::StrCat("executor.moved_microbatches of job '", job.name,
+                         "' is not set");
+  }
+  if (lacks.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("move_microbatches: true, must be false where ", lacks));
+}
+
 // The call's deadline on the clock that searches are timed by.
 Clock::TimePoint SteadyDeadline(const grpc::CallbackServerContext& context) {
   const auto deadline = context.deadline();
@@ -491,6 +508,10 @@ absl::Status PlannerServiceImpl::Submit(
     PW_ASSIGN_OR_RETURN(submission.joint_wait,
                         DurationFromProto("joint_wait", request.joint_wait(),
                                           kMaxJointWaitSeconds));
+  }
+  if (request.move_microbatches()) {
+    PW_RETURN_IF_ERROR(CheckMayMove(request, submission.job->plannable->job));
+    submission.move_microbatches = true;
   }
   submission.duration_noise = request.duration_noise();
   if (!(submission.duration_noise >= 0 && submission.duration_noise <= 1)) {

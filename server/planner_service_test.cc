@@ -616,6 +616,20 @@ INSTANTIATE_TEST_SUITE_P(
                         r->set_duration_noise(0.05);
                       },
                       StatusCode::INVALID_ARGUMENT, "duration_noise: 0.05"},
+        BadSubmission{
+            "MovesWithoutJointWait",
+            [](v1::SubmitStepRequest* r) { r->set_move_microbatches(true); },
+            StatusCode::INVALID_ARGUMENT,
+            "move_microbatches: true, must be false where joint_wait is not "
+            "set"},
+        BadSubmission{"MovesWithoutOtherReplicas",
+                      [](v1::SubmitStepRequest* r) {
+                        r->mutable_joint_wait()->set_seconds(1);
+                        r->set_move_microbatches(true);
+                      },
+                      StatusCode::INVALID_ARGUMENT,
+                      "move_microbatches: true, must be false where "
+                      "parallelism.data_parallel of job 'vlm' is 1"},
         BadSubmission{"BadNanos",
                       [](v1::SubmitStepRequest* r) {
                         r->mutable_needed_in()->set_nanos(-5);
@@ -678,6 +692,25 @@ TEST_F(PlannerServiceTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
     ASSERT_TRUE(program.ParseFromString(whole.data()));
     EXPECT_TRUE(VerifyProgramDigests(program).ok());
   }
+}
+
+TEST_F(PlannerServiceTest, MovesNeedAnExecutorThatFeedsThem) {
+  v1::RegisterJobRequest registration;
+  registration.set_request_id("two replicas");
+  *registration.mutable_job() = SmallJob("pair");
+  registration.mutable_job()->mutable_parallelism()->set_data_parallel(2);
+  v1::RegisterJobResponse job;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::RegisterJob, registration, &job).ok());
+  v1::SubmitStepRequest step = TestServer::Submission("pair", job, 5, 70);
+  step.mutable_joint_wait()->set_seconds(600);
+  step.set_move_microbatches(true);
+  const grpc::Status status = server_.Submit(step);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr("move_microbatches: true, must be false where "
+                        "executor.moved_microbatches of job 'pair' is not "
+                        "set"));
 }
 
 TEST_F(PlannerServiceTest, AnOldAttemptIsAborted) {

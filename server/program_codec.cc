@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "proto/digest/digest.h"
 #include "search/lower/program_proto.h"
+#include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 
 namespace pipeweaver::server {
@@ -34,6 +35,18 @@ v1::PlanIdentity IdentityToProto(const PlanIdentity& identity) {
   }
   proto.set_duration_noise_millionths(
       static_cast<uint32_t>(std::lround(1e6 * identity.duration_noise)));
+  return proto;
+}
+
+v1::MicrobatchMoves MovesToProto(const search::MicrobatchMoves& moves) {
+  v1::MicrobatchMoves proto;
+  for (const std::vector<search::MicrobatchOrigin>& replica : moves) {
+    proto.add_num_microbatches(static_cast<uint32_t>(replica.size()));
+    for (const search::MicrobatchOrigin& origin : replica) {
+      proto.add_from_replica(origin.replica);
+      proto.add_from_microbatch(origin.microbatch);
+    }
+  }
   return proto;
 }
 
@@ -71,6 +84,34 @@ v1::PlanReport ReportToProto(const search::StepReport& report) {
   return proto;
 }
 
+namespace {
+
+// Serialises programs, and fills `proto` in, whose identity is there already.
+SealedPlan Serialize(const UnsealedPlan& unsealed, int threads,
+                     v1::Plan& proto) {
+  const search::StepPlan& plan = *unsealed.plan;
+  proto.mutable_identity()->mutable_search_settings()->Add(
+      plan.settings.begin(), plan.settings.end());
+  search::PlanBytes bytes = search::SerializePlan(plan.step, plan.programs,
+                                                  proto.identity(), threads);
+  proto.set_plan_digest(bytes.plan_digest);
+  *proto.mutable_report() = ReportToProto(plan.report);
+  proto.mutable_report()->set_queue_ns(unsealed.timings.queue_ns);
+  proto.mutable_report()->set_submit_to_seal_ns(
+      unsealed.timings.submit_to_seal_ns);
+  for (const std::string& program : bytes.programs) {
+    proto.add_program_bytes(program.size());
+  }
+  SealedPlan sealed;
+  sealed.identity = unsealed.identity;
+  sealed.plan_digest = std::move(bytes.plan_digest);
+  sealed.programs = std::move(bytes.programs);
+  sealed.plan = unsealed.plan;
+  return sealed;
+}
+
+}  // namespace
+
 std::string ProgramCodec::LayoutDigest(const semu::Job& job,
                                        const semu::Layout& layout) const {
   return CanonicalDigest(semu::LayoutToProto(layout, job));
@@ -91,24 +132,47 @@ absl::StatusOr<SealedPlan> ProgramCodec::Seal(
     int threads) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
-  proto.mutable_identity()->mutable_search_settings()->Add(
-      plan->settings.begin(), plan->settings.end());
-  search::PlanBytes bytes = search::SerializePlan(plan->step, plan->programs,
-                                                  proto.identity(), threads);
-  proto.set_plan_digest(bytes.plan_digest);
-  *proto.mutable_report() = ReportToProto(plan->report);
-  proto.mutable_report()->set_queue_ns(timings.queue_ns);
-  proto.mutable_report()->set_submit_to_seal_ns(timings.submit_to_seal_ns);
-  for (const std::string& program : bytes.programs) {
-    proto.add_program_bytes(program.size());
-  }
-  SealedPlan sealed;
-  sealed.identity = identity;
-  sealed.plan_digest = std::move(bytes.plan_digest);
+  SealedPlan sealed =
+      Serialize({std::move(plan), identity, timings}, threads, proto);
   sealed.plan_bytes = CanonicalBytes(proto);
-  sealed.programs = std::move(bytes.programs);
-  sealed.plan = std::move(plan);
   return sealed;
+}
+
+absl::StatusOr<std::vector<SealedPlan>> ProgramCodec::SealDealt(
+    const search::PlannableJob& job, const search::DealtBatches& dealt,
+    const std::vector<UnsealedPlan>& plans, int threads) const {
+  // What every program has beside that of a plan without moves; fields with
+  // higher numbers, so that it may stand behind.
+  v1::Program more;
+  *more.mutable_moves() = MovesToProto(dealt.moves);
+  const std::string moves_digest = CanonicalDigest(more.moves());
+  std::vector<SealedPlan> all;
+  std::vector<v1::Plan> protos(plans.size());
+  for (size_t r = 0; r < plans.size(); ++r) {
+    v1::Plan& proto = protos[r];
+    *proto.mutable_batch() = semu::BatchToProto(dealt.batches[r], job.job);
+    *proto.mutable_identity() = IdentityToProto(plans[r].identity);
+    proto.mutable_identity()->set_moves_digest(moves_digest);
+    proto.mutable_identity()->set_moved_batch_digest(
+        CanonicalDigest(proto.batch()));
+    all.push_back(Serialize(plans[r], threads, proto));
+    all.back().moved = true;
+    more.add_replica_plan_digests(all.back().plan_digest);
+  }
+  for (size_t r = 0; r < plans.size(); ++r) {
+    v1::Plan& proto = protos[r];
+    *more.mutable_batch() = proto.batch();
+    *proto.mutable_moves() = more.moves();
+    *proto.mutable_replica_plan_digests() = more.replica_plan_digests();
+    const std::string tail = CanonicalBytes(more);
+    for (size_t rank = 0; rank < all[r].programs.size(); ++rank) {
+      all[r].programs[rank] += tail;
+      proto.set_program_bytes(static_cast<int>(rank),
+                              all[r].programs[rank].size());
+    }
+    all[r].plan_bytes = CanonicalBytes(proto);
+  }
+  return all;
 }
 
 }  // namespace pipeweaver::server

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "pipeweaver/v1/plan.pb.h"
@@ -25,6 +26,10 @@ class ProgramCodec final : public PlanCodec {
                                   const PlanIdentity& identity,
                                   const PlanTimings& timings,
                                   int threads) const override;
+
+  absl::StatusOr<std::vector<SealedPlan>> SealDealt(
+      const search::PlannableJob& job, const search::DealtBatches& dealt,
+      const std::vector<UnsealedPlan>& plans, int threads) const override;
 };
 
 // A plan's figures; those that a single plan has not (queue, sealing) are 0.

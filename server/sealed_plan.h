@@ -72,6 +72,8 @@ struct SealedPlan {
   std::vector<std::string> programs;
   bool shadow = false;
   bool forward_only = false;
+  // It is of other microbatches than its replica submitted.
+  bool moved = false;
   // What was sealed, for warm starts, like batches and simulation.
   std::shared_ptr<const search::StepPlan> plan;
   // What it was planned with, and the version of its costs.

@@ -223,45 +223,78 @@ absl::Status StepTable::Cancel(const StepKey& key) {
   return absl::OkStatus();
 }
 
+StepTable::Entry* StepTable::FindPending(const PendingStep& step) {
+  absl::StatusOr<Entry*> found = FindEntry(step.request->key);
+  // The step may also have been withdrawn and submitted again.
+  return found.ok() && (*found)->pending.get() == &step ? *found : nullptr;
+}
+
+void StepTable::SealEntry(const PendingStep& step, Entry& entry,
+                          StepResult result, Clock::TimePoint now,
+                          Answers* answers) {
+  const StepKey& key = step.request->key;
+  step.cancelled->store(true);
+  if (step.request->seal_at.has_value()) {
+    due_.erase({*step.request->seal_at, key});
+  }
+  batch_bytes_ -= entry.bytes;
+  entry.bytes = 0;
+  entry.used = entry.shadow || !result.ok();
+  if (result.ok()) {
+    const std::shared_ptr<const SealedPlan>& plan = *result;
+    entry.bytes = HeldBytes(*plan);
+    entry.fetched.assign(plan->programs.size(), false);
+    entry.reported.assign(plan->programs.size(), false);
+    if (FoundBySearch(plan->identity.origin) && !plan->moved) {
+      const PlanIdentity& identity = plan->identity;
+      like_[LikeKey(identity.job_digest, identity.layout_digest,
+                    identity.batch_digest, identity.profile_digest)] = plan;
+      (*FindReplica(key))->latest[plan->forward_only] = plan;
+    }
+  }
+  plan_bytes_ += entry.bytes;
+  entry.seal_sequence = next_seal_++;
+  sealed_[entry.seal_sequence] = {now, key};
+  for (auto& [handle, callback] : entry.waiting) {
+    answers->emplace_back(std::move(callback), result);
+  }
+  entry.waiting.clear();
+  entry.result = std::move(result);
+  entry.pending = nullptr;
+}
+
 bool StepTable::Seal(const PendingStep& step, StepResult result,
                      Clock::TimePoint now,
                      const std::function<void()>& sealed) {
-  const StepKey& key = step.request->key;
   Answers answers;
   {
     MutexLock lock(&mutex_);
-    absl::StatusOr<Entry*> found = FindEntry(key);
-    // The step may also have been withdrawn and submitted again.
-    if (!found.ok() || (*found)->pending.get() != &step) return false;
-    Entry& entry = **found;
-    step.cancelled->store(true);
-    if (step.request->seal_at.has_value()) {
-      due_.erase({*step.request->seal_at, key});
+    Entry* entry = FindPending(step);
+    if (entry == nullptr) return false;
+    SealEntry(step, *entry, std::move(result), now, &answers);
+    while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
+      ExpireOldest(&answers);
     }
-    batch_bytes_ -= entry.bytes;
-    entry.bytes = 0;
-    entry.used = entry.shadow || !result.ok();
-    if (result.ok()) {
-      const std::shared_ptr<const SealedPlan>& plan = *result;
-      entry.bytes = HeldBytes(*plan);
-      entry.fetched.assign(plan->programs.size(), false);
-      entry.reported.assign(plan->programs.size(), false);
-      if (FoundBySearch(plan->identity.origin)) {
-        const PlanIdentity& identity = plan->identity;
-        like_[LikeKey(identity.job_digest, identity.layout_digest,
-                      identity.batch_digest, identity.profile_digest)] = plan;
-        (*FindReplica(key))->latest[plan->forward_only] = plan;
-      }
+  }
+  sealed();
+  Send(std::move(answers));
+  return true;
+}
+
+bool StepTable::SealAll(
+    const std::vector<std::shared_ptr<const PendingStep>>& steps,
+    const std::vector<std::shared_ptr<const SealedPlan>>& plans,
+    Clock::TimePoint now, const std::function<void()>& sealed) {
+  PW_CHECK(steps.size() == plans.size());
+  Answers answers;
+  {
+    MutexLock lock(&mutex_);
+    for (const auto& step : steps) {
+      if (FindPending(*step) == nullptr) return false;
     }
-    plan_bytes_ += entry.bytes;
-    entry.seal_sequence = next_seal_++;
-    sealed_[entry.seal_sequence] = {now, key};
-    for (auto& [handle, callback] : entry.waiting) {
-      answers.emplace_back(std::move(callback), result);
+    for (size_t i = 0; i < steps.size(); ++i) {
+      SealEntry(*steps[i], *FindPending(*steps[i]), plans[i], now, &answers);
     }
-    entry.waiting.clear();
-    entry.result = std::move(result);
-    entry.pending = nullptr;
     while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
       ExpireOldest(&answers);
     }

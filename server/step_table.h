@@ -39,6 +39,8 @@ struct StepRequest {
   bool shadow = false;
   // Set: to be planned with the other replicas, waiting this long for them.
   std::optional<Clock::Duration> joint_wait;
+  // Microbatches may be exchanged with the other replicas'.
+  bool move_microbatches = false;
   // Of durations, to judge plans by; 0: none.
   double duration_noise = 0;
   Clock::TimePoint submitted_at;
@@ -111,6 +113,13 @@ class StepTable {
       const PendingStep& step, StepResult result, Clock::TimePoint now,
       const std::function<void()>& sealed = [] {});
 
+  // Seals several steps, or none of them: false where one is sealed already, or
+  // gone. Else as Seal for each; `sealed` is called once.
+  bool SealAll(
+      const std::vector<std::shared_ptr<const PendingStep>>& steps,
+      const std::vector<std::shared_ptr<const SealedPlan>>& plans,
+      Clock::TimePoint now, const std::function<void()>& sealed = [] {});
+
   // Calls `done` once: now if the step is sealed or cannot be read, else when
   // it is. Returns a handle for CancelRead (0: `done` was called). Errors:
   // NOT_FOUND (job unknown, step not submitted, withdrawn or expired); ABORTED
@@ -129,7 +138,8 @@ class StepTable {
   // True for the first report of a rank.
   bool NoteReported(const StepKey& key, uint32_t rank);
 
-  // The latest plan of the replica, found by search, for this layout.
+  // The latest plan of the replica, found by search, for this layout. Plans of
+  // moved microbatches are not among these.
   std::shared_ptr<const SealedPlan> Latest(const StepRequest& request) const;
   // A plan, found by search, of a batch with the same metadata, for the same
   // job, layout and profile.
@@ -193,6 +203,13 @@ class StepTable {
                Answers* answers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseReplicas(const std::string& job, JobSteps& steps,
                        const absl::Status& status, Answers* answers)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The entry that waits to be sealed as `step`; null: it is sealed, or gone.
+  Entry* FindPending(const PendingStep& step)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // REQUIRES: FindPending found `entry`.
+  void SealEntry(const PendingStep& step, Entry& entry, StepResult result,
+                 Clock::TimePoint now, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Expires the step sealed first.
   void ExpireOldest(Answers* answers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -312,6 +313,35 @@ TEST_F(StepTableTest, AbandonAnswersAllThatWaitAndKeepsWhatIsSealed) {
   EXPECT_EQ(waiting.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(ReadNow(0).ok());
   EXPECT_EQ(table_.held().steps, 1);
+}
+
+TEST_F(StepTableTest, SealsAllOrNone) {
+  const auto first = Submit(1);
+  const auto second = Submit(2);
+  const std::vector<std::shared_ptr<const SealedPlan>> plans = {
+      MakePlan(*first->request), MakePlan(*second->request)};
+  int sealed = 0;
+  const auto count = [&sealed] { ++sealed; };
+  ASSERT_TRUE(table_.Cancel({"vlm", 1, 2, 0}).ok());
+  EXPECT_FALSE(table_.SealAll({first, second}, plans, At(0), count));
+  EXPECT_EQ(ReadNow(2).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(table_.Peek({"vlm", 1, 1, 0}).ok());  // still waits
+  const auto again = Submit(2);
+  EXPECT_TRUE(table_.SealAll({first, again}, plans, At(0), count));
+  EXPECT_EQ(*ReadNow(1), plans[0]);
+  EXPECT_EQ(*ReadNow(2), plans[1]);
+  EXPECT_TRUE(first->cancelled->load());
+  EXPECT_FALSE(table_.SealAll({first, again}, plans, At(0), count));
+  EXPECT_EQ(sealed, 1);
+}
+
+TEST_F(StepTableTest, PlansOfMovedMicrobatchesServeNoOtherStep) {
+  const auto pending = Submit(1);
+  auto plan = std::make_shared<SealedPlan>(*MakePlan(*pending->request));
+  plan->moved = true;
+  ASSERT_TRUE(table_.Seal(*pending, plan, At(0)));
+  EXPECT_EQ(table_.Like(*MakeRequest(2), "profile"), nullptr);
+  EXPECT_EQ(table_.Latest(*MakeRequest(2)), nullptr);
 }
 
 }  // namespace

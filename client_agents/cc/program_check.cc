@@ -1,6 +1,7 @@
 #include "client_agents/cc/program_check.h"
 
 #include <map>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -166,6 +167,64 @@ absl::Status CheckActions(const CheckedProgram& checked) {
   return absl::OkStatus();
 }
 
+absl::Status CheckMoves(const v1::Program& program,
+                        const v1::BatchSplit& split) {
+  if (!program.has_moves()) return absl::OkStatus();
+  const v1::MicrobatchMoves& moves = program.moves();
+  const int replicas = moves.num_microbatches_size();
+  if (replicas != program.replica_plan_digests_size()) {
+    return absl::DataLossError(
+        absl::StrCat("moves.num_microbatches: ", replicas,
+                     " replicas, must be as many as replica_plan_digests: ",
+                     program.replica_plan_digests_size()));
+  }
+  for (int r = 0; r < replicas; ++r) {
+    if (program.replica_plan_digests(r).size() != 32) {
+      return absl::DataLossError(absl::StrCat(
+          "replica_plan_digests[", r,
+          "]: ", program.replica_plan_digests(r).size(), " bytes, must be 32"));
+    }
+  }
+  uint64_t places = 0;
+  for (const uint32_t count : moves.num_microbatches()) places += count;
+  if (places != static_cast<uint64_t>(moves.from_replica_size()) ||
+      places != static_cast<uint64_t>(moves.from_microbatch_size())) {
+    return absl::DataLossError(absl::StrCat(
+        "moves.from_replica and from_microbatch: ", moves.from_replica_size(),
+        " and ", moves.from_microbatch_size(),
+        " values, must be the sum of num_microbatches: ", places));
+  }
+  std::set<std::pair<uint32_t, uint32_t>> seen;
+  for (int i = 0; i < moves.from_replica_size(); ++i) {
+    const uint32_t replica = moves.from_replica(i);
+    const uint32_t microbatch = moves.from_microbatch(i);
+    const bool exists =
+        replica < static_cast<uint32_t>(replicas) &&
+        microbatch < moves.num_microbatches(static_cast<int>(replica));
+    if (!exists || !seen.emplace(replica, microbatch).second) {
+      return absl::DataLossError(absl::StrCat(
+          "moves.from_microbatch[", i, "]: ", microbatch, " of replica ",
+          replica, exists ? ": stands in two places" : ": does not exist"));
+    }
+  }
+  // VerifyProgramDigests has found this replica's plan among the replicas'.
+  const uint32_t count = moves.num_microbatches(
+      static_cast<int>(program.identity().key().replica()));
+  if (static_cast<uint32_t>(program.batch().microbatches_size()) != count) {
+    return absl::DataLossError(absl::StrCat(
+        "batch.microbatches: ", program.batch().microbatches_size(),
+        ", must be as many as the replica trains on: ", count));
+  }
+  for (int i = 0; i < split.microbatch_size(); ++i) {
+    if (split.microbatch(i) >= count) {
+      return absl::DataLossError(absl::StrCat("split.microbatch[", i,
+                                              "]: ", split.microbatch(i),
+                                              ": must be below ", count));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<CheckedProgram> CheckProgram(v1::Program program,
@@ -194,6 +253,9 @@ absl::StatusOr<CheckedProgram> CheckProgram(v1::Program program,
     return absl::DataLossError("actions: does not parse as ActionColumns");
   }
   if (absl::Status status = CheckSplit(checked.split); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = CheckMoves(p, checked.split); !status.ok()) {
     return status;
   }
   if (absl::Status status = CheckLengths(checked.actions); !status.ok()) {

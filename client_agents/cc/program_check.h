@@ -24,7 +24,10 @@ struct CheckedProgram {
 // - posts come in ascending order of transfers, each once;
 // - every wait follows its post and every post has its wait;
 // - a forward comes before its backward, an input gradient before its weight
-//   gradient, with the same choice, each once.
+//   gradient, with the same choice, each once;
+// - where microbatches were moved, each of the step's stands in one place, the
+//   batch and the split have as many as the replica has places, and there is a
+//   plan for each replica.
 // Errors: DATA_LOSS naming the field, its value and the rule it breaks.
 absl::StatusOr<CheckedProgram> CheckProgram(v1::Program program,
                                             const v1::PlanKey& key,

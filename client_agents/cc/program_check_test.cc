@@ -129,5 +129,60 @@ TEST(ProgramCheckTest, NamesTheColumnThatBreaksARule) {
       HasSubstr("posted, but never waited for"));
 }
 
+// Replica 0 of 2; its only microbatch is replica 1's second.
+std::string MovesError(const std::function<void(v1::Program&)>& change) {
+  v1::Program program = MakeProgram(MakeActions());
+  v1::MicrobatchMoves* moves = program.mutable_moves();
+  moves->add_num_microbatches(1);
+  moves->add_num_microbatches(2);
+  for (const auto& [replica, microbatch] :
+       {std::pair(1, 1), std::pair(0, 0), std::pair(1, 0)}) {
+    moves->add_from_replica(replica);
+    moves->add_from_microbatch(microbatch);
+  }
+  program.mutable_batch()->add_microbatches();
+  program.add_replica_plan_digests("");
+  program.add_replica_plan_digests(Sha256("plan of replica 1"));
+  change(program);
+  v1::PlanIdentity* identity = program.mutable_identity();
+  identity->set_moves_digest(CanonicalDigest(program.moves()));
+  identity->set_moved_batch_digest(CanonicalDigest(program.batch()));
+  program.set_plan_digest(
+      PlanDigest(program.identity(), program.split(),
+                 {program.rank_digests(0), program.rank_digests(1)}));
+  program.set_replica_plan_digests(0, program.plan_digest());
+  const auto checked = CheckProgram(program, MakeKey(), 0);
+  if (checked.ok()) return "";
+  EXPECT_EQ(checked.status().code(), absl::StatusCode::kDataLoss);
+  return std::string(checked.status().message());
+}
+
+TEST(ProgramCheckTest, EachMovedMicrobatchStandsInOnePlace) {
+  EXPECT_EQ(MovesError([](v1::Program&) {}), "");
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_moves()->set_from_microbatch(2, 1); }),
+      HasSubstr("moves.from_microbatch[2]: 1 of replica 1: stands in "
+                "two places"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_moves()->set_from_microbatch(1, 1); }),
+      HasSubstr("1 of replica 0: does not exist"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_moves()->set_from_replica(0, 2); }),
+      HasSubstr("1 of replica 2: does not exist"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_moves()->add_from_replica(0); }),
+      HasSubstr("4 and 3 values, must be the sum of num_microbatches: 3"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_moves()->add_num_microbatches(0); }),
+      HasSubstr("3 replicas, must be as many as"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.mutable_batch()->add_microbatches(); }),
+      HasSubstr("batch.microbatches: 2, must be as many as the replica trains "
+                "on: 1"));
+  EXPECT_THAT(
+      MovesError([](auto& p) { p.set_replica_plan_digests(1, "short"); }),
+      HasSubstr("replica_plan_digests[1]: 5 bytes, must be 32"));
+}
+
 }  // namespace
 }  // namespace pipeweaver::client

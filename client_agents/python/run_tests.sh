@@ -26,7 +26,7 @@ run() {
 }
 first=(test_gradients)
 second=(test_program test_executor test_chunk test_metadata test_install test_csv_export test_cost
-  test_agent test_cupti_ring test_live test_hangs)
+  test_agent test_cupti_ring test_live test_replicas test_moves test_hangs)
 run "${first[@]}" &
 run "${second[@]}"
 wait

@@ -47,6 +47,49 @@ std::string PlanDigest(const v1::PlanIdentity& identity,
   return Sha256(bytes);
 }
 
+namespace {
+
+// A part that is set where the identity has its digest, and nowhere else.
+absl::Status CheckPart(absl::string_view name, bool present,
+                       const google::protobuf::Message& part,
+                       const std::string& digest) {
+  if (present == !digest.empty() &&
+      (!present || CanonicalDigest(part) == digest)) {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(
+      absl::StrCat(name, ": ", present ? "set" : "missing",
+                   ", and the identity's digest of it is '",
+                   absl::BytesToHexString(digest), "'"));
+}
+
+absl::Status CheckMovedParts(const v1::Program& program) {
+  const v1::PlanIdentity& identity = program.identity();
+  absl::Status status = CheckPart("moves", program.has_moves(), program.moves(),
+                                  identity.moves_digest());
+  if (!status.ok()) return status;
+  status = CheckPart("batch", program.has_batch(), program.batch(),
+                     identity.moved_batch_digest());
+  if (!status.ok()) return status;
+  const auto plans = static_cast<uint32_t>(program.replica_plan_digests_size());
+  if (!program.has_moves()) {
+    if (plans == 0 && !program.has_batch()) return absl::OkStatus();
+    return absl::DataLossError(
+        "replica_plan_digests, batch: set in a program without moves");
+  }
+  const uint32_t replica = identity.key().replica();
+  if (!program.has_batch() || replica >= plans ||
+      program.replica_plan_digests(static_cast<int>(replica)) !=
+          program.plan_digest()) {
+    return absl::DataLossError(
+        absl::StrCat("replica_plan_digests: of ", plans, " replicas, replica ",
+                     replica, "'s must be plan_digest, and batch be set"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status VerifyProgramDigests(const v1::Program& program) {
   if (program.rank() >= static_cast<uint32_t>(program.rank_digests_size())) {
     return absl::DataLossError(
@@ -65,7 +108,16 @@ absl::Status VerifyProgramDigests(const v1::Program& program) {
         "plan_digest: ", absl::BytesToHexString(program.plan_digest()),
         " is not the digest of identity, split and rank_digests"));
   }
-  return absl::OkStatus();
+  return CheckMovedParts(program);
+}
+
+std::string AgreementDigest(const v1::Program& program) {
+  if (!program.has_moves()) return std::string();
+  std::string bytes = program.identity().moves_digest();
+  for (const std::string& digest : program.replica_plan_digests()) {
+    absl::StrAppend(&bytes, digest);
+  }
+  return Sha256(bytes);
 }
 
 }  // namespace pipeweaver

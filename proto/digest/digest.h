@@ -30,9 +30,15 @@ std::string PlanDigest(const v1::PlanIdentity& identity,
                        absl::string_view split,
                        const std::vector<std::string>& rank_digests);
 
-// Checks that a program's actions and split are those that its plan digest was
-// taken over. Errors: DATA_LOSS naming the part that does not match.
+// Checks that a program's actions, split, moves and batch are those that its
+// plan digest was taken over, and that the plan is the one that stands for its
+// replica where replicas name each other's. Errors: DATA_LOSS naming the part
+// that does not match.
 absl::Status VerifyProgramDigests(const v1::Program& program);
+
+// What the ranks of all replicas agree on before they run programs whose
+// microbatches were moved, 32 bytes; empty for a program without moves.
+std::string AgreementDigest(const v1::Program& program);
 
 }  // namespace pipeweaver
 

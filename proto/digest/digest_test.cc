@@ -61,5 +61,59 @@ TEST(DigestTest, RefusesAnyChangedPart) {
   EXPECT_EQ(VerifyProgramDigests(program).code(), absl::StatusCode::kDataLoss);
 }
 
+// Replica 1 of 2, whose only microbatch replica 0 submitted.
+v1::Program MakeMovedProgram() {
+  v1::Program program = MakeProgram();
+  program.mutable_identity()->mutable_key()->set_replica(1);
+  for (const uint32_t from : {1, 0}) {
+    program.mutable_moves()->add_num_microbatches(1);
+    program.mutable_moves()->add_from_replica(from);
+    program.mutable_moves()->add_from_microbatch(0);
+  }
+  program.mutable_batch()->add_microbatches();
+  program.mutable_identity()->set_moves_digest(
+      CanonicalDigest(program.moves()));
+  program.mutable_identity()->set_moved_batch_digest(
+      CanonicalDigest(program.batch()));
+  program.set_plan_digest(
+      PlanDigest(program.identity(), program.split(),
+                 {program.rank_digests(0), program.rank_digests(1)}));
+  program.add_replica_plan_digests(Sha256("plan of replica 0"));
+  program.add_replica_plan_digests(program.plan_digest());
+  return program;
+}
+
+TEST(DigestTest, ThePlansDigestCoversMovesAndBatch) {
+  const v1::Program program = MakeMovedProgram();
+  EXPECT_TRUE(VerifyProgramDigests(program).ok());
+  using Change = void (*)(v1::Program*);
+  for (const Change change : std::vector<Change>{
+           [](v1::Program* p) { p->clear_moves(); },
+           [](v1::Program* p) { p->mutable_moves()->set_from_replica(0, 0); },
+           [](v1::Program* p) { p->clear_batch(); },
+           [](v1::Program* p) { p->mutable_batch()->set_forward_only(true); },
+           [](v1::Program* p) { p->mutable_identity()->clear_moves_digest(); },
+           [](v1::Program* p) { p->clear_replica_plan_digests(); },
+           [](v1::Program* p) {
+             p->mutable_replica_plan_digests()->SwapElements(0, 1);
+           }}) {
+    v1::Program changed = program;
+    change(&changed);
+    EXPECT_EQ(VerifyProgramDigests(changed).code(),
+              absl::StatusCode::kDataLoss);
+  }
+  v1::Program unmoved = MakeProgram();
+  unmoved.add_replica_plan_digests(unmoved.plan_digest());
+  EXPECT_EQ(VerifyProgramDigests(unmoved).code(), absl::StatusCode::kDataLoss);
+}
+
+TEST(DigestTest, ReplicasAgreeOnMovesAndAllPlans) {
+  EXPECT_EQ(AgreementDigest(MakeProgram()), "");
+  const v1::Program program = MakeMovedProgram();
+  EXPECT_EQ(AgreementDigest(program), Sha256(program.identity().moves_digest() +
+                                             program.replica_plan_digests(0) +
+                                             program.replica_plan_digests(1)));
+}
+
 }  // namespace
 }  // namespace pipeweaver

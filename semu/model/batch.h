@@ -14,6 +14,8 @@ namespace pipeweaver::semu {
 struct ItemUse {
   int producer_item = 0;
   int consumer_item = 0;
+
+  bool operator==(const ItemUse&) const = default;
 };
 
 struct Microbatch {
@@ -22,6 +24,8 @@ struct Microbatch {
   std::vector<std::vector<int64_t>> item_tokens;
   // [edge]; edges into modules that inherit items are filled in.
   std::vector<std::vector<ItemUse>> uses;
+
+  bool operator==(const Microbatch&) const = default;
 };
 
 struct Batch {

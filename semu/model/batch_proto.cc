@@ -295,4 +295,34 @@ absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
   return batch;
 }
 
+v1::BatchMetadata BatchToProto(const Batch& batch, const Job& job) {
+  v1::BatchMetadata proto;
+  proto.set_forward_only(batch.forward_only);
+  for (const Microbatch& microbatch : batch.microbatches) {
+    v1::Microbatch* out = proto.add_microbatches();
+    for (size_t m = 0; m < microbatch.item_tokens.size(); ++m) {
+      const std::vector<int64_t>& tokens = microbatch.item_tokens[m];
+      if (tokens.empty() || InheritedEdge(job, static_cast<int>(m)) >= 0) {
+        continue;
+      }
+      v1::ModuleItems* items = out->add_items();
+      items->set_module(static_cast<uint32_t>(m));
+      items->mutable_tokens()->Add(tokens.begin(), tokens.end());
+    }
+    for (size_t e = 0; e < microbatch.uses.size(); ++e) {
+      if (microbatch.uses[e].empty() ||
+          InheritedEdge(job, job.edges[e].consumer) >= 0) {
+        continue;
+      }
+      v1::ItemUses* uses = out->add_uses();
+      uses->set_edge(static_cast<uint32_t>(e));
+      for (const ItemUse& use : microbatch.uses[e]) {
+        uses->add_producer_item(use.producer_item);
+        uses->add_consumer_item(use.consumer_item);
+      }
+    }
+  }
+  return proto;
+}
+
 }  // namespace pipeweaver::semu

@@ -30,6 +30,10 @@ namespace pipeweaver::semu {
 absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
                                      const Job& job);
 
+// The message whose value is `batch`: items by their tokens, ascending modules
+// and edges, nothing listed that is empty or filled in.
+v1::BatchMetadata BatchToProto(const Batch& batch, const Job& job);
+
 }  // namespace pipeweaver::semu
 
 #endif  // SEMU_MODEL_BATCH_PROTO_H_

@@ -72,6 +72,20 @@ TEST(BatchFromProtoTest, FillsInGridAndInheritedItems) {
   EXPECT_EQ(microbatch.uses[1][0].producer_item, 0);
 }
 
+TEST(BatchToProtoTest, MakesTheSameValueAgain) {
+  v1::BatchMetadata proto = GoodBatch();
+  proto.add_microbatches();
+  proto.set_forward_only(true);
+  const Batch batch = *BatchFromProto(proto, Omni());
+  const v1::BatchMetadata written = BatchToProto(batch, Omni());
+  EXPECT_EQ(written.microbatches(0).items_size(), 4);
+  EXPECT_EQ(written.microbatches(0).uses_size(), 3);
+  const auto read = BatchFromProto(written, Omni());
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->microbatches, batch.microbatches);
+  EXPECT_TRUE(read->forward_only);
+}
+
 TEST(BatchFromProtoTest, ModulesMayBeEmpty) {
   v1::BatchMetadata proto;
   proto.set_forward_only(true);

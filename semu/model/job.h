@@ -112,6 +112,7 @@ struct ExecutorCapabilities {
   int max_receives_ahead = 2;
   int max_segments = 4;
   std::vector<int64_t> shape_buckets;
+  bool moved_microbatches = false;
 };
 
 struct Chunk {

@@ -387,6 +387,7 @@ absl::Status ReadExecutor(const v1::ExecutorCapabilities& proto,
   out->offload = proto.offload();
   out->v_placement = proto.v_placement();
   out->batched_p2p = proto.batched_p2p();
+  out->moved_microbatches = proto.moved_microbatches();
   PW_ASSIGN_OR_RETURN(out->max_receives_ahead,
                       OrDefault("executor.max_receives_ahead",
                                 proto.max_receives_ahead(), 2, 1024));

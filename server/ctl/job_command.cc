@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -61,6 +62,10 @@ int Describe(client::PlannerClient& client, const std::string& name,
   row("attempt", absl::StrCat(response->attempt()));
   row("layout digest", absl::BytesToHexString(response->layout_digest()));
   row("layout confirmed", response->layout_confirmed() ? "yes" : "no");
+  row("replicas",
+      absl::StrCat(std::max(1, response->job().parallelism().data_parallel())));
+  row("microbatches may move between replicas",
+      response->job().executor().moved_microbatches() ? "yes" : "no");
   row("steps held", absl::StrCat(response->steps_held()));
   for (int i = 0; i < response->plans_by_origin_size(); ++i) {
     if (response->plans_by_origin(i) == 0) continue;
@@ -152,6 +157,32 @@ int UploadProfile(client::PlannerClient& client, const std::string& name,
   return kExitOk;
 }
 
+// Which of the plan's microbatches other replicas submitted.
+template <typename Row>
+void AddMoves(const v1::Plan& plan, const Row& row) {
+  const v1::MicrobatchMoves& moves = plan.moves();
+  const uint32_t own = plan.identity().key().replica();
+  if (own >= static_cast<uint32_t>(moves.num_microbatches_size())) return;
+  int first = 0;
+  for (uint32_t r = 0; r < own; ++r) {
+    first += static_cast<int>(moves.num_microbatches(static_cast<int>(r)));
+  }
+  const int count =
+      static_cast<int>(moves.num_microbatches(static_cast<int>(own)));
+  int moved = 0;
+  for (int b = 0; b < count; ++b) {
+    if (moves.from_replica(first + b) != own) ++moved;
+  }
+  row("microbatches of other replicas", Table::Count(moved));
+  for (int b = 0; b < count; ++b) {
+    if (moves.from_replica(first + b) == own) continue;
+    row(absl::StrCat("microbatch ", b),
+        Table::Text(
+            absl::StrCat("microbatch ", moves.from_microbatch(first + b),
+                         " of replica ", moves.from_replica(first + b))));
+  }
+}
+
 int ShowPlan(client::PlannerClient& client, const v1::PlanKey& key,
              absl::string_view output, const CommandIo& io) {
   const auto plan = client.GetPlan(key);
@@ -174,6 +205,7 @@ int ShowPlan(client::PlannerClient& client, const v1::PlanKey& key,
   row("schedules evaluated", Table::Count(report.evaluations()));
   row("search", Table::Milliseconds(report.search_ns()));
   row("checks", Table::Milliseconds(report.check_ns()));
+  AddMoves(*plan, row);
   table.Print(output, io.out);
   return kExitOk;
 }

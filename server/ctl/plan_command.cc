@@ -10,9 +10,11 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "pipeweaver/v1/plan.pb.h"
 #include "pipeweaver/v1/planner_service.pb.h"
 #include "profiler/profile_file.h"
+#include "search/joint_planner.h"
 #include "search/lower/program_proto.h"
 #include "search/planner.h"
 #include "semu/base/check.h"
@@ -93,6 +95,99 @@ v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
     saved.add_rank_digests(std::move(digest));
   }
   return saved;
+}
+
+// The batches of all replicas of a step, planned together.
+struct JointPlans {
+  std::optional<search::DealtBatches> dealt;  // nullopt: nothing moved
+  std::vector<StepPlan> plans;                // [replica]
+};
+
+// Deals microbatches out over the replicas and plans what comes out.
+absl::StatusOr<JointPlans> PlanReplicas(const search::StepPlanner& planner,
+                                        const search::PlannableJob& job,
+                                        const std::vector<semu::Batch>& batches,
+                                        const search::SearchOptions& search) {
+  std::vector<const semu::Batch*> pointers;
+  for (const semu::Batch& batch : batches) pointers.push_back(&batch);
+  JointPlans joint;
+  PW_ASSIGN_OR_RETURN(joint.dealt, search::DealOut(job, pointers));
+  if (joint.dealt.has_value()) {
+    for (size_t r = 0; r < batches.size(); ++r) {
+      pointers[r] = &joint.dealt->batches[r];
+    }
+  }
+  search::PlanOptions options;
+  options.search = search;
+  for (absl::StatusOr<StepPlan>& plan :
+       search::PlanJointly(planner, job, pointers, options)) {
+    if (!plan.ok()) return plan.status();
+    joint.plans.push_back(*std::move(plan));
+  }
+  return joint;
+}
+
+absl::Status CheckReplicas(const semu::Job& job, size_t batches) {
+  const int replicas = job.parallelism.data_parallel;
+  if (batches == static_cast<size_t>(replicas)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("batches: of ", batches, " replicas, job '", job.name,
+                   "' has ", replicas, " (parallelism.data_parallel)"));
+}
+
+absl::Status PlanTogether(const PlanningArguments& arguments,
+                          const std::vector<std::string>& others,
+                          const std::string& save, absl::string_view output,
+                          const CommandIo& io) {
+  const Progress progress("planning", io.err);
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  PW_ASSIGN_OR_RETURN(const PlanningInput input,
+                      ReadPlanningInput(arguments, *planner));
+  PW_RETURN_IF_ERROR(CheckReplicas(input.job->job, others.size() + 1));
+  if (!save.empty() && arguments.budget_evals == 0) {
+    return absl::InvalidArgumentError(
+        "--save: needs --budget-evals where replicas are planned together");
+  }
+  v1::SavedRequest saved;
+  *saved.mutable_job() = input.job_proto;
+  *saved.mutable_batch() = input.batch_proto;
+  saved.set_seed(arguments.seed);
+  saved.set_budget_evaluations(arguments.budget_evals);
+  if (input.profile) *saved.mutable_profile() = *input.profile;
+  std::vector<semu::Batch> batches = {input.batch};
+  for (const std::string& path : others) {
+    v1::BatchMetadata& batch = *saved.add_other_replicas();
+    PW_RETURN_IF_ERROR(ReadTextProto(path, batch));
+    PW_ASSIGN_OR_RETURN(batches.emplace_back(),
+                        semu::BatchFromProto(batch, input.job->job));
+  }
+  PW_ASSIGN_OR_RETURN(
+      const JointPlans joint,
+      PlanReplicas(*planner, *input.job, batches, SearchOptionsOf(arguments)));
+  std::vector<std::string> columns = PlanColumns();
+  columns.insert(columns.begin(), "replica");
+  columns.push_back("microbatches");
+  Table table(columns);
+  for (size_t r = 0; r < joint.plans.size(); ++r) {
+    for (std::string& digest : RankDigests(joint.plans[r])) {
+      saved.add_rank_digests(std::move(digest));
+    }
+    std::vector<std::string> from;
+    for (size_t b = 0; b < batches[r].microbatches.size(); ++b) {
+      from.push_back(joint.dealt
+                         ? absl::StrCat(joint.dealt->moves[r][b].replica, "/",
+                                        joint.dealt->moves[r][b].microbatch)
+                         : absl::StrCat(r, "/", b));
+    }
+    std::vector<Table::Cell> row = PlanRow(joint.plans[r].report);
+    row.insert(row.begin(), Table::Count(static_cast<int64_t>(r)));
+    row.push_back(Table::Text(absl::StrJoin(from, " ")));
+    table.AddRow(row);
+  }
+  if (!save.empty()) PW_RETURN_IF_ERROR(WriteTextProto(save, saved));
+  table.Print(output, io.out);
+  return absl::OkStatus();
 }
 
 absl::Status Plan(const PlanningArguments& arguments,
@@ -186,16 +281,44 @@ absl::Status Replay(const std::string& path, int threads, bool& same,
   options.search.seed = saved.seed();
   options.search.threads = threads;
   options.search.budget.evaluations = saved.budget_evaluations();
-  PW_ASSIGN_OR_RETURN(const StepPlan plan,
-                      planner->Plan(*prepared, batch, options));
-  const std::vector<std::string> digests = RankDigests(plan);
+  std::vector<std::string> digests;
+  if (saved.other_replicas_size() > 0) {
+    std::vector<semu::Batch> batches = {batch};
+    for (const v1::BatchMetadata& other : saved.other_replicas()) {
+      PW_ASSIGN_OR_RETURN(batches.emplace_back(),
+                          semu::BatchFromProto(other, job));
+    }
+    PW_RETURN_IF_ERROR(CheckReplicas(job, batches.size()));
+    if (saved.budget_evaluations() <= 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": budget_evaluations: ", saved.budget_evaluations(),
+          ", must be above 0"));
+    }
+    PW_ASSIGN_OR_RETURN(
+        const JointPlans joint,
+        PlanReplicas(*planner, *prepared, batches, options.search));
+    for (const StepPlan& plan : joint.plans) {
+      for (std::string& digest : RankDigests(plan)) {
+        digests.push_back(std::move(digest));
+      }
+    }
+  } else {
+    PW_ASSIGN_OR_RETURN(const StepPlan plan,
+                        planner->Plan(*prepared, batch, options));
+    digests = RankDigests(plan);
+  }
+  const int ranks = job.parallelism.pipeline_parallel;
   same = static_cast<int>(digests.size()) == saved.rank_digests_size();
   for (int rank = 0; rank < static_cast<int>(digests.size()); ++rank) {
     const bool equal = rank < saved.rank_digests_size() &&
                        digests[rank] == saved.rank_digests(rank);
     same = same && equal;
-    io.out << "rank " << rank << ": " << absl::BytesToHexString(digests[rank])
-           << " " << (equal ? "same" : "differs") << "\n";
+    if (saved.other_replicas_size() > 0) {
+      io.out << "replica " << rank / ranks << ", ";
+    }
+    io.out << "rank " << rank % ranks << ": "
+           << absl::BytesToHexString(digests[rank]) << " "
+           << (equal ? "same" : "differs") << "\n";
   }
   return absl::OkStatus();
 }
@@ -208,13 +331,21 @@ int RunPlanCommand(absl::Span<const std::string> args, const CommandIo& io) {
   PlanningArguments arguments;
   std::string strategy;
   std::string save;
+  std::vector<std::string> others;
   std::string output = "table";
   arguments.AddTo(app);
   app.add_option("--strategy", strategy, "default: the portfolio");
   app.add_option("--save", save, "file for the request, to `replay`");
+  app.add_option("--move-with", others,
+                 "batches of the step's other replicas (v1.BatchMetadata as "
+                 "text): microbatches are dealt out over all replicas, which "
+                 "are planned together, with one budget for all")
+      ->excludes("--strategy");
   AddOutputOption(app, output);
   if (const auto code = ParseArguments(app, args, io)) return *code;
-  const absl::Status status = Plan(arguments, strategy, save, output, io);
+  const absl::Status status =
+      others.empty() ? Plan(arguments, strategy, save, output, io)
+                     : PlanTogether(arguments, others, save, output, io);
   return status.ok() ? kExitOk : Report(status, io);
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -46,6 +47,22 @@ class TextCodec final : public PlanCodec {
     }
     sealed.plan = std::move(plan);
     return sealed;
+  }
+
+  absl::StatusOr<std::vector<SealedPlan>> SealDealt(
+      const search::PlannableJob& job, const search::DealtBatches& dealt,
+      const std::vector<UnsealedPlan>& plans, int threads) const override {
+    std::vector<SealedPlan> all;
+    for (size_t r = 0; r < plans.size(); ++r) {
+      all.push_back(*Seal(job, plans[r].plan, plans[r].identity,
+                          plans[r].timings, threads));
+      all.back().moved = true;
+      for (const search::MicrobatchOrigin& origin : dealt.moves[r]) {
+        absl::StrAppend(&all.back().plan_bytes, " from ", origin.replica, "/",
+                        origin.microbatch);
+      }
+    }
+    return all;
   }
 };
 

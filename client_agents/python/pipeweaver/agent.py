@@ -12,6 +12,16 @@
 The server is a help, not a need: submit() makes the step's safe program on the
 spot, and settle() takes the server's plan only where all ranks hold the same one,
 verified. What goes wrong is counted and logged once a kind.
+
+Where AgentOptions.move_microbatches lets the planner move microbatches between
+replicas, ranks of all replicas agree, too:
+
+    everywhere = agent.vote_everywhere(step + 1)
+    all_low, all_high = <MIN and MAX of it over all ranks of all replicas>
+    agent.settle(step + 1, low, high, all_low, all_high)
+    replica, microbatch = agent.program(step + 1).origin_of(b)   # of any program
+
+pipeweaver.torch.collectives.agree() does both.
 """
 
 import collections
@@ -21,13 +31,13 @@ import queue
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import grpc
 
 from pipeweaver import digest
 from pipeweaver.client import ClientOptions, PlannerClient
-from pipeweaver.job import BatchView, JobView
+from pipeweaver.job import BatchView, JobView, MicrobatchView
 from pipeweaver.lowering import safe_programs
 from pipeweaver.program import BadProgram, CheckedProgram, check_program
 from pipeweaver.split import split_batch
@@ -45,6 +55,8 @@ UNREACHABLE = "server_unreachable"  # no answer, or an error of the service
 LATE = "plan_late"  # the plan was not there at the vote
 REFUSED = "plan_refused"  # it failed its checks
 DISAGREED = "ranks_disagreed"  # this rank had it, another did not
+DISAGREED_EVERYWHERE = "replicas_disagreed"  # its microbatches were moved, and
+# a rank of some replica had no plan of the same set
 UNSETTLED = "not_settled"  # the trainer did not call settle()
 SUPERSEDED = "superseded"  # a newer attempt of the run has registered
 
@@ -88,7 +100,15 @@ class AgentOptions:
     # Sent with each step; see SubmitStepRequest.
     seed: int = 0
     budget_evaluations: int = 0
-    # Compiles a checked program for the executor, ahead of time.
+    # Replicas of a step are planned together when all have submitted it, or
+    # this long after the first did; None: each alone. See SubmitStepRequest.
+    joint_wait_s: Optional[float] = None
+    # With joint_wait_s, and executor.moved_microbatches in the job: microbatches
+    # may move between replicas, the same on all of them. The trainer then
+    # fetches samples by StepProgram.origin_of() and agrees over all replicas.
+    move_microbatches: bool = False
+    # Compiles a checked program for the executor, ahead of time. Called with the
+    # batch that the program is of, after the moves.
     prepare: Optional[Callable[[CheckedProgram, batch_pb2.BatchMetadata],
                                Any]] = None
     client: ClientOptions = field(default_factory=ClientOptions)
@@ -101,6 +121,11 @@ class StepProgram:
     checked: CheckedProgram
     # What AgentOptions.prepare made of it.
     prepared: Any
+
+    def origin_of(self, microbatch: int) -> Tuple[int, int]:
+        """(replica, microbatch) that submitted what this program runs as its
+        `microbatch`; the replica's own where nothing was moved."""
+        return self.checked.origin_of(microbatch)
 
 
 class _Step:
@@ -145,6 +170,21 @@ def _register(client: PlannerClient, job: job_pb2.Job, run_id: str,
                         tuple(response.activation_limit_bytes))
 
 
+def _sizes(microbatch: MicrobatchView) -> Tuple[Any, Any]:
+    return microbatch.item_tokens, [sorted(u) for u in microbatch.uses]
+
+
+def _check_may_move(options: AgentOptions, job: job_pb2.Job) -> None:
+    lacks = (
+        "joint_wait_s is None" if options.joint_wait_s is None else
+        "parallelism.data_parallel is below 2"
+        if job.parallelism.data_parallel < 2 else
+        "executor.moved_microbatches is not set"
+        if not job.executor.moved_microbatches else None)
+    if lacks:
+        raise ValueError(f"move_microbatches: True, must be False where {lacks}")
+
+
 class StepAgent:
     """One rank's agent. Methods may be called from several threads.
 
@@ -156,6 +196,8 @@ class StepAgent:
                  registration: Registration, *, submits: bool = False,
                  replica: int = 0, options: Optional[AgentOptions] = None):
         self.options = options or AgentOptions()
+        if self.options.move_microbatches:
+            _check_may_move(self.options, job)
         self.rank = rank
         self.replica = replica
         self.counters: Dict[str, int] = collections.Counter()
@@ -223,6 +265,21 @@ class StepAgent:
             return digest.digest_token(
                 state.plan.checked.program.plan_digest, bits)
 
+    def vote_everywhere(self, step: int, bits: int = 63) -> int:
+        """What this rank contributes to the agreement of all ranks of all
+        replicas: a token of the set of plans that its own belongs to, 0 for no
+        plan or one whose microbatches were not moved. As vote(), it ends the
+        wait for a plan.
+        """
+        if self.vote(step, bits) == digest.NO_PLAN_TOKEN:
+            return digest.NO_PLAN_TOKEN
+        with self._lock:
+            checked = self._state(step).plan.checked
+        if not checked.moved:
+            return digest.NO_PLAN_TOKEN
+        return digest.digest_token(
+            digest.agreement_digest(checked.program), bits)
+
     def wait(self, step: int, timeout_s: float) -> bool:
         """Waits for a plan, for a trainer's first step say; True if it is here
         and verified."""
@@ -237,18 +294,29 @@ class StepAgent:
                 self._lock.wait(left)
             return state.plan is not None
 
-    def settle(self, step: int, low: int, high: int) -> str:
-        """Decides by the MIN and MAX of all ranks' tokens: PLAN or SAFE."""
+    def settle(self, step: int, low: int, high: int,
+               all_low: int = digest.NO_PLAN_TOKEN,
+               all_high: int = digest.NO_PLAN_TOKEN) -> str:
+        """Decides by the MIN and MAX of all ranks' tokens: PLAN or SAFE.
+
+        low, high: of vote() over the replica's ranks. all_low, all_high: of
+        vote_everywhere() over the ranks of all replicas; a plan whose
+        microbatches were moved is taken by these alone.
+        """
         self._check_process()
         with self._lock:
             state = self._state(step)
             if state.settled is None:
-                if low == high != digest.NO_PLAN_TOKEN and (
-                        state.plan is not None and state.voted):
-                    self._decide(state, state.plan)
+                held = state.plan if state.voted else None
+                if held is not None and held.checked.moved:
+                    low, high = all_low, all_high
+                if held is not None and low == high != digest.NO_PLAN_TOKEN:
+                    self._decide(state, held)
+                elif held is None:
+                    self._fall_back(state, state.trouble)
                 else:
-                    self._fall_back(state, DISAGREED if state.plan is not None
-                                    and state.voted else state.trouble)
+                    self._fall_back(state, DISAGREED_EVERYWHERE if
+                                    held.checked.moved else DISAGREED)
             return state.settled.origin
 
     def program(self, step: int) -> StepProgram:
@@ -366,7 +434,8 @@ class StepAgent:
     def _prepared(self, origin: str, checked: CheckedProgram,
                   state: _Step) -> StepProgram:
         prepare = self.options.prepare
-        return StepProgram(origin, checked, prepare(checked, state.metadata)
+        batch = checked.program.batch if checked.moved else state.metadata
+        return StepProgram(origin, checked, prepare(checked, batch)
                            if prepare is not None else None)
 
     def _wanted(self, state: _Step) -> bool:
@@ -453,7 +522,36 @@ class StepAgent:
             if theirs != mine:
                 raise BadProgram(f"identity.{name}: {theirs.hex()}, this "
                                  f"trainer's is {mine.hex()}")
+        if checked.moved:
+            self._check_moved(checked, state)
         return checked
+
+    def _check_moved(self, checked: CheckedProgram, state: _Step) -> None:
+        """What one replica can tell: the job has these replicas, and what comes
+        from its own batch is what it submitted."""
+        if not self.options.move_microbatches:
+            raise BadProgram("moves: set, and move_microbatches was not asked "
+                             "for")
+        counts = checked.program.moves.num_microbatches
+        replicas = self._job.parallelism.data_parallel
+        if len(counts) != replicas or counts[self.replica] != len(
+                state.metadata.microbatches):
+            raise BadProgram(
+                f"moves.num_microbatches: {list(counts)}, this trainer has "
+                f"{replicas} replicas, and this one submitted "
+                f"{len(state.metadata.microbatches)}")
+        batch = checked.program.batch
+        if batch.forward_only != state.metadata.forward_only:
+            raise BadProgram(f"batch.forward_only: {batch.forward_only}, this "
+                             "replica submitted another")
+        theirs = BatchView(self._view, batch).microbatches
+        mine = BatchView(self._view, state.metadata).microbatches
+        for place, (replica, microbatch) in enumerate(checked.origins):
+            if replica == self.replica and _sizes(theirs[place]) != _sizes(
+                    mine[microbatch]):
+                raise BadProgram(f"batch.microbatches[{place}]: not the sizes "
+                                 f"of microbatch {microbatch}, which this "
+                                 "replica submitted")
 
     def _note_trouble(self, state: Optional[_Step],
                       error: grpc.RpcError) -> None:
@@ -530,6 +628,11 @@ class StepAgent:
                 batch=state.metadata, seed=self.options.seed,
                 budget_evaluations=self.options.budget_evaluations)
             request.needed_in.FromNanoseconds(int(left * 1e9))
+            if self.options.joint_wait_s is not None:
+                request.joint_wait.SetInParent()  # 0 is a wait, too
+                request.joint_wait.FromNanoseconds(
+                    int(self.options.joint_wait_s * 1e9))
+                request.move_microbatches = self.options.move_microbatches
             try:
                 self._client.call("SubmitStep", request,
                                   self.options.call_timeout_s)

@@ -44,6 +44,15 @@ def plan_digest(identity: plan_pb2.PlanIdentity, split: bytes,
                   b"".join(rank_digests))
 
 
+def agreement_digest(program: plan_pb2.Program) -> bytes:
+    """What the ranks of all replicas agree on before they run programs whose
+    microbatches were moved; empty for a program without moves."""
+    if not program.HasField("moves"):
+        return b""
+    return sha256(program.identity.moves_digest +
+                  b"".join(program.replica_plan_digests))
+
+
 def digest_token(digest: bytes, bits: int = 63) -> int:
     """The leading `bits` of a digest, never NO_PLAN_TOKEN.
 

@@ -47,9 +47,35 @@ class CheckedProgram:
     split: plan_pb2.BatchSplit
     actions: plan_pb2.ActionColumns
 
+    @property
+    def moved(self) -> bool:
+        """Its microbatches are not (all) those that its replica submitted;
+        `program.batch` has their sizes."""
+        return self.program.HasField("moves")
+
+    @property
+    def origins(self) -> Tuple[Tuple[int, int], ...]:
+        """(replica, microbatch) that submitted each microbatch of a program
+        with moves; empty where nothing was moved."""
+        moves = self.program.moves
+        replica = self.program.identity.key.replica
+        first = sum(moves.num_microbatches[:replica])
+        last = sum(moves.num_microbatches[:replica + 1])
+        return tuple(zip(moves.from_replica[first:last],
+                         moves.from_microbatch[first:last]))
+
+    def origin_of(self, microbatch: int) -> Tuple[int, int]:
+        """(replica, microbatch) that submitted what the program calls
+        `microbatch`: what a loader fetches, moved or not."""
+        if self.moved:
+            return self.origins[microbatch]
+        return self.program.identity.key.replica, microbatch
+
 
 def verify_digests(program: plan_pb2.Program) -> None:
-    """Raises BadProgram unless actions and split are those of plan_digest."""
+    """Raises BadProgram unless actions, split, moves and batch are those of
+    plan_digest, and the plan is its replica's where replicas name each
+    other's."""
     if program.rank >= len(program.rank_digests):
         raise BadProgram(f"rank: {program.rank}, but the program lists "
                          f"{len(program.rank_digests)} ranks")
@@ -62,6 +88,25 @@ def verify_digests(program: plan_pb2.Program) -> None:
         raise BadProgram(
             f"plan_digest: {program.plan_digest.hex()} is not the digest of "
             "identity, split and rank_digests")
+    for name, wanted in (("moves", program.identity.moves_digest),
+                         ("batch", program.identity.moved_batch_digest)):
+        there = program.HasField(name)
+        if there != bool(wanted) or there and digest.canonical_digest(
+                getattr(program, name)) != wanted:
+            raise BadProgram(f"{name}: {'set' if there else 'missing'}, and the "
+                             f"identity's digest of it is '{wanted.hex()}'")
+    plans = program.replica_plan_digests
+    if not program.HasField("moves"):
+        if plans or program.HasField("batch"):
+            raise BadProgram("replica_plan_digests, batch: set in a program "
+                             "without moves")
+        return
+    replica = program.identity.key.replica
+    if (not program.HasField("batch") or replica >= len(plans) or
+            plans[replica] != program.plan_digest):
+        raise BadProgram(f"replica_plan_digests: of {len(plans)} replicas, "
+                         f"replica {replica}'s must be plan_digest, and batch "
+                         "be set")
 
 
 def check_program(program: plan_pb2.Program, key: plan_pb2.PlanKey,
@@ -83,6 +128,8 @@ def check_program(program: plan_pb2.Program, key: plan_pb2.PlanKey,
             raise BadProgram(f"{name}: does not parse as "
                              f"{type(message).__name__}") from None
     _check_split(split)
+    if program.HasField("moves"):
+        _check_moves(program, split)
     _check_lengths(actions)
     _check_actions(actions, program, len(split.module))
     return CheckedProgram(program, split, actions)
@@ -106,6 +153,43 @@ def _check_split(split: plan_pb2.BatchSplit) -> None:
     if items != len(split.items):
         raise BadProgram(f"split.items: {len(split.items)} values, must be the "
                          f"sum of num_items: {items}")
+
+
+def _check_moves(program: plan_pb2.Program,
+                 split: plan_pb2.BatchSplit) -> None:
+    moves, plans = program.moves, program.replica_plan_digests
+    counts = moves.num_microbatches
+    if len(counts) != len(plans):
+        raise BadProgram(f"moves.num_microbatches: {len(counts)} replicas, must "
+                         f"be as many as replica_plan_digests: {len(plans)}")
+    for r, plan in enumerate(plans):
+        if len(plan) != 32:
+            raise BadProgram(f"replica_plan_digests[{r}]: {len(plan)} bytes, "
+                             "must be 32")
+    places = sum(counts)
+    if not len(moves.from_replica) == len(moves.from_microbatch) == places:
+        raise BadProgram(
+            f"moves.from_replica and from_microbatch: {len(moves.from_replica)} "
+            f"and {len(moves.from_microbatch)} values, must be the sum of "
+            f"num_microbatches: {places}")
+    seen = set()
+    for i, origin in enumerate(zip(moves.from_replica, moves.from_microbatch)):
+        replica, microbatch = origin
+        exists = replica < len(counts) and microbatch < counts[replica]
+        if not exists or origin in seen:
+            raise BadProgram(
+                f"moves.from_microbatch[{i}]: {microbatch} of replica {replica}"
+                f": {'stands in two places' if exists else 'does not exist'}")
+        seen.add(origin)
+    count = counts[program.identity.key.replica]
+    if len(program.batch.microbatches) != count:
+        raise BadProgram(
+            f"batch.microbatches: {len(program.batch.microbatches)}, must be as "
+            f"many as the replica trains on: {count}")
+    for i, microbatch in enumerate(split.microbatch):
+        if microbatch >= count:
+            raise BadProgram(f"split.microbatch[{i}]: {microbatch}: must be "
+                             f"below {count}")
 
 
 def _check_lengths(actions: plan_pb2.ActionColumns) -> None:

@@ -5,7 +5,7 @@ gradient norm) adds the two values of StepAgent.vote() there and needs agree()
 not at all.
 """
 
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -16,15 +16,29 @@ from pipeweaver.v1 import batch_pb2, plan_pb2
 
 
 def agree(agent: StepAgent, step: int,
-          group: Optional[dist.ProcessGroup] = None) -> str:
+          group: Optional[dist.ProcessGroup] = None,
+          all_replicas: Optional[dist.ProcessGroup] = None) -> str:
     """Votes and settles: 16 bytes a rank, in one reduction on the host.
 
     group: the replica's pipeline ranks, on a backend for hosts (gloo).
+    all_replicas: the pipeline ranks of all replicas; needed where the agent's
+    options let microbatches move, and then reduced over, too, in every step.
     """
-    token = agent.vote(step)
+    if agent.options.move_microbatches and all_replicas is None:
+        raise ValueError("all_replicas: None, must be the group of all "
+                         "replicas' pipeline ranks where move_microbatches is "
+                         "set")
+    votes = _extremes(agent.vote(step), group)
+    if agent.options.move_microbatches:
+        votes += _extremes(agent.vote_everywhere(step), all_replicas)
+    return agent.settle(step, *votes)
+
+
+def _extremes(token: int, group: Optional[dist.ProcessGroup]) -> List[int]:
+    """MIN and MAX over the group."""
     both = torch.tensor([token, -token], dtype=torch.int64)
     dist.all_reduce(both, op=dist.ReduceOp.MIN, group=group)
-    return agent.settle(step, int(both[0]), -int(both[1]))
+    return [int(both[0]), -int(both[1])]
 
 
 def broadcast_bytes(data: Optional[bytes], source: int,

@@ -1,0 +1,92 @@
+// Tests of planning several replicas together, and of replaying that.
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "pipeweaver/v1/planner_service.pb.h"
+#include "semu/model/sample_batches.h"
+#include "semu/model/setups.h"
+#include "server/ctl/command.h"
+#include "server/ctl/planning_input.h"
+
+namespace pipeweaver::ctl {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Outcome {
+  int code;
+  std::string out;
+  std::string err;
+};
+
+Outcome Ctl(int (*command)(absl::Span<const std::string>, const CommandIo&),
+            const std::vector<std::string>& args) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const int code = command(args, {out, err});
+  return {code, out.str(), err.str()};
+}
+
+class MoveWithTest : public ::testing::Test {
+ protected:
+  MoveWithTest() {
+    v1::Job job = *semu::MakeSetup("vlm-s");
+    job.mutable_parallelism()->set_data_parallel(2);
+    EXPECT_TRUE(WriteTextProto(job_, job).ok());
+    for (const bool heavy : {false, true}) {
+      semu::SampleOptions options;
+      options.microbatches = 4;
+      options.max_images = heavy ? 40 : 4;
+      EXPECT_TRUE(WriteTextProto(heavy ? heavy_ : light_,
+                                 *semu::SampleBatch(job, options))
+                      .ok());
+    }
+  }
+
+  const std::string job_ = ::testing::TempDir() + "/job.textproto";
+  const std::string light_ = ::testing::TempDir() + "/light.textproto";
+  const std::string heavy_ = ::testing::TempDir() + "/heavy.textproto";
+  const std::string saved_ = ::testing::TempDir() + "/saved.textproto";
+};
+
+TEST_F(MoveWithTest, SaysWhereMicrobatchesComeFromAndReplays) {
+  const Outcome plan =
+      Ctl(RunPlanCommand, {job_, light_, "--move-with", heavy_,
+                           "--budget-evals", "30", "--save", saved_});
+  EXPECT_EQ(plan.code, 0) << plan.err;
+  EXPECT_THAT(plan.out, HasSubstr("1/0"));
+  for (const char* threads : {"1", "3"}) {
+    const Outcome replay =
+        Ctl(RunReplayCommand, {saved_, "--threads", threads});
+    EXPECT_EQ(replay.code, 0) << replay.err;
+    EXPECT_THAT(replay.out, HasSubstr("replica 1, rank 3: "));
+    EXPECT_THAT(replay.out, Not(HasSubstr("differs")));
+  }
+  // Another batch is another plan.
+  v1::SavedRequest saved;
+  ASSERT_TRUE(ReadTextProto(saved_, saved).ok());
+  *saved.mutable_other_replicas(0) = saved.batch();
+  ASSERT_TRUE(WriteTextProto(saved_, saved).ok());
+  const Outcome other = Ctl(RunReplayCommand, {saved_});
+  EXPECT_EQ(other.code, 1);
+  EXPECT_THAT(other.out, HasSubstr("differs"));
+}
+
+TEST_F(MoveWithTest, RefusesWhatCannotHold) {
+  const Outcome three =
+      Ctl(RunPlanCommand, {job_, light_, "--move-with", heavy_, light_});
+  EXPECT_EQ(three.code, kExitBadInput);
+  EXPECT_THAT(three.err, HasSubstr("batches: of 3 replicas, job"));
+  const Outcome timed = Ctl(
+      RunPlanCommand, {job_, light_, "--move-with", heavy_, "--save", saved_});
+  EXPECT_EQ(timed.code, kExitBadInput);
+  EXPECT_THAT(timed.err, HasSubstr("--save: needs --budget-evals"));
+}
+
+}  // namespace
+}  // namespace pipeweaver::ctl
