@@ -71,6 +71,9 @@ void RendezvousTransport::PostLocked(int peer, uint64_t transfer, bool is_send,
   const Frame frame = {is_send ? Frame::kPostedSend : Frame::kPostedRecv, 0,
                        transfer};
   channel.outgoing.append(reinterpret_cast<const char*>(&frame), sizeof(frame));
+  // First of all: the peer must hear of a post that does not match its own,
+  // too.
+  WriteLocked(channel);
   AdvanceLocked(channel);
   WriteLocked(channel);
 }

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -82,6 +84,22 @@ TEST_F(RendezvousTransportTest, NamesPostsThatDoNotMatch) {
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("a send of transfer 0 where its peer posted a send of "
                         "transfer 1"));
+}
+
+// Whichever of the two hears of the other first.
+TEST_F(RendezvousTransportTest, BothSidesHearOfPostsThatDoNotMatch) {
+  for (int round = 0; round < 200; ++round) {
+    int ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    RendezvousTransport zero(0, {-1, ends[0]}), one(1, {ends[1], -1});
+    zero.PostSend(1, 0, "x");
+    if (round % 2 != 0) std::this_thread::yield();
+    one.PostSend(0, 1, "y");
+    EXPECT_EQ(zero.Wait(0, Soon()).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(one.Wait(1, Soon()).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
 }
 
 TEST_F(RendezvousTransportTest, TellsThatThePeerIsGone) {
