@@ -109,6 +109,7 @@ absl::StatusOr<JointPlans> PlanReplicas(const search::StepPlanner& planner,
                                         const std::vector<semu::Batch>& batches,
                                         const search::SearchOptions& search) {
   std::vector<const semu::Batch*> pointers;
+  pointers.reserve(batches.size());
   for (const semu::Batch& batch : batches) pointers.push_back(&batch);
   JointPlans joint;
   PW_ASSIGN_OR_RETURN(joint.dealt, search::DealOut(job, pointers));
