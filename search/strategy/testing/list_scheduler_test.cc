@@ -15,7 +15,7 @@
 #include "search/problem/timing.h"
 #include "search/strategy/memory_ways.h"
 #include "search/strategy/safe_plan.h"
-#include "search/strategy/testing/random_problem.h"
+#include "search/strategy/testing/random_models.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -27,23 +27,13 @@ constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 // that runs tasks by number and ways that hold little.
 template <typename Visitor>
 void ForEachProblem(const Visitor& visit) {
-  int visited = 0;
-  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-    RandomProblemOptions shape;
-    shape.most_pairs = 30;
-    const ProblemGraph graph = BuildProblemGraph(RandomProblem(seed, shape));
-    const auto plan = FindSafePlan(graph);
-    if (!plan.ok()) continue;
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    const ListModel model(graph, *plan);
+  ForEachRandomModel(kSeeds, [&](const ProblemGraph& graph,
+                                 const SafePlan& plan, const ListModel& model) {
     ListRule rule;
     for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
-    visit(graph, *plan, model, rule,
+    visit(graph, plan, model, rule,
           MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9));
-    if (testing::Test::HasFatalFailure()) return;
-    ++visited;
-  }
-  EXPECT_GT(visited, static_cast<int>(kSeeds) / 3);
+  });
 }
 
 TEST(ListSchedulerTest, GivesUpOnlyWhatIsNotWorthIt) {

@@ -12,7 +12,7 @@
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/memory_ways.h"
 #include "search/strategy/safe_plan.h"
-#include "search/strategy/testing/random_problem.h"
+#include "search/strategy/testing/random_models.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -31,29 +31,16 @@ void ExpectConsistent(const ProblemGraph& graph, const TaskOrder& order) {
 // Calls visit(graph, order) with leanly run list schedules of random problems.
 template <typename Visitor>
 void ForEachOrder(const Visitor& visit) {
-  int visited = 0;
-  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-    RandomProblemOptions shape;
-    shape.most_pairs = 30;
-    const ProblemGraph graph = BuildProblemGraph(RandomProblem(seed, shape));
-    const auto plan = FindSafePlan(graph);
-    if (!plan.ok()) continue;
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    const ListModel model(graph, *plan);
+  ForEachRandomModel(kSeeds, [&](const ProblemGraph& graph, const SafePlan&,
+                                 const ListModel& model) {
     ListRule rule;
-    rule.key.resize(3 * static_cast<size_t>(graph.pairs));
-    for (size_t t = 0; t < rule.key.size(); ++t) {
-      rule.key[t] = static_cast<int64_t>(t);
-    }
+    for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
     TaskOrder order;
     ListScheduler(model).Run(
         rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9), order);
     ExpectConsistent(graph, order);
     visit(graph, order);
-    if (testing::Test::HasFatalFailure()) return;
-    ++visited;
-  }
-  EXPECT_GT(visited, static_cast<int>(kSeeds) / 3);
+  });
 }
 
 TEST(OrderSearchTest, LoadAndSaveGiveTheSameOrder) {

@@ -15,7 +15,7 @@
 #include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/safe_plan.h"
-#include "search/strategy/testing/random_problem.h"
+#include "search/strategy/testing/random_models.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -25,20 +25,10 @@ constexpr uint64_t kSeeds = 40;
 // Calls visit(graph, model, rules) for random problems.
 template <typename Visitor>
 void ForEachProblem(const Visitor& visit) {
-  int visited = 0;
-  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-    RandomProblemOptions shape;
-    shape.most_pairs = 30;
-    const ProblemGraph graph = BuildProblemGraph(RandomProblem(seed, shape));
-    const auto plan = FindSafePlan(graph);
-    if (!plan.ok()) continue;
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    const ListModel model(graph, *plan);
+  ForEachRandomModel(kSeeds, [&](const ProblemGraph& graph, const SafePlan&,
+                                 const ListModel& model) {
     visit(graph, model, PipelineRules(model));
-    if (testing::Test::HasFatalFailure()) return;
-    ++visited;
-  }
-  EXPECT_GT(visited, static_cast<int>(kSeeds) / 3);
+  });
 }
 
 TEST(PipelineRuleTest, EveryRuleGivesAValidSchedule) {
