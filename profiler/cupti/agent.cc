@@ -163,7 +163,7 @@ void Agent::Sums::OnDeviceActivity(const DeviceActivity& activity) {
   }
   pending_.push_back(
       {NameNumber(activity.name), activity.correlation, activity.device,
-       activity.is_copy ? RecordKind::kCopy : RecordKind::kKernel, false,
+       activity.is_copy ? RecordKind::kCopy : RecordKind::kKernel, 0,
        activity.end_ns - activity.start_ns});
 }
 
@@ -171,22 +171,29 @@ void Agent::Sums::OnExternalId(uint32_t correlation, uint64_t id) {
   if (ids_.size() < agent_->options_.max_pending) ids_[correlation] = id;
 }
 
+std::optional<uint64_t> Agent::Sums::IdOf(uint32_t correlation) const {
+  if (const auto found = ids_.find(correlation); found != ids_.end()) {
+    return found->second;
+  }
+  for (const auto& ids : old_ids_) {
+    if (const auto found = ids.find(correlation); found != ids.end()) {
+      return found->second;
+    }
+  }
+  return std::nullopt;
+}
+
 void Agent::Sums::WriteOut(RingWriter* ring, bool last) {
   // Ids and kernels come in different buffers, in any order.
   std::vector<Pending> waiting;
   for (Pending& one : pending_) {
-    uint64_t id = 0;
-    if (const auto found = ids_.find(one.correlation); found != ids_.end()) {
-      id = found->second;
-    } else if (const auto old = old_ids_.find(one.correlation);
-               old != old_ids_.end()) {
-      id = old->second;
-    } else if (!one.waited && !last) {
-      one.waited = true;
+    std::optional<uint64_t> id = IdOf(one.correlation);
+    if (!id.has_value() && one.waited < kStragglers && !last) {
+      ++one.waited;
       waiting.push_back(one);
       continue;
     }
-    Sum& sum = sums_[{id, one.name, one.device, one.kind}];
+    Sum& sum = sums_[{id.value_or(0), one.name, one.device, one.kind}];
     ++sum.count;
     sum.total_ns += one.duration_ns;
     sum.min_ns = std::min(sum.min_ns, one.duration_ns);
@@ -211,7 +218,8 @@ void Agent::Sums::WriteOut(RingWriter* ring, bool last) {
     ring->Write(record);
   }
   pending_ = std::move(waiting);
-  old_ids_ = std::exchange(ids_, {});
+  std::rotate(old_ids_.begin(), old_ids_.end() - 1, old_ids_.end());
+  old_ids_.front() = std::exchange(ids_, {});
   sums_.clear();
 }
 

@@ -5,12 +5,14 @@
 #define PROFILER_CUPTI_AGENT_H_
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -143,7 +145,7 @@ class Agent {
       uint32_t correlation;
       uint32_t device;
       RecordKind kind;
-      bool waited;
+      int waited;  // write-outs
       uint64_t duration_ns;
     };
     // External id, name, device, kind.
@@ -155,13 +157,17 @@ class Agent {
       uint64_t max_ns = 0;
     };
     uint32_t NameNumber(const char* name);
+    std::optional<uint64_t> IdOf(uint32_t correlation) const;
 
     Agent* const agent_;
     std::unordered_map<std::string, uint32_t> name_numbers_;
     std::vector<std::string> names_;
-    // By correlation; those of the time before are kept for stragglers.
+    // Write-outs for which a kernel waits for its id, and an id for its
+    // kernels: their buffers may come far apart.
+    static constexpr int kStragglers = 4;
+    // By correlation, of the time since the last write-out and those before it.
     std::unordered_map<uint32_t, uint64_t> ids_;
-    std::unordered_map<uint32_t, uint64_t> old_ids_;
+    std::array<std::unordered_map<uint32_t, uint64_t>, kStragglers> old_ids_;
     std::vector<Pending> pending_;
     std::map<Key, Sum> sums_;
   };
