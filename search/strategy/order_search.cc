@@ -146,20 +146,21 @@ void OrderSearch::Load(const TaskOrder& order) {
   Refresh(0, static_cast<int>(sequence_.size()) - 1);
 }
 
+void OrderSearch::MarkDirty(Task task) {
+  const int at = position_[task];
+  dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
+}
+
 // Recomputes end times from position `from` through `to`, and behind them
 // wherever changes reach.
 void OrderSearch::ForwardPass(int from, int to) {
-  const auto mark = [this](Task task) {
-    const int at = position_[task];
-    dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
-  };
   for (int i = from; i <= to; ++i) {
     const Task task = sequence_[i];
     end_ns_[task] = EndOf(task);
     const Task next = rank_next_[task];
-    if (next >= 0 && position_[next] > to) mark(next);
+    if (next >= 0 && position_[next] > to) MarkDirty(next);
     for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-      if (position_[after_[e].task] > to) mark(after_[e].task);
+      if (position_[after_[e].task] > to) MarkDirty(after_[e].task);
     }
   }
   for (size_t word = to / kBits; word < dirty_.size(); ++word) {
@@ -173,14 +174,14 @@ void OrderSearch::ForwardPass(int from, int to) {
       // Those that start later now, or that waited for just this.
       const Task next = rank_next_[task];
       if (next >= 0 && (new_ns > StartOf(next) || old_ns == StartOf(next))) {
-        mark(next);
+        MarkDirty(next);
       }
       for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
         const Edge& edge = after_[e];
         const int64_t start_ns = StartOf(edge.task);
         if (Exists(edge.task) && (new_ns + edge.delay_ns > start_ns ||
                                   old_ns + edge.delay_ns == start_ns)) {
-          mark(edge.task);
+          MarkDirty(edge.task);
         }
       }
     }
@@ -199,17 +200,13 @@ int64_t OrderSearch::EndOf(Task task) const {
 // As ForwardPass, for the time left from a task's start, from position `from`
 // down.
 void OrderSearch::BackwardPass(int from, int to) {
-  const auto mark = [this](Task task) {
-    const int at = position_[task];
-    dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
-  };
   for (int i = from; i >= to; --i) {
     const Task task = sequence_[i];
     left_ns_[task] = LeftOf(task);
     const Task prev = rank_prev_[task];
-    if (prev >= 0 && position_[prev] < to) mark(prev);
+    if (prev >= 0 && position_[prev] < to) MarkDirty(prev);
     for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      if (position_[before_[e].task] < to) mark(before_[e].task);
+      if (position_[before_[e].task] < to) MarkDirty(before_[e].task);
     }
   }
   for (int word = to / kBits; word >= 0; --word) {
@@ -223,14 +220,14 @@ void OrderSearch::BackwardPass(int from, int to) {
       // Those that have more left now, or whose rest waited for just this.
       const Task prev = rank_prev_[task];
       if (prev >= 0 && (new_ns > TailOf(prev) || old_ns == TailOf(prev))) {
-        mark(prev);
+        MarkDirty(prev);
       }
       for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
         const Edge& edge = before_[e];
         const int64_t tail_ns = TailOf(edge.task);
         if (new_ns + edge.delay_ns > tail_ns ||
             old_ns + edge.delay_ns == tail_ns) {
-          mark(edge.task);
+          MarkDirty(edge.task);
         }
       }
     }

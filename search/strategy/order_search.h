@@ -81,6 +81,7 @@ class OrderSearch {
   int64_t LengthOf(Task task) const;
   Bytes BytesOf(Task task) const;
   void SetPair(int pair);
+  void MarkDirty(Task task);
   void ForwardPass(int from, int to);
   void BackwardPass(int from, int to);
   int64_t EndOf(Task task) const;
