@@ -94,17 +94,19 @@ bool JobCosts::LayersMoved() const {
 }
 
 void JobCosts::AddObservations(
-    const CostVersion& basis,
-    const std::vector<semu::CostObservation>& observations) {
+    const CostVersion& basis, int64_t step,
+    std::vector<semu::CostObservation> observations) {
   MutexLock fit_lock(&fit_mutex_);
   MutexLock lock(&mutex_);
   if (basis.layers_number != current_->layers_number) return;
-  for (const semu::CostObservation& observation : observations) {
+  for (semu::CostObservation& observation : observations) {
+    observation.step = step;
     calibrator_->Add(observation);
   }
   observations_ += static_cast<int64_t>(observations.size());
   unfitted_ += static_cast<int64_t>(observations.size());
   fit_due_ = unfitted_ >= FitAfter(observations_);
+  speed_due_ = current_->calibration.version > 0;
 }
 
 void JobCosts::AddPeak(int rank, int64_t predicted_bytes,
@@ -153,7 +155,10 @@ bool JobCosts::TakeDue() {
   MutexLock lock(&mutex_);
   const bool memory_moved =
       extra_reserve_bytes_ != current_->extra_reserve_bytes;
-  if (publishing_ || !(fit_due_ || layers_added_ || memory_moved)) return false;
+  if (publishing_ ||
+      !(fit_due_ || speed_due_ || layers_added_ || memory_moved)) {
+    return false;
+  }
   publishing_ = true;
   return true;
 }
@@ -175,7 +180,7 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
     layers_moved = layers_added_ && LayersMoved();
     layers_added_ = false;
     fit = fit_due_;
-    fit_due_ = false;
+    fit_due_ = speed_due_ = false;
     if (layers_moved) layers = Layers();
   }
   bool changed = layers_moved;
@@ -186,9 +191,10 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
     next.calibration = {};
     next.measured_layers = static_cast<int64_t>(layers.size());
     ++next.layers_number;
-  } else if (fit) {
-    unfitted_ = 0;
-    if (const auto calibration = calibrator_->Publish()) {
+  } else {
+    if (fit) unfitted_ = 0;
+    if (const auto calibration =
+            fit ? calibrator_->Publish() : calibrator_->PublishSpeed()) {
       next.calibration = *calibration;
       changed = true;
     }

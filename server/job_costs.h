@@ -45,7 +45,8 @@ struct CostVersion {
 //   Measured layers: when they miss what the version before holds of them by
 //     more than kPublishError in the mean, or lie outside what it has measured.
 //     Factors start anew then, since they corrected other costs.
-//   Factors: as semu::Calibrator says, fitted after each quarter of its window.
+//   Factors: as semu::Calibrator says, fitted after each quarter of its window;
+//     the machine's speed after each report.
 //   Memory: when a rank's excess grows by a step of kReserveStepBytes.
 // Thread-safe.
 class JobCosts {
@@ -67,10 +68,10 @@ class JobCosts {
   std::shared_ptr<const CostVersion> current() const;
 
   void AddLayers(const std::vector<semu::MeasuredLayer>& layers);
-  // What ObserveCosts made of a rank's report, on top of the measured layers of
-  // `basis`; left out when those are no longer the published ones.
-  void AddObservations(const CostVersion& basis,
-                       const std::vector<semu::CostObservation>& observations);
+  // What ObserveCosts made of a rank's report of `step`, on top of the measured
+  // layers of `basis`; left out when those are no longer the published ones.
+  void AddObservations(const CostVersion& basis, int64_t step,
+                       std::vector<semu::CostObservation> observations);
   // A rank's peak as predicted without the extra reserve, and as reported.
   // REQUIRES: rank is one of the job's.
   void AddPeak(int rank, int64_t predicted_bytes, int64_t reported_bytes);
@@ -123,6 +124,7 @@ class JobCosts {
   std::shared_ptr<const CostVersion> current_ ABSL_GUARDED_BY(mutex_);
   bool publishing_ ABSL_GUARDED_BY(mutex_) = false;
   bool fit_due_ ABSL_GUARDED_BY(mutex_) = false;
+  bool speed_due_ ABSL_GUARDED_BY(mutex_) = false;
   bool layers_added_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<semu::MeasuredLayer, Held, semu::MeasuredBefore> layers_
       ABSL_GUARDED_BY(mutex_);

@@ -110,23 +110,38 @@ TEST_F(JobCostsTest, LayersNotMeasuredForLongGoFirst) {
 }
 
 TEST_F(JobCostsTest, FactorsComeOutInDiscreteVersions) {
-  costs_.AddObservations(*costs_.current(), Observations(7, 1.5));
+  costs_.AddObservations(*costs_.current(), 1, Observations(7, 1.5));
   EXPECT_FALSE(costs_.TakeDue()) << "too few";
-  costs_.AddObservations(*costs_.current(), Observations(20, 1.5));
+  costs_.AddObservations(*costs_.current(), 1, Observations(20, 1.5));
   EXPECT_TRUE(costs_.TakeDue());
   const auto version = costs_.Publish();
   ASSERT_NE(version, nullptr);
   EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.5e6, 2e3);
   EXPECT_NEAR(version->calibration.error_before, 1.0 / 3, 0.01);
   EXPECT_LT(version->calibration.error_after, 0.01);
-  costs_.AddObservations(*costs_.current(), Observations(200, 1.5));
+  costs_.AddObservations(*costs_.current(), 1, Observations(200, 1.5));
   EXPECT_TRUE(costs_.TakeDue());
   EXPECT_EQ(costs_.Publish(), nullptr) << "nothing moved";
 }
 
+TEST_F(JobCostsTest, SpeedIsFollowedBetweenFits) {
+  for (int step = 1; step <= 10; ++step) {
+    costs_.AddObservations(*costs_.current(), step, Observations(40, 1.5));
+  }
+  ASSERT_NE(costs_.Publish(), nullptr);
+  // A tenth slower, and too few observations for a fit.
+  costs_.AddObservations(*costs_.current(), 11, Observations(20, 1.65));
+  EXPECT_TRUE(costs_.TakeDue());
+  EXPECT_EQ(costs_.Publish(), nullptr) << "the step before still counts";
+  costs_.AddObservations(*costs_.current(), 12, Observations(40, 1.65));
+  EXPECT_TRUE(costs_.TakeDue());
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.65e6, 2e3);
+}
+
 TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
   const auto before = costs_.current();
-  costs_.AddObservations(*before, Observations(20, 1.5));
+  costs_.AddObservations(*before, 1, Observations(20, 1.5));
   ASSERT_NE(costs_.Publish(), nullptr);
   costs_.AddLayers({Forward(100, 300)});
   const auto version = costs_.Publish();
@@ -134,7 +149,7 @@ TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
   EXPECT_EQ(version->calibration.observations, 0);
   EXPECT_EQ(ForwardNs(costs_, 100), 300);
   // What was observed on top of the old layers says nothing of the new ones.
-  costs_.AddObservations(*before, Observations(200, 1.5));
+  costs_.AddObservations(*before, 1, Observations(200, 1.5));
   EXPECT_FALSE(costs_.TakeDue());
 }
 

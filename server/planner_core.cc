@@ -443,7 +443,7 @@ void PlannerCore::Learn(const SealedPlan& sealed, const StepReportIn& report) {
     const std::vector<int64_t> duration_ns(report.duration_ns.begin(),
                                            report.duration_ns.end());
     costs.AddObservations(
-        *sealed.costs,
+        *sealed.costs, static_cast<int64_t>(report.key.step),
         search::ObserveCosts(*sealed.job, *sealed.plan,
                              static_cast<int>(report.rank), duration_ns,
                              sealed.costs->costs->measured(),

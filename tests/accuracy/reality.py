@@ -13,7 +13,10 @@ trainer measures, as it would be in production:
 Then come batches and schedules that nothing was fitted to. Each is predicted by
 the planner and run seven times; runs during which other processes took more than
 5 % of the machine are dropped and repeated while time is left. A case counts
-with three runs kept. Its error is |predicted / median of its runs - 1|.
+with three runs kept. Its error is |predicted / median of its runs - 1|. Between
+the cases further steps are run and reported, as in training: the planner follows
+the speed of the machine, which a neighbour may change by half from one minute to
+the next.
 
 The same programs are also predicted with the layers' profile but no factors, and
 with the planner's analytic costs alone.
@@ -49,6 +52,7 @@ TARGET_SPREADS = 1.5
 MICROBATCHES = (2, 3, 4)
 EVALUATIONS = (1, 40)
 START_AHEAD_S = 0.02
+LEARNING_S = 0.3
 
 
 # ---- what others take of the machine ------------------------------------------
@@ -545,10 +549,13 @@ def measure(options: argparse.Namespace) -> Tuple[List[Case], Dict[str, Any]]:
                 job=name, profile=profile))
             planner.wait_for_costs(name, lambda costs: costs.version > 0)
 
-        for _ in range(options.fit_steps):
+        def report_step() -> None:
+            """Plans and runs a step that is not among the cases and reports its
+            stages, as a trainer does after each."""
+            nonlocal step
             batch = make_batch()
             plan, programs = plan_step(job.name, batch,
-                                       EVALUATIONS[step % 2])
+                                       rng.choice(EVALUATIONS))
             step += 1
             sizes = ranks.each("prepare", [(p, batch.SerializeToString())
                                            for p in programs])
@@ -564,11 +571,13 @@ def measure(options: argparse.Namespace) -> Tuple[List[Case], Dict[str, Any]]:
                     rank=rank, start_offset_ns=[0] * sizes[rank],
                     duration_ns=durations,
                     step_ns=int(statistics.median(s[0] for s in seen))))
+            # The planner learns from it behind the answer.
+            time.sleep(LEARNING_S)
+
+        for _ in range(options.fit_steps):
+            report_step()
         costs = planner.wait_for_costs(job.name,
                                        lambda costs: costs.observations > 0)
-        # The last report may still be at work.
-        time.sleep(1)
-        costs = planner.costs(job.name)
         about.update(
             stage_error_before=costs.error_before,
             stage_error_after=costs.error_after, stages=costs.observations,
@@ -581,6 +590,7 @@ def measure(options: argparse.Namespace) -> Tuple[List[Case], Dict[str, Any]]:
         replay_error = 0.0
         shares = []
         for number in range(options.cases):
+            report_step()
             batch = make_batch()
             evaluations = EVALUATIONS[number % len(EVALUATIONS)]
             plan, programs = plan_step(job.name, batch, evaluations)

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "semu/cost/ops/least_squares.h"
 
@@ -13,6 +16,21 @@ namespace {
 
 // Of a factor's logarithm, against one observation's weight of 1.
 constexpr double kPullToOne = 0.01;
+// Standard errors by which the speed must part from that of the fit.
+constexpr double kSpeedErrors = 2;
+// Of normally distributed values: standard deviation over the median of
+// absolute deviations, and a median's standard error times the root of their
+// number over the standard deviation.
+constexpr double kDeviationOfMedian = 1.4826;
+constexpr double kErrorOfMedian = 1.2533;
+
+// The upper median. REQUIRES: not empty.
+double Median(std::vector<double> values) {
+  const auto middle =
+      values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
 
 double Corrected(const CostObservation& observation,
                  const std::array<double, kNumCostParts>& factors) {
@@ -23,7 +41,7 @@ double Corrected(const CostObservation& observation,
   return sum;
 }
 
-double MeanError(const std::deque<CostObservation>& observations,
+double MeanError(const std::vector<CostObservation>& observations,
                  const std::array<double, kNumCostParts>& factors) {
   double sum = 0;
   for (const CostObservation& observation : observations) {
@@ -32,6 +50,24 @@ double MeanError(const std::deque<CostObservation>& observations,
                     1);
   }
   return sum / static_cast<double>(observations.size());
+}
+
+// What measured times are of those corrected by `factors`; 1 where they do not
+// part from them by more than chance. REQUIRES: not empty.
+double Speed(const std::vector<CostObservation>& observations,
+             const std::array<double, kNumCostParts>& factors) {
+  std::vector<double> logs;
+  for (const CostObservation& observation : observations) {
+    logs.push_back(std::log(static_cast<double>(observation.measured_ns) /
+                            Corrected(observation, factors)));
+  }
+  const double middle = Median(logs);
+  std::vector<double> deviations;
+  for (const double log : logs) deviations.push_back(std::abs(log - middle));
+  const double error = kErrorOfMedian * kDeviationOfMedian *
+                       Median(std::move(deviations)) /
+                       std::sqrt(static_cast<double>(logs.size()));
+  return std::abs(middle) > kSpeedErrors * error ? std::exp(middle) : 1;
 }
 
 }  // namespace
@@ -75,10 +111,8 @@ std::optional<Calibration> Calibrator::Publish() {
         std::log(static_cast<double>(observation.measured_ns) /
                  Corrected(observation, Calibration::Uncorrected())));
   }
-  const auto middle =
-      ratios.begin() + static_cast<std::ptrdiff_t>(ratios.size() / 2);
-  std::nth_element(ratios.begin(), middle, ratios.end());
-  const double start = std::clamp(*middle, -log_bound, log_bound);
+  const double start =
+      std::clamp(Median(std::move(ratios)), -log_bound, log_bound);
   const LeastSquaresResult result = MinimizeSquares(
       std::vector<Parameter>(parts.size(), {start, -log_bound, log_bound}),
       [&](const std::vector<double>& logs, std::vector<double>& residuals) {
@@ -92,18 +126,51 @@ std::optional<Calibration> Calibrator::Publish() {
         for (const double log : logs) residuals.push_back(kPullToOne * log);
       },
       {.outlier_scale = 0.05});
+  fitted_.clear();
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    fitted_.emplace_back(parts[i], std::exp(result.values[i]));
+  }
+  return PublishFitted();
+}
 
+std::optional<Calibration> Calibrator::PublishSpeed() {
+  if (fitted_.empty()) return std::nullopt;
+  return PublishFitted();
+}
+
+// The observations that tell the speed.
+std::vector<CostObservation> Calibrator::Latest() const {
+  std::vector<CostObservation> latest;
+  std::vector<int64_t> steps;
+  for (auto it = observations_.rbegin(); it != observations_.rend(); ++it) {
+    if (std::find(steps.begin(), steps.end(), it->step) == steps.end()) {
+      if (static_cast<int>(steps.size()) >= options_.speed_steps &&
+          latest.size() >= options_.min_speed_observations) {
+        break;
+      }
+      steps.push_back(it->step);
+    }
+    latest.push_back(*it);
+  }
+  return latest;
+}
+
+std::optional<Calibration> Calibrator::PublishFitted() {
   Calibration next;
-  next.factors = factors_of(result.values);
+  for (const auto& [part, factor] : fitted_) next.factors[part] = factor;
+  const std::vector<CostObservation> latest = Latest();
+  const double speed = Speed(latest, next.factors);
   bool changed = false;
-  for (int part = 0; part < kNumCostParts; ++part) {
+  for (const auto& [part, factor] : fitted_) {
+    next.factors[part] =
+        std::clamp(factor * speed, 1 / options_.bound, options_.bound);
     changed |= std::abs(next.factors[part] / current_.factors[part] - 1) >
                options_.publish_change;
   }
   if (!changed) return std::nullopt;
   next.version = current_.version + 1;
-  next.error_before = MeanError(observations_, Calibration::Uncorrected());
-  next.error_after = MeanError(observations_, next.factors);
+  next.error_before = MeanError(latest, Calibration::Uncorrected());
+  next.error_after = MeanError(latest, next.factors);
   next.observations = static_cast<int64_t>(observations_.size());
   current_ = next;
   return next;

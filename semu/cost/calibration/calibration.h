@@ -31,10 +31,11 @@ struct Calibration {
   int64_t version = 0;
   // What predicted times are multiplied by, by CostPart.
   std::array<double, kNumCostParts> factors = Uncorrected();
-  // Mean of |predicted / measured - 1| over the observations fitted, without
+  // Mean of |predicted / measured - 1| over the latest steps observed, without
   // and with the factors.
   double error_before = 0;
   double error_after = 0;
+  // Those fitted.
   int64_t observations = 0;
 
   static constexpr std::array<double, kNumCostParts> Uncorrected() {
@@ -50,6 +51,8 @@ struct CostObservation {
   // Uncorrected predictions in ns, by CostPart.
   std::array<int64_t, kNumCostParts> predicted_ns = {};
   int64_t measured_ns = 0;
+  // The training step that it was measured in.
+  int64_t step = 0;
 };
 
 struct CalibratorOptions {
@@ -62,11 +65,19 @@ struct CalibratorOptions {
   double publish_change = 0.01;
   // Factors stay within 1 / bound .. bound.
   double bound = 10;
+  // What tells how fast the machine is now: the observations of so many steps,
+  // the latest, and at least so many observations.
+  int speed_steps = 2;
+  std::size_t min_speed_observations = 32;
 };
 
 // Fits factors to observations, outliers held down: the sum over observations
 // of the soft-L1 loss of ln(sum factor * predicted / measured), with a slight
 // pull of every factor to 1, which alone holds those that nothing was seen of.
+// On top of the fit, all factors of what was seen follow the machine's speed,
+// which changes from step to step (clocks, heat, neighbours): they are
+// multiplied by the median of measured / predicted over the latest steps, where
+// that is more than chance.
 // Deterministic in the order of Add. Not thread-safe.
 class Calibrator {
  public:
@@ -77,15 +88,25 @@ class Calibrator {
   // out.
   void Add(const CostObservation& observation);
 
-  // Fits; a new version if it differs enough from the last one published.
+  // Fits, and follows the speed; a new version if it differs enough from the
+  // last one published. O(window).
   std::optional<Calibration> Publish();
+
+  // As Publish, on top of the last fit; nothing before there is one. A
+  // thousandth of the time of a fit.
+  std::optional<Calibration> PublishSpeed();
 
   // The last version published.
   const Calibration& current() const { return current_; }
 
  private:
+  std::vector<CostObservation> Latest() const;
+  std::optional<Calibration> PublishFitted();
+
   const CalibratorOptions options_;
   std::deque<CostObservation> observations_;
+  // By the last fit; empty before. Others: 1.
+  std::vector<std::pair<int, double>> fitted_;  // CostPart, factor
   Calibration current_;
 };
 

@@ -65,6 +65,41 @@ TEST(CalibratorTest, VersionsAreDiscrete) {
   EXPECT_NEAR(next->factors[kForward], 1.54, 0.03);
 }
 
+TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
+  Calibrator calibrator;
+  EXPECT_FALSE(calibrator.PublishSpeed()) << "no fit yet";
+  const auto add = [&](int64_t step, double slower) {
+    for (int i = 0; i < 60; ++i) {
+      CostObservation stage = Stage(i);
+      stage.measured_ns =
+          std::llround(slower * static_cast<double>(stage.measured_ns));
+      stage.step = step;
+      calibrator.Add(stage);
+    }
+  };
+  for (int64_t step = 0; step < 20; ++step) add(step, 1);
+  ASSERT_TRUE(calibrator.Publish());
+  const double fitted = calibrator.current().factors[kForward];
+  add(20, 1);
+  EXPECT_FALSE(calibrator.PublishSpeed()) << "no change but noise";
+  add(21, 1.2);
+  add(22, 1.2);
+  const std::optional<Calibration> slow = calibrator.PublishSpeed();
+  ASSERT_TRUE(slow);
+  EXPECT_NEAR(slow->factors[kForward] / fitted, 1.2, 0.01);
+  EXPECT_NEAR(slow->factors[kHead], 0.7 * 1.2, 0.03);
+  EXPECT_EQ(slow->factors[CostPart(LayerKind::kDit, CostPass::kInputGrad)], 1)
+      << "never seen";
+  EXPECT_LT(slow->error_after, slow->error_before);
+  // A fit over mostly older steps does not lose it.
+  calibrator.Publish();
+  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1.2, 0.02);
+  add(23, 1);
+  add(24, 1);
+  ASSERT_TRUE(calibrator.PublishSpeed());
+  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
+}
+
 TEST(CalibratorTest, SaysNothingOfUselessObservations) {
   Calibrator calibrator;
   for (int i = 0; i < 20; ++i) {
