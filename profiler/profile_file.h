@@ -13,7 +13,8 @@
 namespace pipeweaver::profiler {
 
 // Checks what every profile holds to: format and version, keys given and not
-// repeated, counts and times in order. INVALID_ARGUMENT names field, value,
+// repeated, shapes within what a microbatch and a rank may have (job_proto.h),
+// counts and times in order. INVALID_ARGUMENT names field, value,
 // rule.
 absl::Status ValidateProfile(const v1::Profile& profile);
 

@@ -168,6 +168,33 @@ TEST_F(PlannerServiceTest, BadProfilesAreRefused) {
   EXPECT_EQ(refused().error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(refused().error_message(),
               HasSubstr("profile: points[0]: times must satisfy"));
+  const auto refused_layer = [&](const auto& change) {
+    *upload.mutable_profile() = SmallProfile(7, 1000);
+    change(upload.mutable_profile()
+               ->mutable_points(0)
+               ->mutable_key()
+               ->mutable_layer());
+    EXPECT_EQ(refused().error_code(), StatusCode::INVALID_ARGUMENT);
+    return refused().error_message();
+  };
+  EXPECT_THAT(
+      refused_layer(
+          [](auto* key) { key->set_context_parallel(2'000'000'000); }),
+      HasSubstr("profile: points[0]: key.layer.context_parallel 2000000000 "
+                "must be 0 to 1024"));
+  EXPECT_THAT(refused_layer([](auto* key) { key->set_tensor_parallel(-1); }),
+              HasSubstr("key.layer.tensor_parallel -1 must be 0 to 1024"));
+  EXPECT_THAT(
+      refused_layer([](auto* key) { key->set_tokens(int64_t{1} << 60); }),
+      HasSubstr("key.layer.tokens 1152921504606846976 must be 0 to"));
+  EXPECT_THAT(
+      refused_layer([](auto* key) { key->set_sum_squares(int64_t{1} << 60); }),
+      HasSubstr("key.layer.sum_squares"));
+  EXPECT_THAT(refused_layer([](auto* key) { key->set_condition_tokens(-5); }),
+              HasSubstr("key.layer.condition_tokens -5 must be 0 to"));
+  *upload.mutable_profile() = SmallProfile(7, int64_t{1} << 60);
+  EXPECT_THAT(refused().error_message(),
+              HasSubstr("max_ns 1152921504606846976 must be 0 to"));
   upload.clear_profile();
   EXPECT_THAT(refused().error_message(),
               HasSubstr("profile: format_version 0 must be 1"));

@@ -25,7 +25,6 @@ constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxWidth = int64_t{1} << 24;
 constexpr int64_t kMaxParameters = int64_t{1} << 50;
 constexpr int64_t kMaxRanks = 4096;
-constexpr int64_t kMaxGpusOfRank = 1024;
 constexpr int64_t kMaxReplicas = int64_t{1} << 20;
 constexpr int64_t kMaxDeviceBytes = int64_t{1} << 50;
 constexpr int64_t kMinRate = 1'000'000;

@@ -248,6 +248,17 @@ TEST(ProfileLayersTest, TakesTheJobsLayers) {
   add("vision", "dit", v1::LAYER_PASS_FORWARD);
   add("audio", "transformer", v1::LAYER_PASS_FORWARD);
   add("vision", "transformer", v1::LAYER_PASS_UNSPECIFIED);
+  const auto last = [&profile]() -> v1::MeasuredPoint& {
+    return *profile.mutable_points(profile.points_size() - 1);
+  };
+  add("vision", "transformer", v1::LAYER_PASS_FORWARD);
+  last().mutable_key()->mutable_layer()->set_tensor_parallel(2);
+  add("vision", "transformer", v1::LAYER_PASS_FORWARD);
+  last().mutable_key()->mutable_layer()->set_context_parallel(2);
+  add("vision", "transformer", v1::LAYER_PASS_FORWARD);
+  last().mutable_key()->mutable_layer()->set_tokens(0);
+  add("vision", "transformer", v1::LAYER_PASS_FORWARD);
+  last().set_median_ns(0);
   const std::vector<MeasuredLayer> layers = MeasuredLayersOf(profile, job);
   ASSERT_EQ(layers.size(), 1u);
   EXPECT_EQ(layers[0].layer, Layer());

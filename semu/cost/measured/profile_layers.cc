@@ -58,6 +58,9 @@ std::optional<MeasuredPass> PassOf(v1::LayerPass pass) {
   }
 }
 
+// 0: not given.
+bool GivenAs(int32_t value, int own) { return value == 0 || value == own; }
+
 }  // namespace
 
 std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
@@ -68,15 +71,17 @@ std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
     const v1::LayerKey& key = point.key().layer();
     const std::optional<LayerSpec> layer = FindLayer(job, key);
     const std::optional<MeasuredPass> pass = PassOf(key.pass());
-    if (!layer || !pass) continue;
+    const int tensor_parallel = job.parallelism.tensor_parallel;
+    const int context_parallel = job.parallelism.context_parallel;
+    if (!layer || !pass || key.tokens() <= 0 || point.median_ns() <= 0 ||
+        !GivenAs(key.tensor_parallel(), tensor_parallel) ||
+        !GivenAs(key.context_parallel(), context_parallel)) {
+      continue;
+    }
     MeasuredLayer measured;
     measured.layer = *layer;
-    measured.tensor_parallel = key.tensor_parallel() > 0
-                                   ? key.tensor_parallel()
-                                   : job.parallelism.tensor_parallel;
-    measured.context_parallel = key.context_parallel() > 0
-                                    ? key.context_parallel()
-                                    : job.parallelism.context_parallel;
+    measured.tensor_parallel = tensor_parallel;
+    measured.context_parallel = context_parallel;
     measured.pass = *pass;
     measured.shape.items = key.items();
     measured.shape.tokens = key.tokens();

@@ -15,8 +15,9 @@ namespace pipeweaver::semu {
 // its kind in lower case without the enum's prefix ("transformer", "dit",
 // "embedding", "lm_head", "patch_embed", "projector"), the module's first
 // layers of that kind. A point's median is taken. Parallelism not given is the
-// job's. Points of other modules are left out: a profile may serve several
-// jobs.
+// job's. Left out are points of other modules or parallelism, since a profile
+// may serve several jobs, and those without tokens or time. REQUIRES: the
+// profile is valid (profile_file.h).
 std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
                                             const Job& job);
 
