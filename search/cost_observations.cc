@@ -56,8 +56,8 @@ void AddParts(const LayerPiece& piece, semu::LayerKind kind, ActionKind action,
 std::vector<semu::CostObservation> ObserveCosts(
     const PlannableJob& job, const StepPlan& plan, int rank,
     absl::Span<const int64_t> duration_ns, const semu::CostModel& costs,
-    int most) {
-  PW_CHECK(most >= 1);
+    int most, int64_t turn) {
+  PW_CHECK(most >= 1 && turn >= 0);
   const std::vector<Action>& program = plan.programs.ranks[rank];
   PW_CHECK(program.size() == duration_ns.size());
   PW_CHECK(plan.step.shapes.size() == plan.step.sub_microbatches.size());
@@ -71,8 +71,10 @@ std::vector<semu::CostObservation> ObserveCosts(
   // Costs of a module's groups of layers, by sub-microbatch.
   std::map<int, std::vector<LayerCost>> layers_of;
   std::vector<semu::CostObservation> observations;
-  const size_t stride = (computing.size() + most - 1) / most;
-  for (size_t c = 0; c < computing.size(); c += stride) {
+  const size_t stride =
+      std::max<size_t>(1, (computing.size() + most - 1) / most);
+  for (size_t c = static_cast<size_t>(turn) % stride; c < computing.size();
+       c += stride) {
     const Action& action = program[computing[c]];
     const SweepOrigin& origin = plan.step.sweeps[action.sweep];
     const SubMicrobatch& sub =

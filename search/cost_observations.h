@@ -16,14 +16,15 @@ namespace pipeweaver::search {
 
 // One observation a computing action of the rank's program: its time by `costs`
 // in the parts that calibration corrects, against `duration_ns` of it (one an
-// action, nanoseconds). At most `most` of them, spread evenly over the program.
+// action, nanoseconds). At most `most` of them, spread evenly over the program;
+// others for another `turn`, so that over some turns all are seen.
 //
 // REQUIRES: `plan` was made for `job`; `rank` and the durations fit its
-// programs; most >= 1.
+// programs; most >= 1, turn >= 0.
 std::vector<semu::CostObservation> ObserveCosts(
     const PlannableJob& job, const StepPlan& plan, int rank,
     absl::Span<const int64_t> duration_ns, const semu::CostModel& costs,
-    int most);
+    int most, int64_t turn);
 
 }  // namespace pipeweaver::search
 

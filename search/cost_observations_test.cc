@@ -50,7 +50,7 @@ TEST(CostObservationsTest, PartsSumToThePrediction) {
       for (const semu::CostObservation& observation :
            ObserveCosts(*planned.job, planned.plan, static_cast<int>(rank),
                         PredictedDurations(planned.plan.programs.ranks[rank]),
-                        *planned.job->costs, 1'000'000)) {
+                        *planned.job->costs, 1'000'000, 0)) {
         int64_t sum_ns = 0;
         for (const int64_t ns : observation.predicted_ns) sum_ns += ns;
         // Rounding, one layer at a time.
@@ -69,12 +69,21 @@ TEST(CostObservationsTest, TakesAnEvenShare) {
   const std::vector<int64_t> durations_ns =
       PredictedDurations(planned.plan.programs.ranks[0]);
   const auto all = ObserveCosts(*planned.job, planned.plan, 0, durations_ns,
-                                *planned.job->costs, 1'000'000);
+                                *planned.job->costs, 1'000'000, 0);
   const auto some = ObserveCosts(*planned.job, planned.plan, 0, durations_ns,
-                                 *planned.job->costs, 7);
+                                 *planned.job->costs, 7, 0);
   ASSERT_GT(all.size(), 14u);
   EXPECT_LE(some.size(), 7u);
   EXPECT_GE(some.size(), 4u);
+  // In turns all are seen.
+  const auto turns = static_cast<int64_t>((all.size() + 6) / 7);
+  size_t seen = 0;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    seen += ObserveCosts(*planned.job, planned.plan, 0, durations_ns,
+                         *planned.job->costs, 7, turn)
+                .size();
+  }
+  EXPECT_EQ(seen, all.size());
   EXPECT_EQ(some[0].predicted_ns, all[0].predicted_ns);
 }
 
@@ -104,7 +113,7 @@ TEST(CostObservationsTest, CalibrationFindsTheFactorsOfASimulatedMachine) {
     for (const semu::CostObservation& observation :
          ObserveCosts(slow, executed, static_cast<int>(rank),
                       PredictedDurations(executed.programs.ranks[rank]),
-                      *predicted.job->costs, 256)) {
+                      *predicted.job->costs, 256, 0)) {
       calibrator.Add(observation);
     }
   }

@@ -380,7 +380,7 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
   }
   if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kFalling)) ||
       !within(1, static_cast<int32_t>(PipelineRule::Rhythm::kZeroBubbleV)) ||
-      !within(3, kMostStretch) ||
+      !within(3, kMostStretch) || !within(6, kPatient) ||
       !within(4,
               static_cast<int32_t>(PipelineRule::SweepOrder::kShallowFirst))) {
     return std::nullopt;

@@ -115,7 +115,8 @@ class Search {
     return budget.deadline.has_value() && Clock::now() >= *budget.deadline;
   }
 
-  // The share of the budget that is used; 1: over.
+  // The share of the budget that is used; 1: over. Where schedules are counted,
+  // time only ends the search: what is done depends on the count alone.
   double Progress() const {
     if (!elites_.empty() &&
         (elites_.front().order.makespan_ns <= bound_ns_ || Stopped())) {
@@ -126,13 +127,12 @@ class Search {
     if (budget.evaluations > 0) {
       used = static_cast<double>(evaluations_) /
              static_cast<double>(budget.evaluations);
-    }
-    if (budget.deadline.has_value()) {
+    } else if (budget.deadline.has_value()) {
       const double passed =
           std::chrono::duration<double>(Clock::now() - start_).count();
       const double whole =
           std::chrono::duration<double>(*budget.deadline - start_).count();
-      used = std::max(used, whole > 0 ? passed / whole : 1);
+      used = whole > 0 ? passed / whole : 1;
     }
     return std::min(used, 1.0);
   }
@@ -361,11 +361,12 @@ class Search {
       if (progress >= 1) return;
       // 0 at the start of the walks, 1 at the end of the budget.
       const double walked = (progress - first_progress) / (1 - first_progress);
+      const int walking =
+          static_cast<int>(std::min<int64_t>(kElites, EvaluationsLeft()));
       const int64_t moves = std::min(
-          kMovesPerRound, std::max<int64_t>(1, EvaluationsLeft() / kElites *
-                                                   kMovesPerEvaluation));
+          kMovesPerRound, EvaluationsLeft() / walking * kMovesPerEvaluation);
       std::vector<int64_t> made(kElites, 0);
-      pool_.Run(kElites, [&](int, int i) {
+      pool_.Run(walking, [&](int, int i) {
         if (Stopped()) return;
         if (walks[i] == nullptr) {
           walks[i] = std::make_unique<OrderSearch>(graph_);
@@ -383,8 +384,8 @@ class Search {
           anneal.temperature = hot * std::pow(kColdest / hot, walked);
         made[i] = walks[i]->Anneal(anneal, bests[i]);
       });
-      for (const int64_t n : made) {
-        evaluations_ += std::max<int64_t>(1, n / kMovesPerEvaluation);
+      for (int i = 0; i < walking; ++i) {
+        evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
       }
       int best = 0, worst = 0;
       for (int i = 1; i < kElites; ++i) {

@@ -166,6 +166,29 @@ TEST_P(StrategyTest, ATimeBudgetSearchesAsHardAsAnEvaluationBudget) {
   EXPECT_LE(many->makespan_ns, few->makespan_ns);
 }
 
+TEST_P(StrategyTest, ADeadlineThatIsNotReachedChangesNothing) {
+  const Problem problem = MiddlingProblem();
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  for (const int64_t evaluations : {1, 2, 5, 50, 301}) {
+    std::vector<std::string> texts;
+    for (const int seconds : {0, 5, 3600}) {
+      SearchOptions options;
+      options.budget.evaluations = evaluations;
+      if (seconds > 0) {
+        options.budget.deadline =
+            std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+      }
+      const auto result = strategy_->Solve(graph, options);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_LE(result->evaluations, evaluations);
+      const auto times = TimeSchedule(graph, result->schedule);
+      texts.push_back(ScheduleToJson(problem, result->schedule, *times, {}));
+    }
+    EXPECT_EQ(texts[0], texts[1]) << evaluations;
+    EXPECT_EQ(texts[0], texts[2]) << evaluations;
+  }
+}
+
 TEST_P(StrategyTest, TakesAnyWarmStart) {
   const Problem problem = MiddlingProblem();
   const ProblemGraph graph = BuildProblemGraph(problem);
