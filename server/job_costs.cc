@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace pipeweaver::server {
@@ -38,6 +39,15 @@ JobCosts::JobCosts(const semu::Job& job,
 std::shared_ptr<const CostVersion> JobCosts::current() const {
   MutexLock lock(&mutex_);
   return current_;
+}
+
+int JobCosts::observations_per_report() const {
+  const int64_t reports = int64_t{platform_.parallelism.pipeline_parallel} *
+                          platform_.parallelism.data_parallel * kStepsHeld;
+  const auto window = static_cast<int64_t>(semu::CalibratorOptions().window);
+  return static_cast<int>(std::clamp<int64_t>(window / reports,
+                                              kLeastObservationsPerReport,
+                                              kMostObservationsPerReport));
 }
 
 void JobCosts::AddLayer(const semu::MeasuredLayer& layer) {
@@ -79,18 +89,17 @@ std::vector<semu::MeasuredLayer> JobCosts::Layers() const {
   return layers;
 }
 
-bool JobCosts::LayersMoved() const {
-  const semu::MeasuredCost& published = current_->costs->measured();
+bool JobCosts::LayersMoved(const std::vector<semu::MeasuredLayer>& layers,
+                           const semu::MeasuredCost& published) const {
   double error = 0;
-  for (const auto& [key, held] : layers_) {
+  for (const semu::MeasuredLayer& layer : layers) {
     const std::optional<int64_t> predicted_ns =
-        published.PredictNs(platform_, held.layer);
+        published.PredictNs(platform_, layer);
     if (!predicted_ns) return true;
-    error += std::abs(static_cast<double>(*predicted_ns) /
-                          static_cast<double>(held.layer.ns) -
-                      1);
+    error += std::abs(
+        static_cast<double>(*predicted_ns) / static_cast<double>(layer.ns) - 1);
   }
-  return error > kPublishError * static_cast<double>(layers_.size());
+  return error > kPublishError * static_cast<double>(layers.size());
 }
 
 void JobCosts::AddObservations(
@@ -117,33 +126,63 @@ void JobCosts::AddPeak(int rank, int64_t predicted_bytes,
   const int64_t steps =
       (excess_bytes + kReserveStepBytes - 1) / kReserveStepBytes;
   MutexLock lock(&mutex_);
+  if (!refused_reserve_bytes_.empty() &&
+      refused_reserve_bytes_[rank] <= steps * kReserveStepBytes) {
+    return;
+  }
   extra_reserve_bytes_.resize(platform_.parallelism.pipeline_parallel, 0);
   extra_reserve_bytes_[rank] =
       std::max(extra_reserve_bytes_[rank], steps * kReserveStepBytes);
 }
 
+std::shared_ptr<const CostVersion> JobCosts::RefuseReserve(
+    const std::vector<int64_t>& accepted) {
+  MutexLock fit_lock(&fit_mutex_);
+  MutexLock lock(&mutex_);
+  CostVersion next = *current_;
+  std::vector<int64_t>& extra = next.extra_reserve_bytes;
+  const auto grown = [&](size_t rank) {
+    return extra[rank] - (accepted.empty() ? 0 : accepted[rank]);
+  };
+  size_t most = 0;
+  for (size_t rank = 1; rank < extra.size(); ++rank) {
+    if (grown(rank) > grown(most)) most = rank;
+  }
+  if (extra.empty() || grown(most) <= 0) return nullptr;
+  refused_reserve_bytes_.resize(extra.size(),
+                                std::numeric_limits<int64_t>::max());
+  refused_reserve_bytes_[most] =
+      std::min(refused_reserve_bytes_[most], extra[most]);
+  extra[most] -= grown(most);
+  extra_reserve_bytes_[most] = extra[most];
+  ++next.number;
+  current_ = std::make_shared<const CostVersion>(std::move(next));
+  return current_;
+}
+
 void JobCosts::BeginLayout() {
   MutexLock lock(&mutex_);
   extra_reserve_bytes_.clear();
+  refused_reserve_bytes_.clear();
   if (current_->extra_reserve_bytes.empty()) return;
   CostVersion same = *current_;
   same.extra_reserve_bytes.clear();
   current_ = std::make_shared<const CostVersion>(std::move(same));
 }
 
-std::optional<JobCosts::NamedDrift> JobCosts::ObserveStep(uint32_t replica,
-                                                          int64_t step,
-                                                          int64_t predicted_ns,
-                                                          int64_t measured_ns) {
+JobCosts::DriftState JobCosts::ObserveStep(uint32_t replica, int64_t step,
+                                           int64_t predicted_ns,
+                                           int64_t measured_ns) {
   MutexLock lock(&mutex_);
   Watch& watch = watches_[replica];
-  const std::optional<semu::Drift> drift =
-      watch.alarm.Observe(step, predicted_ns, measured_ns);
-  const bool first = !watch.drifting;
-  watch.drifting = drift.has_value();
-  if (!drift) return std::nullopt;
-  ++drifted_steps_;
-  return NamedDrift{*drift, first};
+  DriftState state;
+  state.drift = watch.alarm.Observe(step, predicted_ns, measured_ns);
+  state.changed = watch.drifting != state.drift.has_value();
+  watch.drifting = state.drift.has_value();
+  if (state.changed) drifting_ += watch.drifting ? 1 : -1;
+  if (watch.drifting) ++drifted_steps_;
+  state.drifting = drifting_;
+  return state;
 }
 
 int64_t JobCosts::drifted_steps() const {
@@ -172,17 +211,17 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
   MutexLock fit_lock(&fit_mutex_);
   CostVersion next;
   std::vector<semu::MeasuredLayer> layers;
-  bool layers_moved = false;
   bool fit = false;
   {
     MutexLock lock(&mutex_);
     next = *current_;
-    layers_moved = layers_added_ && LayersMoved();
+    if (layers_added_) layers = Layers();
     layers_added_ = false;
     fit = fit_due_;
     fit_due_ = speed_due_ = false;
-    if (layers_moved) layers = Layers();
   }
+  const bool layers_moved =
+      !layers.empty() && LayersMoved(layers, next.costs->measured());
   bool changed = layers_moved;
   if (layers_moved) {
     calibrator_.emplace();
@@ -199,18 +238,18 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
       changed = true;
     }
   }
-  MutexLock lock(&mutex_);
-  publishing_ = false;
-  const bool memory_moved =
-      extra_reserve_bytes_ != current_->extra_reserve_bytes;
-  next.extra_reserve_bytes = extra_reserve_bytes_;
-  if (!changed && !memory_moved) return nullptr;
   if (changed) {
     next.costs = std::make_shared<semu::CorrectedCosts>(
         analytic_,
         layers_moved ? std::move(layers) : next.costs->measured().points(),
         next.calibration);
   }
+  MutexLock lock(&mutex_);
+  publishing_ = false;
+  const bool memory_moved =
+      extra_reserve_bytes_ != current_->extra_reserve_bytes;
+  next.extra_reserve_bytes = extra_reserve_bytes_;
+  if (!changed && !memory_moved) return nullptr;
   ++next.number;
   current_ = std::make_shared<const CostVersion>(std::move(next));
   return current_;

@@ -57,8 +57,10 @@ class JobCosts {
   static constexpr int kMaxLayers = 4096;
   // Earlier measurements of a layer weigh as this many at most.
   static constexpr int64_t kMaxWeight = 64;
-  // Observations taken of one report.
-  static constexpr int kObservationsPerReport = 256;
+  static constexpr int kStepsHeld = 4;
+  static constexpr int kLeastObservationsPerReport = 16;
+  // Observations taken of one report, at most.
+  static constexpr int kMostObservationsPerReport = 256;
 
   JobCosts(const semu::Job& job,
            std::shared_ptr<const semu::CostModel> analytic,
@@ -66,6 +68,10 @@ class JobCosts {
 
   // The latest version published.
   std::shared_ptr<const CostVersion> current() const;
+
+  // Observations to take of one report: those of all ranks over kStepsHeld
+  // steps are held, as far as each is to have kLeastObservationsPerReport.
+  int observations_per_report() const;
 
   void AddLayers(const std::vector<semu::MeasuredLayer>& layers);
   // What ObserveCosts made of a rank's report of `step`, on top of the measured
@@ -75,18 +81,27 @@ class JobCosts {
   // A rank's peak as predicted without the extra reserve, and as reported.
   // REQUIRES: rank is one of the job's.
   void AddPeak(int rank, int64_t predicted_bytes, int64_t reported_bytes);
+  // No plan is possible with the reserve published: publishes it with that of
+  // the rank that grew most over `accepted`, CostVersion::extra_reserve_bytes
+  // of a version with plans, taken back; null: none grew. Peaks of the rank
+  // that ask for as much again do not count.
+  std::shared_ptr<const CostVersion> RefuseReserve(
+      const std::vector<int64_t>& accepted);
   // Forgets peaks: what ranks hold has changed.
   void BeginLayout();
 
-  // A replica's step (both times > 0); the drift if the alarm names it. `first`
-  // tells whether the replica's step before was not named.
-  struct NamedDrift {
-    semu::Drift drift;
-    bool first = false;
+  // A replica's step (both times > 0).
+  struct DriftState {
+    // If the alarm names it.
+    std::optional<semu::Drift> drift;
+    // The replica's step before was not named and this one is, or the other way
+    // round.
+    bool changed = false;
+    // Replicas whose latest step was named.
+    int drifting = 0;
   };
-  std::optional<NamedDrift> ObserveStep(uint32_t replica, int64_t step,
-                                        int64_t predicted_ns,
-                                        int64_t measured_ns);
+  DriftState ObserveStep(uint32_t replica, int64_t step, int64_t predicted_ns,
+                         int64_t measured_ns);
   // Steps named since registration.
   int64_t drifted_steps() const;
 
@@ -108,13 +123,15 @@ class JobCosts {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<semu::MeasuredLayer> Layers() const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Measured layers say something else than the version published.
-  bool LayersMoved() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Measured layers say something else than those published.
+  bool LayersMoved(const std::vector<semu::MeasuredLayer>& layers,
+                   const semu::MeasuredCost& published) const;
 
   const semu::Platform platform_;
   const std::shared_ptr<const semu::CostModel> analytic_;
 
-  // Held while factors are fitted, tens of milliseconds; taken before mutex_.
+  // Held while layers are compared and factors fitted, tens of milliseconds;
+  // taken before mutex_.
   Mutex fit_mutex_;
   std::optional<semu::Calibrator> calibrator_ ABSL_GUARDED_BY(fit_mutex_);
   int64_t observations_ ABSL_GUARDED_BY(fit_mutex_) = 0;
@@ -131,11 +148,14 @@ class JobCosts {
   std::map<uint64_t, semu::MeasuredLayer> by_age_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_age_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<int64_t> extra_reserve_bytes_ ABSL_GUARDED_BY(mutex_);
+  // [rank], the least that was refused; empty: nothing was.
+  std::vector<int64_t> refused_reserve_bytes_ ABSL_GUARDED_BY(mutex_);
   struct Watch {
     semu::DriftAlarm alarm;
     bool drifting = false;
   };
   std::map<uint32_t, Watch> watches_ ABSL_GUARDED_BY(mutex_);
+  int drifting_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t drifted_steps_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

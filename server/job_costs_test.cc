@@ -168,16 +168,48 @@ TEST_F(JobCostsTest, PeaksBeyondThePredictionAreSetAsideInSteps) {
   EXPECT_FALSE(costs_.TakeDue());
 }
 
-TEST_F(JobCostsTest, NamesDriftAndWhenItBegins) {
-  EXPECT_FALSE(costs_.ObserveStep(0, 1, 1000, 1010));
-  const auto first = costs_.ObserveStep(0, 2, 1000, 1500);
-  ASSERT_TRUE(first);
-  EXPECT_TRUE(first->first);
-  EXPECT_NEAR(first->drift.relative_error, 0.5, 1e-9);
-  EXPECT_FALSE(costs_.ObserveStep(0, 3, 1000, 1500)->first);
-  EXPECT_TRUE(costs_.ObserveStep(1, 3, 1000, 1500)->first) << "a replica each";
-  EXPECT_FALSE(costs_.ObserveStep(0, 4, 1000, 1000));
-  EXPECT_TRUE(costs_.ObserveStep(0, 5, 1000, 1500)->first);
+TEST_F(JobCostsTest, AReserveThatLeavesNoPlanIsTakenBackAlone) {
+  constexpr int64_t kStep = JobCosts::kReserveStepBytes;
+  costs_.AddPeak(0, 1000, 1001);
+  costs_.AddPeak(1, 1000, 1000 + 100 * kStep);
+  ASSERT_NE(costs_.Publish(), nullptr);
+  auto version = costs_.RefuseReserve({});
+  ASSERT_NE(version, nullptr);
+  EXPECT_THAT(version->extra_reserve_bytes, ElementsAre(kStep, 0));
+  EXPECT_EQ(version->number, 2);
+  EXPECT_EQ(costs_.current(), version);
+  // As much again does not count, less does.
+  costs_.AddPeak(1, 1000, 1000 + 100 * kStep);
+  EXPECT_FALSE(costs_.TakeDue());
+  costs_.AddPeak(1, 1000, 1000 + 2 * kStep);
+  EXPECT_TRUE(costs_.TakeDue());
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_THAT(costs_.current()->extra_reserve_bytes,
+              ElementsAre(kStep, 2 * kStep));
+  EXPECT_EQ(costs_.RefuseReserve({kStep, 2 * kStep}), nullptr)
+      << "nothing grew: the reserve is not what leaves no plan";
+}
+
+TEST_F(JobCostsTest, NamesDriftAndWhenItBeginsAndEnds) {
+  EXPECT_FALSE(costs_.ObserveStep(0, 1, 1000, 1010).drift);
+  JobCosts::DriftState state = costs_.ObserveStep(0, 2, 1000, 1500);
+  ASSERT_TRUE(state.drift);
+  EXPECT_TRUE(state.changed);
+  EXPECT_EQ(state.drifting, 1);
+  EXPECT_NEAR(state.drift->relative_error, 0.5, 1e-9);
+  EXPECT_FALSE(costs_.ObserveStep(0, 3, 1000, 1500).changed);
+  state = costs_.ObserveStep(1, 2, 1000, 1010);
+  EXPECT_FALSE(state.drift);
+  EXPECT_FALSE(state.changed) << "a replica each";
+  EXPECT_EQ(state.drifting, 1);
+  state = costs_.ObserveStep(1, 3, 1000, 1500);
+  EXPECT_TRUE(state.changed);
+  EXPECT_EQ(state.drifting, 2);
+  state = costs_.ObserveStep(0, 4, 1000, 1000);
+  EXPECT_FALSE(state.drift);
+  EXPECT_TRUE(state.changed);
+  EXPECT_EQ(state.drifting, 1);
+  EXPECT_TRUE(costs_.ObserveStep(0, 5, 1000, 1500).changed);
   EXPECT_EQ(costs_.drifted_steps(), 4);
 }
 

@@ -119,9 +119,10 @@ Metrics::Metrics(int max_job_labels)
           Gauges(registry_, "pipeweaver_job_extra_reserve_bytes",
                  "Bytes set aside since reported peaks passed predictions, on "
                  "the rank with most.")),
-      job_drift_(Gauges(registry_, "pipeweaver_job_drift",
-                        "1 when the latest reported step's time parted from "
-                        "the prediction, else 0.")) {
+      job_drift_(
+          Gauges(registry_, "pipeweaver_job_drift",
+                 "Replicas whose latest reported step's time parted from "
+                 "the prediction.")) {
   auto& rpc_seconds =
       Histograms(registry_, "pipeweaver_rpc_seconds",
                  "Time of a call in the server, waiting for a plan included.");
@@ -324,28 +325,23 @@ void Metrics::OnCostsRefused(const std::string& job,
       job, status.ToString());
 }
 
-void Metrics::OnDrift(const StepKey& key, const semu::Drift& drift,
-                      bool first) {
-  drifted_steps_->Increment();
-  if (first) {
-    spdlog::warn(
-        "{}: took {:.3f} s, predicted {:.3f} s: {:+.1f} %, beyond {:.1f} %; "
-        "said again when it ends",
-        DebugString(key), Seconds(drift.measured_ns),
-        Seconds(drift.predicted_ns), 100 * drift.relative_error,
-        100 * drift.limit);
+void Metrics::OnDrift(const StepKey& key, const JobCosts::DriftState& state) {
+  if (state.drift) {
+    drifted_steps_->Increment();
+    if (state.changed) {
+      spdlog::warn(
+          "{}: took {:.3f} s, predicted {:.3f} s: {:+.1f} %, beyond {:.1f} %; "
+          "said again when it ends",
+          DebugString(key), Seconds(state.drift->measured_ns),
+          Seconds(state.drift->predicted_ns), 100 * state.drift->relative_error,
+          100 * state.drift->limit);
+    }
+  } else {
+    spdlog::info("{}: as predicted again", DebugString(key));
   }
   MutexLock lock(&mutex_);
   const auto it = job_gauges_.find(key.job);
-  if (it != job_gauges_.end()) it->second.drift->Set(1);
-}
-
-void Metrics::OnNoDrift(const StepKey& key) {
-  MutexLock lock(&mutex_);
-  const auto it = job_gauges_.find(key.job);
-  if (it == job_gauges_.end() || it->second.drift->Value() == 0) return;
-  it->second.drift->Set(0);
-  spdlog::info("{}: as predicted again", DebugString(key));
+  if (it != job_gauges_.end()) it->second.drift->Set(state.drifting);
 }
 
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {

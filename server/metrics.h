@@ -79,10 +79,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   void OnCosts(const std::string& job, const CostVersion& version) override;
   void OnCostsRefused(const std::string& job,
                       const absl::Status& status) override;
-  // Also says so in the log when a drift begins and when it ends.
-  void OnDrift(const StepKey& key, const semu::Drift& drift,
-               bool first) override;
-  void OnNoDrift(const StepKey& key) override;
+  // Also says so in the log when a replica's drift begins and when it ends.
+  void OnDrift(const StepKey& key, const JobCosts::DriftState& state) override;
 
   int rpcs_in_flight() const { return rpcs_in_flight_; }
 

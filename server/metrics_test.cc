@@ -53,7 +53,8 @@ void Exercise(Metrics& metrics) {
   version.extra_reserve_bytes = {0, 64};
   metrics.OnCosts("vlm", version);
   metrics.OnCostsRefused("vlm", absl::ResourceExhaustedError("full"));
-  metrics.OnDrift({"vlm", 1, 0, 0}, {0, 100, 150, 0.5, 0.03}, true);
+  metrics.OnDrift({"vlm", 1, 0, 0},
+                  {semu::Drift{0, 100, 150, 0.5, 0.03}, true, 1});
   metrics.OnLikeBatchLookup(true);
   metrics.CountRpc(RpcMethod::kGetProgram, absl::StatusCode::kNotFound,
                    std::chrono::microseconds(3));
@@ -94,7 +95,7 @@ TEST(MetricsTest, CountsWhatHappens) {
 TEST(MetricsTest, DriftEndsWithAStepAsPredicted) {
   Metrics metrics(1);
   Exercise(metrics);
-  metrics.OnNoDrift({"vlm", 1, 1, 0});
+  metrics.OnDrift({"vlm", 1, 1, 0}, {std::nullopt, true, 0});
   EXPECT_THAT(Page(metrics), HasSubstr("pipeweaver_job_drift{job=\"vlm\"} 0"));
   EXPECT_THAT(Page(metrics), HasSubstr("pipeweaver_drifted_steps_total 1"));
 }

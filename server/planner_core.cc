@@ -18,6 +18,7 @@ namespace {
 // Of what a report may claim: 11 days, a PiB.
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
 constexpr uint64_t kMaxReportedBytes = uint64_t{1} << 50;
+constexpr std::chrono::milliseconds kFirstSealTime{20};
 
 absl::Status CheckMost(absl::string_view field, uint64_t value, uint64_t most) {
   if (value <= most) return absl::OkStatus();
@@ -423,13 +424,11 @@ void PlannerCore::Learn(const SealedPlan& sealed, const StepReportIn& report) {
   JobCosts& costs = *(*job)->costs;
   const search::StepReport& predicted = sealed.plan->report;
   if (report.rank == 0 && predicted.makespan_ns > 0) {
-    const auto named = costs.ObserveStep(
+    const JobCosts::DriftState state = costs.ObserveStep(
         report.key.replica, static_cast<int64_t>(report.key.step),
         predicted.makespan_ns, static_cast<int64_t>(report.step_ns));
-    if (observer_ != nullptr && named) {
-      observer_->OnDrift(report.key, named->drift, named->first);
-    } else if (observer_ != nullptr) {
-      observer_->OnNoDrift(report.key);
+    if (observer_ != nullptr && (state.drift || state.changed)) {
+      observer_->OnDrift(report.key, state);
     }
   }
   if (report.peak_memory_bytes > 0) {
@@ -447,7 +446,8 @@ void PlannerCore::Learn(const SealedPlan& sealed, const StepReportIn& report) {
         search::ObserveCosts(*sealed.job, *sealed.plan,
                              static_cast<int>(report.rank), duration_ns,
                              sealed.costs->costs->measured(),
-                             JobCosts::kObservationsPerReport));
+                             costs.observations_per_report(),
+                             static_cast<int64_t>(report.key.step)));
   }
   RepriceIfDue(*job);
 }
@@ -481,15 +481,23 @@ void PlannerCore::Reprice(const std::string& name) {
   prepared.costs = (*job)->costs;
   prepared.cost_version = prepared.costs->Publish();
   if (prepared.cost_version == nullptr) return;
-  const std::shared_ptr<const CostVersion> version = prepared.cost_version;
-  auto plannable = planner_->Prepare(
-      (*job)->plannable->job, (*job)->plannable->layout, version->Prepare());
-  if (!plannable.ok()) {
-    if (observer_ != nullptr) {
-      observer_->OnCostsRefused(name, plannable.status());
-    }
-    return;
+  const auto prepare = [&] {
+    return planner_->Prepare((*job)->plannable->job, (*job)->plannable->layout,
+                             prepared.cost_version->Prepare());
+  };
+  auto plannable = prepare();
+  if (!plannable.ok() && observer_ != nullptr) {
+    observer_->OnCostsRefused(name, plannable.status());
   }
+  while (!plannable.ok()) {
+    // Without the reserve that is too large, the rest of what was learnt
+    // counts.
+    prepared.cost_version = prepared.costs->RefuseReserve(
+        (*job)->cost_version->extra_reserve_bytes);
+    if (prepared.cost_version == nullptr) return;
+    plannable = prepare();
+  }
+  const std::shared_ptr<const CostVersion> version = prepared.cost_version;
   prepared.plannable = *std::move(plannable);
   prepared.layout_digest = (*job)->layout_digest;
   prepared.profile_digest = codec_->ProfileDigest(*prepared.plannable);
@@ -509,6 +517,16 @@ std::shared_ptr<const SealedPlan> PlannerCore::LikeBatch(
   auto like = table_.Like(request, request.job->profile_digest);
   if (observer_ != nullptr) observer_->OnLikeBatchLookup(like != nullptr);
   return like;
+}
+
+std::chrono::nanoseconds PlannerCore::SealTime(
+    const std::string& job, Clock::Duration until_sealed) const {
+  const absl::StatusOr<JobStats> stats = registry_.Stats(job);
+  if (stats.ok() && stats->seal_ns > 0) {
+    return std::chrono::nanoseconds(stats->seal_ns);
+  }
+  return std::clamp<Clock::Duration>(until_sealed / 4, Clock::Duration::zero(),
+                                     kFirstSealTime);
 }
 
 void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
@@ -538,10 +556,9 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   bool cut = !time_budget;
   if (request.seal_at.has_value()) {
     // The plan still has to be checked, lowered and serialised by then.
-    const absl::StatusOr<JobStats> stats = registry_.Stats(request.key.job);
     const Clock::TimePoint needed =
         *request.seal_at -
-        std::chrono::nanoseconds(stats.ok() ? stats->seal_ns : 0);
+        SealTime(request.key.job, *request.seal_at - started);
     if (needed < deadline) {
       deadline = needed;
       cut = true;
@@ -561,10 +578,10 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
                                 : PlanOrigin::kSearchCut;
   const int64_t after_search_ns = plan->report.check_ns + plan->report.lower_ns;
   const Clock::TimePoint planned = clock_->Now();
-  SealPlan(*step, std::make_shared<search::StepPlan>(*std::move(plan)), origin,
-           warm == nullptr ? std::string() : warm->plan_digest,
-           /*joint_batch_digests=*/"",
-           Nanoseconds(started - request.submitted_at));
+  SealPlan(
+      *step, *request.job, std::make_shared<search::StepPlan>(*std::move(plan)),
+      origin, warm == nullptr ? std::string() : warm->plan_digest,
+      /*joint_batch_digests=*/"", Nanoseconds(started - request.submitted_at));
   registry_.NoteSealTime(
       request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
 }
@@ -582,8 +599,6 @@ void PlannerCore::PlanJointSteps(
   const Clock::TimePoint started = clock_->Now();
   const int count = static_cast<int>(steps.size());
   const std::string& job = steps[0]->request->key.job;
-  const absl::StatusOr<JobStats> stats = registry_.Stats(job);
-  const std::chrono::nanoseconds seal_time(stats.ok() ? stats->seal_ns : 0);
 
   search::PlanOptions options;
   search::SearchBudget& budget = options.search.budget;
@@ -602,7 +617,9 @@ void PlannerCore::PlanJointSteps(
     time_budget |= request.budget_evaluations == 0;
     if (request.seal_at.has_value()) {
       // All plans are sealed one after the other.
-      const Clock::TimePoint at = *request.seal_at - count * seal_time;
+      const Clock::TimePoint at =
+          *request.seal_at -
+          count * SealTime(job, (*request.seal_at - started) / count);
       needed = std::min(needed.value_or(at), at);
     }
   }
@@ -614,7 +631,9 @@ void PlannerCore::PlanJointSteps(
     budget.deadline = *needed;
     cut = true;
   }
-  const search::PlannableJob& plannable = *steps[0]->request->job->plannable;
+  // What all are planned with, though a step may have come after a change.
+  const RegisteredJob& registered = *steps[0]->request->job;
+  const search::PlannableJob& plannable = *registered.plannable;
   std::optional<search::DealtBatches> dealt;
   if (MayMove(steps, plannable.job.parallelism.data_parallel)) {
     auto out = search::DealOut(plannable, batches);
@@ -630,8 +649,8 @@ void PlannerCore::PlanJointSteps(
   std::vector<absl::StatusOr<search::StepPlan>> plans =
       search::PlanJointly(*planner_, plannable, batches, options);
   if (dealt.has_value()) {
-    SealDealtSteps(steps, *dealt, std::move(plans), cut, batch_digests,
-                   started);
+    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut,
+                   batch_digests, started);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -644,19 +663,26 @@ void PlannerCore::PlanJointSteps(
     const PlanOrigin origin = plans[i]->report.finished || !cut
                                   ? PlanOrigin::kSearchFinished
                                   : PlanOrigin::kSearchCut;
-    SealPlan(step, std::make_shared<search::StepPlan>(*std::move(plans[i])),
-             origin, /*warm_start_digest=*/"", batch_digests,
+    const int64_t after_search_ns =
+        plans[i]->report.check_ns + plans[i]->report.lower_ns;
+    const Clock::TimePoint planned = clock_->Now();
+    SealPlan(step, registered,
+             std::make_shared<search::StepPlan>(*std::move(plans[i])), origin,
+             /*warm_start_digest=*/"", batch_digests,
              Nanoseconds(started - step.request->submitted_at));
+    registry_.NoteSealTime(
+        job, after_search_ns + Nanoseconds(clock_->Now() - planned));
   }
 }
 
-PlanIdentity PlannerCore::IdentityOf(const StepRequest& request) {
+PlanIdentity PlannerCore::IdentityOf(const StepRequest& request,
+                                     const RegisteredJob& job) {
   PlanIdentity identity;
   identity.key = request.key;
-  identity.job_digest = request.job->job_digest;
-  identity.layout_digest = request.job->layout_digest;
+  identity.job_digest = job.job_digest;
+  identity.layout_digest = job.layout_digest;
   identity.batch_digest = request.batch_digest;
-  identity.profile_digest = request.job->profile_digest;
+  identity.profile_digest = job.profile_digest;
   identity.seed = request.seed;
   identity.budget_evaluations = request.budget_evaluations;
   identity.duration_noise = request.duration_noise;
@@ -665,11 +691,11 @@ PlanIdentity PlannerCore::IdentityOf(const StepRequest& request) {
 
 void PlannerCore::SealDealtSteps(
     const std::vector<std::shared_ptr<const PendingStep>>& steps,
-    const search::DealtBatches& dealt,
+    const search::DealtBatches& dealt, const RegisteredJob& job,
     std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
     const std::string& joint_batch_digests, Clock::TimePoint started) {
-  // What all were planned with, though a step may have come after a change.
-  const RegisteredJob& job = *steps[0]->request->job;
+  const Clock::TimePoint planned = clock_->Now();
+  int64_t after_search_ns = 0;
   const auto fall_back = [&](const absl::Status& status) {
     for (const auto& step : steps) SealFallback(*step, status);
   };
@@ -677,9 +703,9 @@ void PlannerCore::SealDealtSteps(
   for (size_t i = 0; i < steps.size(); ++i) {
     if (!plans[i].ok()) return fall_back(plans[i].status());
     const StepRequest& request = *steps[i]->request;
+    after_search_ns += plans[i]->report.check_ns + plans[i]->report.lower_ns;
     UnsealedPlan& plan = unsealed.emplace_back();
-    plan.identity = IdentityOf(request);
-    plan.identity.profile_digest = job.profile_digest;
+    plan.identity = IdentityOf(request, job);
     plan.identity.origin = plans[i]->report.finished || !cut
                                ? PlanOrigin::kSearchFinished
                                : PlanOrigin::kSearchCut;
@@ -709,35 +735,37 @@ void PlannerCore::SealDealtSteps(
       }
     }
   };
+  registry_.NoteSealTime(
+      job.name, (after_search_ns + Nanoseconds(clock_->Now() - planned)) /
+                    static_cast<int64_t>(steps.size()));
   if (!table_.SealAll(steps, values, clock_->Now(), count)) {
     return fall_back(absl::OkStatus());
   }
   WakeKeeper();
 }
 
-void PlannerCore::SealPlan(const PendingStep& step,
+void PlannerCore::SealPlan(const PendingStep& step, const RegisteredJob& job,
                            std::shared_ptr<const search::StepPlan> plan,
                            PlanOrigin origin, std::string warm_start_digest,
                            std::string joint_batch_digests, int64_t queue_ns) {
   const StepRequest& request = *step.request;
-  PlanIdentity identity = IdentityOf(request);
+  PlanIdentity identity = IdentityOf(request, job);
   identity.warm_start_digest = std::move(warm_start_digest);
   identity.origin = origin;
   identity.joint_batch_digests = std::move(joint_batch_digests);
   PlanTimings timings;
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
-  absl::StatusOr<SealedPlan> sealed =
-      codec_->Seal(*request.job->plannable, std::move(plan), identity, timings,
-                   ThreadsForSearch());
+  absl::StatusOr<SealedPlan> sealed = codec_->Seal(
+      *job.plannable, std::move(plan), identity, timings, ThreadsForSearch());
   if (!sealed.ok()) {
     SealFailure(step, sealed.status());
     return;
   }
   sealed->shadow = request.shadow;
   sealed->forward_only = request.batch.forward_only;
-  sealed->job = request.job->plannable;
-  sealed->costs = request.job->cost_version;
+  sealed->job = job.plannable;
+  sealed->costs = job.cost_version;
   auto value = std::make_shared<const SealedPlan>(*std::move(sealed));
   const auto count = [&] {
     registry_.CountPlan(request.key.job, origin);
@@ -761,7 +789,8 @@ void PlannerCore::SealFallback(const PendingStep& step,
   const StepRequest& request = *step.request;
   const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   if (auto like = LikeBatch(request); like != nullptr) {
-    SealPlan(step, like->plan, PlanOrigin::kCached, like->plan_digest,
+    SealPlan(step, *request.job, like->plan, PlanOrigin::kCached,
+             like->plan_digest,
              /*joint_batch_digests=*/"", queue_ns);
     return;
   }
@@ -770,7 +799,8 @@ void PlannerCore::SealFallback(const PendingStep& step,
     SealFailure(step, why_no_search.ok() ? safe.status() : why_no_search);
     return;
   }
-  SealPlan(step, std::make_shared<search::StepPlan>(*std::move(safe)),
+  SealPlan(step, *request.job,
+           std::make_shared<search::StepPlan>(*std::move(safe)),
            PlanOrigin::kSafe, std::string(), std::string(), queue_ns);
 }
 

@@ -195,17 +195,20 @@ class PlannerCore {
   std::optional<Clock::TimePoint> NextJointStart() const;
   void PlanJointSteps(
       const std::vector<std::shared_ptr<const PendingStep>>& steps);
-  // Seals the plans of all replicas' dealt-out batches, or, where one of them
-  // failed or somebody was first with a step, a plan of its own batch for each.
+  // Seals the plans of all replicas' dealt-out batches, made with `job`, or,
+  // where one of them failed or somebody was first with a step, a plan of its
+  // own batch for each.
   void SealDealtSteps(
       const std::vector<std::shared_ptr<const PendingStep>>& steps,
-      const search::DealtBatches& dealt,
+      const search::DealtBatches& dealt, const RegisteredJob& job,
       std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
       const std::string& joint_batch_digests, Clock::TimePoint started);
-  // The identity of a step's plan, as far as the step says.
-  static PlanIdentity IdentityOf(const StepRequest& request);
-  // Seals `plan` under the step's key unless somebody was first.
-  void SealPlan(const PendingStep& step,
+  // The identity of a step's plan made with `job`, as far as both say.
+  static PlanIdentity IdentityOf(const StepRequest& request,
+                                 const RegisteredJob& job);
+  // Seals `plan`, made with `job`, under the step's key unless somebody was
+  // first.
+  void SealPlan(const PendingStep& step, const RegisteredJob& job,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
                 std::string warm_start_digest, std::string joint_batch_digests,
                 int64_t queue_ns);
@@ -214,6 +217,10 @@ class PlannerCore {
   // `why_no_search` is the answer when not even that exists.
   void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
   int ThreadsForSearch() const;
+  // What checking, lowering and serialising a plan of the job will take, by
+  // what they took; before any plan of it, a guess within `until_sealed`.
+  std::chrono::nanoseconds SealTime(const std::string& job,
+                                    Clock::Duration until_sealed) const;
   // A plan of a batch with the same metadata; null: none.
   std::shared_ptr<const SealedPlan> LikeBatch(const StepRequest& request);
   // Those of the job if it is known, else new ones.

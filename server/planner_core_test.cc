@@ -120,6 +120,41 @@ TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
   }
 }
 
+TEST_F(PlannerCoreTest, JointPlansNameTheCostsThatTheyWereMadeWith) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::seconds(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7, {}, 0, wait).ok());
+  const std::string before = (*core_.registry().Find("vlm"))->profile_digest;
+  semu::MeasuredLayer layer;
+  layer.shape.items = layer.shape.tokens = 1;
+  layer.ns = 1000;
+  layer.count = 1;
+  ASSERT_TRUE(core_.AddMeasuredLayers("vlm", {layer}).ok());
+  while ((*core_.registry().Find("vlm"))->profile_digest == before) {
+  }
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 0, wait).ok());
+  for (const uint32_t replica : {0, 1}) {
+    const StepResult plan = Read({"vlm", 1, 0, replica});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ((*plan)->identity.profile_digest, before);
+    EXPECT_EQ((*plan)->costs->number, 0);
+  }
+}
+
+TEST_F(PlannerCoreTest, JointPlansTellHowLongSealingTakes) {
+  Register("vlm", "a");
+  planner_.set_lower_ns(3'000'000);
+  const auto wait = std::chrono::seconds(1);
+  for (const uint32_t replica : {0, 1}) {
+    ASSERT_TRUE(Submit({"vlm", 1, 0, replica}, 7, {}, 0, wait).ok());
+  }
+  for (const uint32_t replica : {0, 1}) {
+    ASSERT_TRUE(Read({"vlm", 1, 0, replica}).ok());
+  }
+  while (core_.registry().Stats("vlm")->seal_ns < 3'000'000) {
+  }
+}
+
 TEST_F(PlannerCoreTest, AReplicaIsPlannedWhenItsWaitIsOver) {
   Register("vlm", "a");
   ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 0, std::chrono::seconds(1)).ok());
@@ -328,20 +363,24 @@ TEST_F(PlannerCoreTest, ARegistrationCancelledBeforeItRunsLeavesNothing) {
 
 TEST_F(PlannerCoreTest, TheSearchEndsByBudgetOrBeforeThePlanIsNeeded) {
   Register("vlm", "a");
-  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.set_lower_ns(1'000'000);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 4, milliseconds(30)).ok());
   ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
-  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 2, milliseconds(30)).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 1).ok());
   ASSERT_TRUE(Read({"vlm", 1, 1, 0}).ok());
-  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 3, {}, 100).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 2, 0}, 2, milliseconds(30)).ok());
   ASSERT_TRUE(Read({"vlm", 1, 2, 0}).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 3, 0}, 3, {}, 100).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 3, 0}).ok());
   const auto calls = planner_.calls();
   const auto Deadline = [&](int i) {
     return *calls[i].options.search.budget.deadline - clock_.Now();
   };
-  EXPECT_EQ(Deadline(0), milliseconds(50));
-  EXPECT_EQ(Deadline(1), milliseconds(28));
-  EXPECT_EQ(Deadline(2), std::chrono::seconds(10));
-  EXPECT_EQ(calls[2].options.search.budget.evaluations, 100);
+  EXPECT_EQ(Deadline(0), milliseconds(21)) << "a quarter of 28 for sealing";
+  EXPECT_EQ(Deadline(1), milliseconds(50));
+  EXPECT_EQ(Deadline(2), milliseconds(27)) << "1 for sealing, as before";
+  EXPECT_EQ(Deadline(3), std::chrono::seconds(10));
+  EXPECT_EQ(calls[3].options.search.budget.evaluations, 100);
 }
 
 TEST_F(PlannerCoreTest, AnUnfinishedSearchCutByNeedSaysSo) {

@@ -46,14 +46,10 @@ class PlannerObserver {
                               const absl::Status& status) {
     (void)job, (void)status;
   }
-  // A step's measured time parted from the prediction; `first`: that of the
-  // replica's step before had not.
-  virtual void OnDrift(const StepKey& key, const semu::Drift& drift,
-                       bool first) {
-    (void)key, (void)drift, (void)first;
+  // A step's measured time parted from the prediction, or did so no longer.
+  virtual void OnDrift(const StepKey& key, const JobCosts::DriftState& state) {
+    (void)key, (void)state;
   }
-  // A step did as predicted.
-  virtual void OnNoDrift(const StepKey& key) { (void)key; }
 };
 
 }  // namespace pipeweaver::server

@@ -24,6 +24,8 @@ namespace {
 constexpr size_t kMaxRequestId = 63;
 constexpr int64_t kMaxNeededInSeconds = 86'400;
 constexpr int64_t kMaxJointWaitSeconds = 600;
+// Sums over replicas stay far from 2^63.
+constexpr int64_t kMostEvaluations = 1'000'000'000'000;
 constexpr uint64_t kMaxChunkBytes = 1 << 20;
 constexpr int kMaxSimulationRuns = 1000;
 constexpr double kMaxLinkFactor = 1e6;
@@ -51,9 +53,12 @@ absl::StatusOr<Clock::Duration> DurationFromProto(
 }
 
 absl::Status CheckBudget(int64_t budget_evaluations) {
-  if (budget_evaluations >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "budget_evaluations: ", budget_evaluations, ", must not be below 0"));
+  if (budget_evaluations >= 0 && budget_evaluations <= kMostEvaluations) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("budget_evaluations: ", budget_evaluations,
+                   ", must be 0 to ", kMostEvaluations));
 }
 
 absl::Status CheckMayMove(const v1::SubmitStepRequest& request,

@@ -199,6 +199,7 @@ absl::StatusOr<search::StepPlan> PuppetPlanner::Plan(
   search::StepPlan plan = MakePlan(
       job, label, options.strategy.empty() ? "puppet" : options.strategy);
   plan.report.finished = finished;
+  plan.report.lower_ns = lower_ns_;
   plan.settings = {1};
   return plan;
 }

@@ -48,6 +48,11 @@ class PuppetPlanner final : public search::StepPlanner {
     MutexLock lock(&mutex_);
     actions_per_rank_ = actions;
   }
+  // What lowering took in the reports of later plans.
+  void set_lower_ns(int64_t ns) {
+    MutexLock lock(&mutex_);
+    lower_ns_ = ns;
+  }
   int safe_calls() const {
     MutexLock lock(&mutex_);
     return safe_calls_;
@@ -82,6 +87,7 @@ class PuppetPlanner final : public search::StepPlanner {
   mutable CondVar changed_;
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
   int actions_per_rank_ ABSL_GUARDED_BY(mutex_) = 2;
+  int64_t lower_ns_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable std::vector<Call> calls_ ABSL_GUARDED_BY(mutex_);
   mutable std::deque<Release> releases_ ABSL_GUARDED_BY(mutex_);
   mutable int safe_calls_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -126,9 +126,8 @@ std::optional<Calibration> Calibrator::Publish() {
         for (const double log : logs) residuals.push_back(kPullToOne * log);
       },
       {.outlier_scale = 0.05});
-  fitted_.clear();
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    fitted_.emplace_back(parts[i], std::exp(result.values[i]));
+    fitted_[parts[i]] = std::exp(result.values[i]);
   }
   return PublishFitted();
 }

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -73,7 +74,8 @@ struct CalibratorOptions {
 
 // Fits factors to observations, outliers held down: the sum over observations
 // of the soft-L1 loss of ln(sum factor * predicted / measured), with a slight
-// pull of every factor to 1, which alone holds those that nothing was seen of.
+// pull of every factor to 1. What the window holds nothing of keeps its last
+// factor.
 // On top of the fit, all factors of what was seen follow the machine's speed,
 // which changes from step to step (clocks, heat, neighbours): they are
 // multiplied by the median of measured / predicted over the latest steps, where
@@ -105,8 +107,8 @@ class Calibrator {
 
   const CalibratorOptions options_;
   std::deque<CostObservation> observations_;
-  // By the last fit; empty before. Others: 1.
-  std::vector<std::pair<int, double>> fitted_;  // CostPart, factor
+  // By CostPart, of the last fit that saw it. Others: 1.
+  std::map<int, double> fitted_;
   Calibration current_;
 };
 

@@ -100,6 +100,24 @@ TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
   EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
 }
 
+TEST(CalibratorTest, KeepsTheFactorOfWhatTheWindowNoLongerHolds) {
+  Calibrator calibrator({.window = 100});
+  for (int i = 0; i < 100; ++i) calibrator.Add(Stage(i));
+  ASSERT_TRUE(calibrator.Publish());
+  const double head = calibrator.current().factors[kHead];
+  EXPECT_NEAR(head, 0.7, 0.03);
+  for (int i = 0; i < 100; ++i) {
+    CostObservation headless;
+    headless.step = 1;
+    headless.predicted_ns[kForward] = 1'000'000;
+    headless.measured_ns = 1'600'000;
+    calibrator.Add(headless);
+  }
+  ASSERT_TRUE(calibrator.Publish());
+  EXPECT_NEAR(calibrator.current().factors[kForward], 1.6, 0.03);
+  EXPECT_NEAR(calibrator.current().factors[kHead], head, 0.01);
+}
+
 TEST(CalibratorTest, SaysNothingOfUselessObservations) {
   Calibrator calibrator;
   for (int i = 0; i < 20; ++i) {
