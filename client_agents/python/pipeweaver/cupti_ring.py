@@ -13,12 +13,13 @@ Then `slots` records of 512 bytes; record n stands in slot n % slots. One proces
 writes, one reads.
 """
 
+import dataclasses
 import mmap
 import os
 import struct
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from pipeweaver.profile import ProfileRecords
 from pipeweaver.v1 import profile_pb2
@@ -115,6 +116,14 @@ class RingReader:
         self._map.close()
 
 
+@dataclasses.dataclass
+class _Step:
+    """Until a step is settled: its passes and its kernels' times by annotation."""
+    passes: Dict[str, int] = dataclasses.field(default_factory=dict)
+    kernel_ns: Dict[str, int] = dataclasses.field(default_factory=dict)
+    ended_s: Optional[float] = None
+
+
 class LayerTimes:
     """Puts kernels' times and the passes they belong to together: a profile of
     layers' passes, each as long as the kernels launched in it.
@@ -130,11 +139,8 @@ class LayerTimes:
         self._records = ProfileRecords("cupti_agent", host)
         self._settle_s = settle_s
         self._clock = clock
-        # By step, then annotation.
-        self._passes: Dict[int, Dict[str, int]] = {}
-        self._kernel_ns: Dict[Tuple[int, str], int] = {}
-        self._ended: Dict[int, float] = {}
-        self._step: Optional[int] = None
+        self._steps: Dict[int, _Step] = {}
+        self._step: Optional[_Step] = None
         self._lost = 0
         # Steps with kernels that were left out since something was lost.
         self.steps_left_out = 0
@@ -142,15 +148,13 @@ class LayerTimes:
     def step(self, step: int) -> None:
         """A step begins, and the one before is over."""
         if self._step is not None:
-            self._ended[self._step] = self._clock()
-        self._step = step
-        self._passes[step] = {}
-        self._ended.pop(step, None)
+            self._step.ended_s = self._clock()
+        self._step = self._steps[step] = _Step()
 
     def layer(self, annotation: str) -> None:
         """A pass of the step begins."""
         if self._step is not None:
-            passes = self._passes[self._step]
+            passes = self._step.passes
             passes[annotation] = passes.get(annotation, 0) + 1
 
     def take(self, ring: RingReader, everything: bool = False
@@ -158,26 +162,30 @@ class LayerTimes:
         """Reads the ring; a profile of the steps that are settled, or of all that
         have begun if nothing more will come. None: there is nothing new."""
         for record in ring.read():
-            if record.kind == KERNEL and record.step in self._passes:
-                key = record.step, record.annotation
-                self._kernel_ns[key] = (self._kernel_ns.get(key, 0) +
-                                        record.total_ns)
+            step = self._steps.get(record.step)
+            if record.kind == KERNEL and step is not None:
+                step.kernel_ns[record.annotation] = (
+                    step.kernel_ns.get(record.annotation, 0) + record.total_ns)
         lost = ring.lost()
         if lost != self._lost:
             self._lost = lost
-            self.steps_left_out += len({step for step, _ in self._kernel_ns})
-            self._kernel_ns.clear()
+            for step in self._steps.values():
+                self.steps_left_out += bool(step.kernel_ns)
+                step.kernel_ns.clear()
         now = self._clock()
-        settled = [step for step in self._passes
-                   if everything or (step in self._ended and
-                                     now - self._ended[step] >= self._settle_s)]
-        for step in settled:
-            for annotation, passes in self._passes.pop(step).items():
-                total_ns = self._kernel_ns.pop(
-                    (step, as_in_record(annotation)), 0)
-                for i in range(passes if total_ns else 0):
-                    # Of equal passes the mean is known; it adds up to the total.
-                    self._records.add(annotation, total_ns * (i + 1) // passes -
-                                      total_ns * i // passes)
-            self._ended.pop(step, None)
+        settled = [number for number, step in self._steps.items()
+                   if everything or (step.ended_s is not None and
+                                     now - step.ended_s >= self._settle_s)]
+        for number in settled:
+            self._settle(self._steps.pop(number))
         return self._records.take()
+
+    def _settle(self, step: _Step) -> None:
+        """Adds the step's passes to the profile. Kernels under other texts than
+        its passes' (an optimizer's) belong to no layer."""
+        for annotation, passes in step.passes.items():
+            total_ns = step.kernel_ns.pop(as_in_record(annotation), 0)
+            for i in range(passes if total_ns else 0):
+                # Of equal passes the mean is known; it adds up to the total.
+                self._records.add(annotation, total_ns * (i + 1) // passes -
+                                  total_ns * i // passes)

@@ -126,6 +126,26 @@ class RingTest(unittest.TestCase):
         [point] = self.take(reader, times, everything=True)
         self.assertEqual(layer_key(annotation), point.key.layer)
 
+    def test_nothing_is_kept_of_settled_steps(self):
+        now = [0.0]
+        times = LayerTimes("host", 6.0, lambda: now[0])
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step in range(100):
+            times.step(step)
+            times.layer(LAYER)
+            self.ring.write(step, LAYER, 1000)
+            self.ring.write(step, "optimizer", 77)
+            self.ring.write(step, "", 5)
+            self.take(reader, times)
+            now[0] += 10.0
+        times.step(100)
+        now[0] += 10.0
+        self.take(reader, times)
+        kept = {name: len(value) for name, value in vars(times).items()
+                if isinstance(value, dict)}
+        self.assertEqual(1, sum(kept.values()), kept)
+
     def test_steps_with_losses_say_nothing(self):
         times = LayerTimes("host")
         reader = RingReader(self.ring.path)
