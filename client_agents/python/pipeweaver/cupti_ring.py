@@ -28,7 +28,7 @@ _MAGIC = b"PWCUPTI1"
 _HEADER_BYTES = 4096
 _TEXT_BYTES = 232
 _RECORD = struct.Struct(f"<qIIQQQQ{_TEXT_BYTES}s{_TEXT_BYTES}s")
-_SLOTS, _WRITTEN, _READ, _DROPPED, _LOST = 2, 4, 5, 6, 7
+_SLOTS, _WRITTEN, _READ, _DROPPED, _LOST, _YIELDS = 2, 4, 5, 6, 7, 9
 KERNEL, COPY = 1, 2
 
 
@@ -108,8 +108,10 @@ class RingReader:
         return found
 
     def lost(self) -> int:
-        """Records and activities that never came, since the ring was made."""
-        return self._words[_DROPPED] + self._words[_LOST]
+        """Records and activities that never came, and times that tracing gave way,
+        since the ring was made."""
+        return (self._words[_DROPPED] + self._words[_LOST] +
+                self._words[_YIELDS])
 
     def close(self) -> None:
         self._words.release()
@@ -122,6 +124,8 @@ class _Step:
     passes: Dict[str, int] = dataclasses.field(default_factory=dict)
     kernel_ns: Dict[str, int] = dataclasses.field(default_factory=dict)
     ended_s: Optional[float] = None
+    # False: not all its kernels' times will be known.
+    whole: bool = True
 
 
 class LayerTimes:
@@ -129,7 +133,8 @@ class LayerTimes:
     layers' passes, each as long as the kernels launched in it.
 
     Kernels are summed by step and annotation; how many passes they were of, the
-    trainer knows. Steps during which anything was lost say nothing.
+    trainer knows. When anything was lost, no step that is not settled says
+    anything: which one it was of is not known.
     """
 
     def __init__(self, host: str, settle_s: float = 6.0,
@@ -142,14 +147,15 @@ class LayerTimes:
         self._steps: Dict[int, _Step] = {}
         self._step: Optional[_Step] = None
         self._lost = 0
-        # Steps with kernels that were left out since something was lost.
+        # Steps with kernels that were left out since they may not be whole.
         self.steps_left_out = 0
 
     def step(self, step: int) -> None:
         """A step begins, and the one before is over."""
         if self._step is not None:
             self._step.ended_s = self._clock()
-        self._step = self._steps[step] = _Step()
+        # Begun again before it is settled, its kernels are those of both times.
+        self._step = self._steps[step] = _Step(whole=step not in self._steps)
 
     def layer(self, annotation: str) -> None:
         """A pass of the step begins."""
@@ -170,8 +176,7 @@ class LayerTimes:
         if lost != self._lost:
             self._lost = lost
             for step in self._steps.values():
-                self.steps_left_out += bool(step.kernel_ns)
-                step.kernel_ns.clear()
+                step.whole = False
         now = self._clock()
         settled = [number for number, step in self._steps.items()
                    if everything or (step.ended_s is not None and
@@ -181,8 +186,11 @@ class LayerTimes:
         return self._records.take()
 
     def _settle(self, step: _Step) -> None:
-        """Adds the step's passes to the profile. Kernels under other texts than
-        its passes' (an optimizer's) belong to no layer."""
+        """Adds the passes of a whole step to the profile. Kernels under other
+        texts than its passes' (an optimizer's) belong to no layer."""
+        if not step.whole:
+            self.steps_left_out += bool(step.kernel_ns)
+            return
         for annotation, passes in step.passes.items():
             total_ns = step.kernel_ns.pop(as_in_record(annotation), 0)
             for i in range(passes if total_ns else 0):

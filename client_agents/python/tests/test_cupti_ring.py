@@ -28,6 +28,8 @@ FAKE = BUILT / "profiler" / "cupti" / "testing" / "libfake_cupti.so"
 LAYER = "pw:module=text,layer=transformer,pass=forward,items=2,tokens=64," \
         "sum_squares=2048,max_tokens=32,tp=1,cp=1"
 
+DROPPED, LOST, YIELDS = 6, 7, 9
+
 
 class Ring:
     """A writer of the documented layout."""
@@ -53,8 +55,8 @@ class Ring:
         self.written += 1
         self._put(32, struct.pack("<Q", self.written))
 
-    def lose(self, records):
-        self._put(48, struct.pack("<Q", records))
+    def count(self, word, number):
+        self._put(8 * word, struct.pack("<Q", number))
 
 
 class RingTest(unittest.TestCase):
@@ -153,13 +155,43 @@ class RingTest(unittest.TestCase):
         times.step(0)
         times.layer(LAYER)
         self.ring.write(0, LAYER, 1000)
-        self.ring.lose(2)
+        self.ring.count(DROPPED, 2)
         self.assertEqual([], self.take(reader, times, everything=True))
         self.assertEqual(1, times.steps_left_out)
         times.step(1)
         times.layer(LAYER)
         self.ring.write(1, LAYER, 1000)
         self.assertEqual(1, len(self.take(reader, times, everything=True)))
+
+    def test_a_step_that_lost_a_part_says_nothing_of_the_rest(self):
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step, word in enumerate((DROPPED, LOST, YIELDS)):
+            with self.subTest(word=word):
+                times.step(step)
+                for _ in range(5):
+                    times.layer(LAYER)
+                self.ring.write(step, LAYER, 5000)
+                self.ring.count(word, 1)
+                self.assertEqual([], self.take(reader, times))
+                for _ in range(5):
+                    times.layer(LAYER)
+                self.ring.write(step, LAYER, 1000)
+                self.assertEqual([], self.take(reader, times, everything=True))
+                self.assertEqual(step + 1, times.steps_left_out)
+
+    def test_a_step_begun_again_before_it_is_settled_says_nothing(self):
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step in (3, 4, 3):
+            times.step(step)
+            times.layer(LAYER)
+            self.ring.write(step, LAYER, 1000)
+        [point] = self.take(reader, times, everything=True)
+        self.assertEqual((1, 1000), (point.count, point.total_ns))
+        self.assertEqual(1, times.steps_left_out)
 
 
 class ProfileRecordsTest(unittest.TestCase):
