@@ -28,7 +28,8 @@ _MAGIC = b"PWCUPTI1"
 _HEADER_BYTES = 4096
 _TEXT_BYTES = 232
 _RECORD = struct.Struct(f"<qIIQQQQ{_TEXT_BYTES}s{_TEXT_BYTES}s")
-_SLOTS, _WRITTEN, _READ, _DROPPED, _LOST, _YIELDS = 2, 4, 5, 6, 7, 9
+_SLOTS, _PID, _WRITTEN, _READ = 2, 3, 4, 5
+_DROPPED, _LOST, _YIELDS = 6, 7, 9
 KERNEL, COPY = 1, 2
 
 
@@ -63,14 +64,23 @@ def _text(field: bytes) -> str:
 
 
 class RingReader:
-    """The reading end. Not thread-safe; one a ring."""
+    """The reading end of the ring that this process's agent writes. Not
+    thread-safe; one a ring."""
 
     def __init__(self, path: str):
         """Raises OSError where the file cannot be opened, ValueError where it is
-        no ring."""
+        no ring, another process's, or one that other users could write or cut
+        short."""
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size = os.fstat(file).st_size
+            info = os.fstat(file)
+            if info.st_uid != os.getuid():
+                raise ValueError(f"{path}: belongs to user {info.st_uid}; must "
+                                 f"belong to user {os.getuid()}")
+            if info.st_mode & 0o077:
+                raise ValueError(f"{path}: has mode {info.st_mode & 0o777:04o}; "
+                                 "must be its owner's only, 0600")
+            size = info.st_size
             if size <= _HEADER_BYTES:
                 raise ValueError(f"{path}: is no ring of activity records")
             self._map = mmap.mmap(file, size)
@@ -84,6 +94,11 @@ class RingReader:
                 (size - _HEADER_BYTES) // _RECORD.size):
             self._map.close()
             raise ValueError(f"{path}: is no ring of activity records")
+        pid = self._word(_PID)
+        if pid != os.getpid():
+            self._map.close()
+            raise ValueError(f"{path}: is the ring of process {pid}; must be of "
+                             f"process {os.getpid()}")
         # Words are stored whole: the writer reads one of them.
         self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
         self._fence = threading.Lock()
