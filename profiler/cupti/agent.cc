@@ -353,6 +353,7 @@ void Agent::Detach() {
   const std::lock_guard<std::mutex> lock(state_mutex_);
   if (state_ == PW_CUPTI_OFF || stopped_ || detached_) return;
   detached_ = true;
+  ring_.header()->yields.fetch_add(1, std::memory_order_relaxed);
   if (state_ == PW_CUPTI_ACTIVE) EndWindow();
   // What is complete comes in now; later the other profiler's callbacks are in
   // place.

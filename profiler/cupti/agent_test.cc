@@ -218,6 +218,7 @@ TEST_F(AgentTest, DetachFreesCuptiAtOnce) {
   EXPECT_EQ(FAKE(fake_cupti_enabled_kinds)(), 0);
   EXPECT_EQ(FAKE(fake_cupti_open_buffers)(), 0)
       << "no buffer of ours may come back later";
+  EXPECT_EQ(reader_.header().yields, 1u) << "the step is not traced whole";
   agent->Step(1);
   agent->Step(5);
   EXPECT_EQ(StateOf(*agent), PW_CUPTI_YIELDED);

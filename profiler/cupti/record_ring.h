@@ -47,7 +47,8 @@ struct RingHeader {
   std::atomic<uint64_t> dropped;
   // Activity records that CUPTI dropped, or that could not be kept.
   std::atomic<uint64_t> lost_activities;
-  // Steps traced, and times that tracing gave way to another CUPTI client.
+  // Steps traced, and times that tracing gave way: to another CUPTI client, or
+  // by pw_cupti_detach.
   std::atomic<uint64_t> traced_steps;
   std::atomic<uint64_t> yields;
 };

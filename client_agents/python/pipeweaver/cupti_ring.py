@@ -13,12 +13,13 @@ Then `slots` records of 512 bytes; record n stands in slot n % slots. One proces
 writes, one reads.
 """
 
+import dataclasses
 import mmap
 import os
 import struct
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from pipeweaver.profile import ProfileRecords
 from pipeweaver.v1 import profile_pb2
@@ -27,7 +28,8 @@ _MAGIC = b"PWCUPTI1"
 _HEADER_BYTES = 4096
 _TEXT_BYTES = 232
 _RECORD = struct.Struct(f"<qIIQQQQ{_TEXT_BYTES}s{_TEXT_BYTES}s")
-_SLOTS, _WRITTEN, _READ, _DROPPED, _LOST = 2, 4, 5, 6, 7
+_SLOTS, _PID, _WRITTEN, _READ = 2, 3, 4, 5
+_DROPPED, _LOST, _YIELDS = 6, 7, 9
 KERNEL, COPY = 1, 2
 
 
@@ -62,14 +64,23 @@ def _text(field: bytes) -> str:
 
 
 class RingReader:
-    """The reading end. Not thread-safe; one a ring."""
+    """The reading end of the ring that this process's agent writes. Not
+    thread-safe; one a ring."""
 
     def __init__(self, path: str):
         """Raises OSError where the file cannot be opened, ValueError where it is
-        no ring."""
+        no ring, another process's, or one that other users could write or cut
+        short."""
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size = os.fstat(file).st_size
+            info = os.fstat(file)
+            if info.st_uid != os.getuid():
+                raise ValueError(f"{path}: belongs to user {info.st_uid}; must "
+                                 f"belong to user {os.getuid()}")
+            if info.st_mode & 0o077:
+                raise ValueError(f"{path}: has mode {info.st_mode & 0o777:04o}; "
+                                 "must be its owner's only, 0600")
+            size = info.st_size
             if size <= _HEADER_BYTES:
                 raise ValueError(f"{path}: is no ring of activity records")
             self._map = mmap.mmap(file, size)
@@ -83,6 +94,11 @@ class RingReader:
                 (size - _HEADER_BYTES) // _RECORD.size):
             self._map.close()
             raise ValueError(f"{path}: is no ring of activity records")
+        pid = self._word(_PID)
+        if pid != os.getpid():
+            self._map.close()
+            raise ValueError(f"{path}: is the ring of process {pid}; must be of "
+                             f"process {os.getpid()}")
         # Words are stored whole: the writer reads one of them.
         self._words = memoryview(self._map)[:_HEADER_BYTES].cast("Q")
         self._fence = threading.Lock()
@@ -107,12 +123,24 @@ class RingReader:
         return found
 
     def lost(self) -> int:
-        """Records and activities that never came, since the ring was made."""
-        return self._words[_DROPPED] + self._words[_LOST]
+        """Records and activities that never came, and times that tracing gave way,
+        since the ring was made."""
+        return (self._words[_DROPPED] + self._words[_LOST] +
+                self._words[_YIELDS])
 
     def close(self) -> None:
         self._words.release()
         self._map.close()
+
+
+@dataclasses.dataclass
+class _Step:
+    """Until a step is settled: its passes and its kernels' times by annotation."""
+    passes: Dict[str, int] = dataclasses.field(default_factory=dict)
+    kernel_ns: Dict[str, int] = dataclasses.field(default_factory=dict)
+    ended_s: Optional[float] = None
+    # False: not all its kernels' times will be known.
+    whole: bool = True
 
 
 class LayerTimes:
@@ -120,7 +148,8 @@ class LayerTimes:
     layers' passes, each as long as the kernels launched in it.
 
     Kernels are summed by step and annotation; how many passes they were of, the
-    trainer knows. Steps during which anything was lost say nothing.
+    trainer knows. When anything was lost, no step that is not settled says
+    anything: which one it was of is not known.
     """
 
     def __init__(self, host: str, settle_s: float = 6.0,
@@ -130,27 +159,23 @@ class LayerTimes:
         self._records = ProfileRecords("cupti_agent", host)
         self._settle_s = settle_s
         self._clock = clock
-        # By step, then annotation.
-        self._passes: Dict[int, Dict[str, int]] = {}
-        self._kernel_ns: Dict[Tuple[int, str], int] = {}
-        self._ended: Dict[int, float] = {}
-        self._step: Optional[int] = None
+        self._steps: Dict[int, _Step] = {}
+        self._step: Optional[_Step] = None
         self._lost = 0
-        # Steps with kernels that were left out since something was lost.
+        # Steps with kernels that were left out since they may not be whole.
         self.steps_left_out = 0
 
     def step(self, step: int) -> None:
         """A step begins, and the one before is over."""
         if self._step is not None:
-            self._ended[self._step] = self._clock()
-        self._step = step
-        self._passes[step] = {}
-        self._ended.pop(step, None)
+            self._step.ended_s = self._clock()
+        # Begun again before it is settled, its kernels are those of both times.
+        self._step = self._steps[step] = _Step(whole=step not in self._steps)
 
     def layer(self, annotation: str) -> None:
         """A pass of the step begins."""
         if self._step is not None:
-            passes = self._passes[self._step]
+            passes = self._step.passes
             passes[annotation] = passes.get(annotation, 0) + 1
 
     def take(self, ring: RingReader, everything: bool = False
@@ -158,26 +183,32 @@ class LayerTimes:
         """Reads the ring; a profile of the steps that are settled, or of all that
         have begun if nothing more will come. None: there is nothing new."""
         for record in ring.read():
-            if record.kind == KERNEL and record.step in self._passes:
-                key = record.step, record.annotation
-                self._kernel_ns[key] = (self._kernel_ns.get(key, 0) +
-                                        record.total_ns)
+            step = self._steps.get(record.step)
+            if record.kind == KERNEL and step is not None:
+                step.kernel_ns[record.annotation] = (
+                    step.kernel_ns.get(record.annotation, 0) + record.total_ns)
         lost = ring.lost()
         if lost != self._lost:
             self._lost = lost
-            self.steps_left_out += len({step for step, _ in self._kernel_ns})
-            self._kernel_ns.clear()
+            for step in self._steps.values():
+                step.whole = False
         now = self._clock()
-        settled = [step for step in self._passes
-                   if everything or (step in self._ended and
-                                     now - self._ended[step] >= self._settle_s)]
-        for step in settled:
-            for annotation, passes in self._passes.pop(step).items():
-                total_ns = self._kernel_ns.pop(
-                    (step, as_in_record(annotation)), 0)
-                for i in range(passes if total_ns else 0):
-                    # Of equal passes the mean is known; it adds up to the total.
-                    self._records.add(annotation, total_ns * (i + 1) // passes -
-                                      total_ns * i // passes)
-            self._ended.pop(step, None)
+        settled = [number for number, step in self._steps.items()
+                   if everything or (step.ended_s is not None and
+                                     now - step.ended_s >= self._settle_s)]
+        for number in settled:
+            self._settle(self._steps.pop(number))
         return self._records.take()
+
+    def _settle(self, step: _Step) -> None:
+        """Adds the passes of a whole step to the profile. Kernels under other
+        texts than its passes' (an optimizer's) belong to no layer."""
+        if not step.whole:
+            self.steps_left_out += bool(step.kernel_ns)
+            return
+        for annotation, passes in step.passes.items():
+            total_ns = step.kernel_ns.pop(as_in_record(annotation), 0)
+            for i in range(passes if total_ns else 0):
+                # Of equal passes the mean is known; it adds up to the total.
+                self._records.add(annotation, total_ns * (i + 1) // passes -
+                                  total_ns * i // passes)

@@ -8,9 +8,11 @@ import ctypes
 import os
 import pathlib
 import struct
+import subprocess
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 import models
 from pipeweaver import StepAgent, register
@@ -28,17 +30,20 @@ FAKE = BUILT / "profiler" / "cupti" / "testing" / "libfake_cupti.so"
 LAYER = "pw:module=text,layer=transformer,pass=forward,items=2,tokens=64," \
         "sum_squares=2048,max_tokens=32,tp=1,cp=1"
 
+PID, DROPPED, LOST, YIELDS = 3, 6, 7, 9
+
 
 class Ring:
     """A writer of the documented layout."""
 
-    def __init__(self, folder, slots=4):
-        self.path = os.path.join(folder, "ring")
+    def __init__(self, folder, slots=4, name="ring"):
+        self.path = os.path.join(folder, name)
         self.slots = slots
         self.written = 0
-        header = struct.pack("<8sIIQQQQQQQQ", b"PWCUPTI1", 512, 1, slots, 1, 0,
-                             0, 0, 0, 0, 0)
+        header = struct.pack("<8sIIQQQQQQQQ", b"PWCUPTI1", 512, 1, slots,
+                             os.getpid(), 0, 0, 0, 0, 0, 0)
         with open(self.path, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
             file.write(header.ljust(4096, b"\0") + bytes(512 * slots))
 
     def _put(self, at, data):
@@ -53,8 +58,8 @@ class Ring:
         self.written += 1
         self._put(32, struct.pack("<Q", self.written))
 
-    def lose(self, records):
-        self._put(48, struct.pack("<Q", records))
+    def count(self, word, number):
+        self._put(8 * word, struct.pack("<Q", number))
 
 
 class RingTest(unittest.TestCase):
@@ -84,6 +89,28 @@ class RingTest(unittest.TestCase):
         with open(self.ring.path, "wb") as file:
             file.write(b"PWCUPTI1")
         with self.assertRaisesRegex(ValueError, "is no ring"):
+            RingReader(self.ring.path)
+
+    def test_a_ring_that_others_may_write_is_refused(self):
+        for mode in (0o666, 0o620, 0o604):
+            os.chmod(self.ring.path, mode)
+            with self.assertRaisesRegex(
+                    ValueError, f"{self.ring.path}: has mode 0{mode:o}; .* 0600"):
+                RingReader(self.ring.path)
+        os.chmod(self.ring.path, 0o600)
+        user = os.getuid()
+        with mock.patch("os.getuid", return_value=user + 1):
+            with self.assertRaisesRegex(
+                    ValueError, f"{self.ring.path}: belongs to user {user}; must "
+                    f"belong to user {user + 1}"):
+                RingReader(self.ring.path)
+        RingReader(self.ring.path).close()
+
+    def test_a_ring_of_another_process_is_refused(self):
+        self.ring.count(PID, os.getpid() + 1)
+        with self.assertRaisesRegex(
+                ValueError, f"{self.ring.path}: is the ring of process "
+                f"{os.getpid() + 1}; must be of process {os.getpid()}"):
             RingReader(self.ring.path)
 
     def take(self, reader, times, **kwargs):
@@ -126,6 +153,26 @@ class RingTest(unittest.TestCase):
         [point] = self.take(reader, times, everything=True)
         self.assertEqual(layer_key(annotation), point.key.layer)
 
+    def test_nothing_is_kept_of_settled_steps(self):
+        now = [0.0]
+        times = LayerTimes("host", 6.0, lambda: now[0])
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step in range(100):
+            times.step(step)
+            times.layer(LAYER)
+            self.ring.write(step, LAYER, 1000)
+            self.ring.write(step, "optimizer", 77)
+            self.ring.write(step, "", 5)
+            self.take(reader, times)
+            now[0] += 10.0
+        times.step(100)
+        now[0] += 10.0
+        self.take(reader, times)
+        kept = {name: len(value) for name, value in vars(times).items()
+                if isinstance(value, dict)}
+        self.assertEqual(1, sum(kept.values()), kept)
+
     def test_steps_with_losses_say_nothing(self):
         times = LayerTimes("host")
         reader = RingReader(self.ring.path)
@@ -133,13 +180,117 @@ class RingTest(unittest.TestCase):
         times.step(0)
         times.layer(LAYER)
         self.ring.write(0, LAYER, 1000)
-        self.ring.lose(2)
+        self.ring.count(DROPPED, 2)
         self.assertEqual([], self.take(reader, times, everything=True))
         self.assertEqual(1, times.steps_left_out)
         times.step(1)
         times.layer(LAYER)
         self.ring.write(1, LAYER, 1000)
         self.assertEqual(1, len(self.take(reader, times, everything=True)))
+
+    def test_a_step_that_lost_a_part_says_nothing_of_the_rest(self):
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step, word in enumerate((DROPPED, LOST, YIELDS)):
+            with self.subTest(word=word):
+                times.step(step)
+                for _ in range(5):
+                    times.layer(LAYER)
+                self.ring.write(step, LAYER, 5000)
+                self.ring.count(word, 1)
+                self.assertEqual([], self.take(reader, times))
+                for _ in range(5):
+                    times.layer(LAYER)
+                self.ring.write(step, LAYER, 1000)
+                self.assertEqual([], self.take(reader, times, everything=True))
+                self.assertEqual(step + 1, times.steps_left_out)
+
+    def test_a_step_begun_again_before_it_is_settled_says_nothing(self):
+        times = LayerTimes("host")
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        for step in (3, 4, 3):
+            times.step(step)
+            times.layer(LAYER)
+            self.ring.write(step, LAYER, 1000)
+        [point] = self.take(reader, times, everything=True)
+        self.assertEqual((1, 1000), (point.count, point.total_ns))
+        self.assertEqual(1, times.steps_left_out)
+
+
+class HooksTest(unittest.TestCase):
+    """CuptiHooks over a library that only has a state."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        source = pathlib.Path(folder.name) / "fake.c"
+        source.write_text("""
+            #include <stddef.h>
+            #include <stdint.h>
+            int state;
+            void pw_cupti_start(void) {}
+            void pw_cupti_stop(void) {}
+            void pw_cupti_step(int64_t n) {}
+            void pw_cupti_push(const char* a) {}
+            void pw_cupti_pop(void) {}
+            int pw_cupti_status(char* reason, size_t bytes) { return state; }
+            """)
+        cls.library = str(pathlib.Path(folder.name) / "libfake.so")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", cls.library,
+                        str(source)], check=True)
+        cls.state = ctypes.c_int.in_dll(ctypes.CDLL(cls.library), "state")
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.ring = Ring(self.folder)
+        self.state.value = 1
+        self.use(self.ring.path)
+
+    def use(self, path):
+        patch = mock.patch.dict(os.environ, PIPEWEAVER_CUPTI_RING=path)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def train(self, ring):
+        """What a training of one step uploads."""
+        sent = []
+        hooks = CuptiHooks(self.library, sent.append)
+        hooks.step(0)
+        hooks.layer_begin(LAYER)
+        ring.write(0, LAYER, 1000)
+        hooks.layer_end()
+        hooks.close()
+        return [point.total_ns for profile in sent for point in profile.points]
+
+    def test_reads_the_agents_ring(self):
+        self.assertEqual([1000], self.train(self.ring))
+
+    def test_training_goes_on_without_a_ring_to_be_trusted(self):
+        os.chmod(self.ring.path, 0o644)
+        with self.assertLogs("pipeweaver") as logs:
+            self.assertEqual([], self.train(self.ring))
+        self.assertIn(f"{self.ring.path}: has mode 0644", logs.output[0])
+
+    def test_a_ring_left_by_a_killed_run_is_not_read(self):
+        # Of the same process id, as in a container that was started again.
+        self.state.value = 0
+        self.assertEqual([], self.train(self.ring))
+
+    def test_a_planted_file_does_not_hide_the_agents(self):
+        self.use("")
+        planted = Ring(self.folder, name="ring-2")
+        os.chmod(planted.path, 0o666)
+        planted.write(0, LAYER, 7)
+        with mock.patch("glob.glob",
+                        return_value=[self.ring.path, planted.path]):
+            with self.assertLogs("pipeweaver") as logs:
+                self.assertEqual([1000], self.train(self.ring))
+        self.assertIn(f"{planted.path}: has mode 0666", logs.output[0])
 
 
 class ProfileRecordsTest(unittest.TestCase):

@@ -7,6 +7,7 @@ profiler/cupti/pipeweaver_cupti.h. It does nothing where there is no GPU.
 
 import ctypes
 import glob
+import logging
 import os
 import platform
 from typing import Callable, Optional
@@ -15,6 +16,10 @@ from pipeweaver.cupti_ring import LayerTimes, RingReader
 from pipeweaver.torch.executor import Hooks
 from pipeweaver.v1 import profile_pb2
 
+logger = logging.getLogger("pipeweaver")
+
+_OFF = 0  # PW_CUPTI_OFF
+
 
 class CuptiHooks(Hooks):
     """Names steps and layers' passes to the library at `path`.
@@ -22,7 +27,8 @@ class CuptiHooks(Hooks):
         hooks = CuptiHooks(path, upload=agent.upload_profile)
 
     With `upload`, every step hands it the layers' times that have become known,
-    as a profile, if there are any; it must not block. Call close() at the end.
+    as a profile, if there are any; it must not block. Where the agent is off, or
+    its ring cannot be trusted, there are none. Call close() at the end.
     Not thread-safe.
     """
 
@@ -36,10 +42,11 @@ class CuptiHooks(Hooks):
         self._upload = upload
         self._times = LayerTimes(platform.node())
         self._ring: Optional[RingReader] = None
-        if upload is not None:
-            ring = _ring_path()
-            # None where the agent is off: it says why on stderr.
-            self._ring = RingReader(ring) if ring is not None else None
+        # An agent that is off says why on stderr; the file that its ring would have
+        # replaced may be there.
+        if (upload is not None and
+                self._library.pw_cupti_status(None, ctypes.c_size_t(0)) != _OFF):
+            self._ring = _open_ring()
 
     def step(self, step: int) -> None:
         self._library.pw_cupti_step(step)
@@ -69,11 +76,16 @@ class CuptiHooks(Hooks):
             self._upload(profile)
 
 
-def _ring_path() -> Optional[str]:
-    """Where this process's agent writes; None: nowhere."""
+def _open_ring() -> Optional[RingReader]:
+    """The ring of this process's agent; None: there is none to be trusted."""
     path = os.environ.get("PIPEWEAVER_CUPTI_RING", "")
-    if path:
-        return path if os.path.exists(path) else None
-    found = glob.glob(
-        f"/dev/shm/pipeweaver-cupti-{os.getuid()}-{os.getpid()}-*")
-    return max(found, key=os.path.getmtime) if found else None
+    # Names end in the time of making: the newest first.
+    paths = [path] if path else sorted(glob.glob(
+        f"/dev/shm/pipeweaver-cupti-{os.getuid()}-{os.getpid()}-*"),
+        reverse=True)
+    for path in paths:
+        try:
+            return RingReader(path)
+        except (OSError, ValueError) as error:
+            logger.warning("a ring of layers' times is not read: %s", error)
+    return None
