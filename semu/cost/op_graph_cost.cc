@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "semu/base/little_endian.h"
 #include "semu/cost/layer_bytes.h"
 #include "semu/graph/layer_expander.h"
 #include "semu/graph/pass_simulator.h"
@@ -254,61 +255,50 @@ constexpr int kStrategyIntegers = 9;
 constexpr int kCostIntegers = kNumMemoryStrategies * kStrategyIntegers + 3;
 constexpr int64_t kAbsent = -1;
 
-void PutInteger(int64_t value, std::string* out) {
-  for (int i = 0; i < 8; ++i) {
-    out->push_back(
-        static_cast<char>(static_cast<uint64_t>(value) >> (8 * i) & 0xff));
-  }
-}
-
-int64_t TakeInteger(const char** in) {
-  uint64_t value = 0;
-  for (int i = 0; i < 8; ++i) {
-    value |= static_cast<uint64_t>(static_cast<unsigned char>(*(*in)++))
-             << (8 * i);
-  }
-  return static_cast<int64_t>(value);
-}
-
 }  // namespace
 
 std::string EncodeLayerCost(const LayerCost& cost) {
-  std::string bytes;
-  bytes.reserve(kCostIntegers * 8);
+  std::string bytes(kCostIntegers * 8, '\0');
+  char* out = bytes.data();
   for (const StrategyCost& s : cost.strategies) {
     for (const int64_t value :
          {s.forward_ns, s.input_grad_ns, s.weight_grad_ns,
           s.fused_backward_ns.value_or(kAbsent), s.kept_bytes, s.rebuilt_bytes,
           s.workspace_bytes, s.weight_grad_bytes, s.copy_bytes}) {
-      PutInteger(value, &bytes);
+      out = PutLittleEndian64(static_cast<uint64_t>(value), out);
     }
   }
   for (const int64_t value :
        {cost.forward_bytes, cost.copy_ns, cost.output_bytes}) {
-    PutInteger(value, &bytes);
+    out = PutLittleEndian64(static_cast<uint64_t>(value), out);
   }
   return bytes;
 }
 
 std::optional<LayerCost> DecodeLayerCost(absl::string_view bytes) {
   if (bytes.size() != kCostIntegers * 8) return std::nullopt;
-  LayerCost cost;
   const char* in = bytes.data();
+  const auto take = [&in] {
+    const auto value = static_cast<int64_t>(LittleEndian64(in));
+    in += 8;
+    return value;
+  };
+  LayerCost cost;
   for (StrategyCost& s : cost.strategies) {
-    s.forward_ns = TakeInteger(&in);
-    s.input_grad_ns = TakeInteger(&in);
-    s.weight_grad_ns = TakeInteger(&in);
-    const int64_t fused = TakeInteger(&in);
+    s.forward_ns = take();
+    s.input_grad_ns = take();
+    s.weight_grad_ns = take();
+    const int64_t fused = take();
     if (fused != kAbsent) s.fused_backward_ns = fused;
-    s.kept_bytes = TakeInteger(&in);
-    s.rebuilt_bytes = TakeInteger(&in);
-    s.workspace_bytes = TakeInteger(&in);
-    s.weight_grad_bytes = TakeInteger(&in);
-    s.copy_bytes = TakeInteger(&in);
+    s.kept_bytes = take();
+    s.rebuilt_bytes = take();
+    s.workspace_bytes = take();
+    s.weight_grad_bytes = take();
+    s.copy_bytes = take();
   }
-  cost.forward_bytes = TakeInteger(&in);
-  cost.copy_ns = TakeInteger(&in);
-  cost.output_bytes = TakeInteger(&in);
+  cost.forward_bytes = take();
+  cost.copy_ns = take();
+  cost.output_bytes = take();
   return cost;
 }
 
