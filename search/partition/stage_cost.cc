@@ -57,14 +57,13 @@ int64_t OffloadBytes(absl::Span<const LayerRun> runs,
 
 }  // namespace
 
-std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
-                                 absl::Span<const LayerCost> costs,
-                                 const MemoryChoice& choice) {
+LayerPieces PiecesOf(absl::Span<const LayerRun> runs,
+                     absl::Span<const LayerCost> costs,
+                     const MemoryChoice& choice) {
   const int left_by_strategy[] = {
       choice.offload_layers, choice.full_recompute_layers,
       choice.selective_recompute_layers, choice.keep_layers};
-  std::vector<LayerPiece> pieces;
-  pieces.reserve(runs.size() + semu::kNumMemoryStrategies);
+  LayerPieces pieces;
   int strategy = 0;
   int left = left_by_strategy[0];
   for (const LayerRun& run : runs) {
@@ -103,7 +102,7 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
 Choice StageChoice(absl::Span<const LayerRun> runs,
                    absl::Span<const LayerCost> costs,
                    const MemoryChoice& choice, const StageMode& mode) {
-  const std::vector<LayerPiece> pieces = PiecesOf(runs, costs, choice);
+  const LayerPieces pieces = PiecesOf(runs, costs, choice);
   Choice result;
   result.name = choice.name;
   int64_t forward_peak = 0;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/types/span.h"
 #include "search/partition/step_problem.h"
 #include "search/problem/problem.h"
@@ -36,12 +37,14 @@ struct LayerPiece {
   int64_t count = 0;
 };
 
+using LayerPieces = absl::InlinedVector<LayerPiece, 8>;
+
 // A chunk's layers under `choice`, in their order; points into `costs`, which
 // has the cost of one layer of each of the module's groups. REQUIRES: `choice`
 // is for as many layers.
-std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
-                                 absl::Span<const semu::LayerCost> costs,
-                                 const MemoryChoice& choice);
+LayerPieces PiecesOf(absl::Span<const LayerRun> runs,
+                     absl::Span<const semu::LayerCost> costs,
+                     const MemoryChoice& choice);
 
 // What a stage's executor and sweep allow.
 struct StageMode {

@@ -3,6 +3,7 @@
 #include "search/partition/step_problem_builder.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -201,6 +202,11 @@ class Builder {
   // Layer costs of a run of shapes, asked for together.
   void CostLayers(int first, int end) {
     std::vector<semu::LayerQuery> queries;
+    size_t layers_of_run = 0;
+    for (int i = first; i < end; ++i) {
+      layers_of_run += job_.modules[shapes_[i].module].layers.size();
+    }
+    queries.reserve(layers_of_run);
     for (int i = first; i < end; ++i) {
       const ShapeCosts& costs = shapes_[i];
       semu::LayerQuery query = modules_[costs.module].query;
@@ -210,14 +216,14 @@ class Builder {
         queries.push_back(query);
       }
     }
-    std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
-    size_t next = 0;
+    const std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
+    auto next = layers.begin();
     for (int i = first; i < end; ++i) {
       ShapeCosts& costs = shapes_[i];
-      const size_t groups = job_.modules[costs.module].layers.size();
-      for (size_t g = 0; g < groups; ++g) {
-        costs.layers.push_back(std::move(layers[next++]));
-      }
+      const auto begin = next;
+      next +=
+          static_cast<std::ptrdiff_t>(job_.modules[costs.module].layers.size());
+      costs.layers.assign(begin, next);
     }
   }
 
@@ -230,6 +236,7 @@ class Builder {
         semu::DataTypeBytes(job_.data_type) *
             CeilDiv(costs.shape.condition_tokens * ConditionWidth(costs.module),
                     gpus_);
+    costs.richest_bytes.reserve(info.runs.size());
     for (size_t r = 0; r < info.runs.size(); ++r) {
       const Choice keep =
           StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
@@ -296,6 +303,8 @@ class Builder {
     }
     ForEachShape([this](ShapeCosts& costs) {
       const ModuleInfo& info = modules_[costs.module];
+      costs.sums.reserve(info.runs.size());
+      costs.choices.reserve(info.runs.size());
       for (size_t r = 0; r < info.runs.size(); ++r) {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());

@@ -78,12 +78,18 @@ PassLatency::PassLatency(const LayerGraph& graph, const Pass& pass) {
     for (const int tensor : tensors.writes) wait_for_writer(tensor);
     step.end_wait = static_cast<int>(waits_.size());
     for (const int tensor : tensors.writes) writers[tensor] = index;
+    if (step.stream != steps_[0].stream) one_stream_ = false;
   }
 }
 
 int64_t PassLatency::Ns(absl::Span<const int64_t> op_ns) const {
+  if (one_stream_) {
+    int64_t sum_ns = 0;
+    for (const Step& step : steps_) sum_ns += op_ns[step.op];
+    return sum_ns;
+  }
   std::array<int64_t, kNumStreams> free_ns = {};
-  std::vector<int64_t> end_ns(waits_.empty() ? 0 : steps_.size());
+  std::vector<int64_t> end_ns(steps_.size());
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Step& step = steps_[i];
     int64_t& stream_free_ns = free_ns[step.stream];
@@ -91,7 +97,7 @@ int64_t PassLatency::Ns(absl::Span<const int64_t> op_ns) const {
       stream_free_ns = std::max(stream_free_ns, end_ns[waits_[w]]);
     }
     stream_free_ns += op_ns[step.op];
-    if (!end_ns.empty()) end_ns[i] = stream_free_ns;
+    end_ns[i] = stream_free_ns;
   }
   return *std::max_element(free_ns.begin(), free_ns.end());
 }

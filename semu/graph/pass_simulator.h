@@ -56,6 +56,8 @@ class PassLatency {
 
   std::vector<Step> steps_;
   std::vector<int> waits_;
+  // All steps run one after the other.
+  bool one_stream_ = true;
 };
 
 }  // namespace pipeweaver::semu
