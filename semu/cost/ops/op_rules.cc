@@ -85,12 +85,17 @@ double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
 
   const std::array<double, kNumTileClasses> fewest_tiles = FewestTiles(m, n);
   double compute_us = std::numeric_limits<double>::infinity();
+  // Of the classes, for one of `inner` in waves that are all full.
+  double least_full_us = std::numeric_limits<double>::infinity();
   for (const int split : {1, 2, 4}) {
     const double inner_of_split = k / split + factors.extra_inner;
     // Partial sums are 32 bit; summing them is a kernel of its own.
     const double sum_us =
         split == 1 ? 0
                    : factors.split_cost * split * m * n * 4 / bytes_per_us + 1;
+    // Not even full waves would do; the margin is far above all rounding.
+    const double bound_us = split * least_full_us * inner_of_split + sum_us;
+    if (split > 1 && bound_us * (1 - 1e-9) >= compute_us) continue;
     for (int c = 0; c < kNumTileClasses; ++c) {
       const double exact_waves = fewest_tiles[c] * split / sms;
       const double waves =
@@ -101,6 +106,10 @@ double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
       const double us =
           waves * kTileFlopsPerInner[c] * inner_of_split / rate + sum_us;
       compute_us = std::min(compute_us, us);
+      if (split == 1) {
+        least_full_us =
+            std::min(least_full_us, exact_waves * kTileFlopsPerInner[c] / rate);
+      }
     }
   }
   compute_us *= 1 + factors.sustained_slowdown *
