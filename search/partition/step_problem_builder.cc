@@ -46,10 +46,12 @@ struct ModuleInfo {
   // Chunks with equal runs cost the same; they share an entry.
   std::vector<std::vector<LayerRun>> runs;
   std::vector<MemoryChoice> keep;  // [runs]: that keeps everything
+  std::vector<LayerPieces> keep_pieces;
   std::vector<std::vector<ChunkInfo>> segments;
   // [runs]: choices, and whether any chunk of these runs needs more than
   // "keep".
   std::vector<std::vector<MemoryChoice>> candidates;
+  std::vector<std::vector<LayerPieces>> candidate_pieces;
   std::vector<bool> needs_choices;
 };
 
@@ -128,6 +130,7 @@ class Builder {
               {chunk.rank, static_cast<int>(it - info.runs.begin())});
           if (it == info.runs.end()) {
             info.keep.push_back(UniformChoice(runs, MemoryStrategy::kKeep));
+            info.keep_pieces.push_back(PiecesOf(runs, info.keep.back()));
             info.runs.push_back(std::move(runs));
           }
         }
@@ -238,8 +241,8 @@ class Builder {
                     gpus_);
     costs.richest_bytes.reserve(info.runs.size());
     for (size_t r = 0; r < info.runs.size(); ++r) {
-      const Choice keep =
-          StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
+      const Choice keep = StageChoice(info.keep[r].name, info.keep_pieces[r],
+                                      costs.layers, info.mode);
       costs.richest_bytes.push_back(
           std::max({keep.activation_bytes, keep.backward_bytes,
                     keep.weight_grad_bytes, keep.fused_backward_bytes}));
@@ -290,6 +293,10 @@ class Builder {
         } else {
           choices = {info.keep[r]};
         }
+        std::vector<LayerPieces>& pieces = info.candidate_pieces.emplace_back();
+        for (const MemoryChoice& choice : choices) {
+          pieces.push_back(PiecesOf(info.runs[r], choice));
+        }
         info.candidates.push_back(std::move(choices));
       }
       std::vector<std::vector<std::vector<MemoryChoice>>>& out =
@@ -308,9 +315,10 @@ class Builder {
       for (size_t r = 0; r < info.runs.size(); ++r) {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());
-        for (const MemoryChoice& choice : info.candidates[r]) {
-          out.push_back(
-              StageChoice(info.runs[r], costs.layers, choice, info.mode));
+        for (size_t c = 0; c < info.candidates[r].size(); ++c) {
+          out.push_back(StageChoice(info.candidates[r][c].name,
+                                    info.candidate_pieces[r][c], costs.layers,
+                                    info.mode));
         }
         costs.sums.push_back(SumsOf(info.runs[r], costs.layers, out));
         costs.choices.emplace_back(std::move(out));
