@@ -45,11 +45,12 @@ struct ModuleInfo {
   semu::LayerQuery query;  // all but layer and shape
   // Chunks with equal runs cost the same; they share an entry.
   std::vector<std::vector<LayerRun>> runs;
-  std::vector<MemoryChoice> keep;  // [runs]: that keeps everything
+  // [runs]: that keeps everything, and the layers under it.
+  std::vector<MemoryChoice> keep;
   std::vector<LayerPieces> keep_pieces;
   std::vector<std::vector<ChunkInfo>> segments;
-  // [runs]: choices, and whether any chunk of these runs needs more than
-  // "keep".
+  // [runs]: choices, the layers under each, and whether any chunk of these runs
+  // needs more than "keep".
   std::vector<std::vector<MemoryChoice>> candidates;
   std::vector<std::vector<LayerPieces>> candidate_pieces;
   std::vector<bool> needs_choices;
