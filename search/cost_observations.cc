@@ -17,11 +17,11 @@ using semu::CostPass;
 using semu::LayerCost;
 
 // `count` layers of `kind`, as the action runs them.
-void AddParts(const LayerPiece& piece, semu::LayerKind kind, ActionKind action,
+void AddParts(const semu::StrategyCost& cost, int64_t count,
+              semu::LayerKind kind, ActionKind action,
               semu::CostObservation* observation) {
-  const semu::StrategyCost& cost = *piece.cost;
   const auto add = [&](CostPass pass, int64_t ns) {
-    observation->predicted_ns[semu::CostPart(kind, pass)] += piece.count * ns;
+    observation->predicted_ns[semu::CostPart(kind, pass)] += count * ns;
   };
   switch (action) {
     case ActionKind::kForward:
@@ -98,9 +98,9 @@ std::vector<semu::CostObservation> ObserveCosts(
         plan.step
             .choices[sub.module][origin.segment][action.stage][action.choice];
     semu::CostObservation& observation = observations.emplace_back();
-    for (const LayerPiece& piece :
-         PiecesOf(RunsOf(module, chunk), it->second, choice)) {
-      AddParts(piece, module.layers[piece.group].layer.kind, action.kind,
+    for (const LayerPiece& piece : PiecesOf(RunsOf(module, chunk), choice)) {
+      AddParts(it->second[piece.group][piece.strategy], piece.count,
+               module.layers[piece.group].layer.kind, action.kind,
                &observation);
     }
     observation.measured_ns = duration_ns[computing[c]];

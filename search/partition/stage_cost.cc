@@ -49,22 +49,20 @@ int64_t OffloadBytes(absl::Span<const LayerRun> runs,
                      absl::Span<const LayerCost> costs,
                      const MemoryChoice& choice) {
   int64_t bytes = 0;
-  for (const LayerPiece& piece : PiecesOf(runs, costs, choice)) {
-    bytes += piece.count * piece.cost->copy_bytes;
+  for (const LayerPiece& piece : PiecesOf(runs, choice)) {
+    bytes += piece.count * costs[piece.group][piece.strategy].copy_bytes;
   }
   return bytes;
 }
 
 }  // namespace
 
-std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
-                                 absl::Span<const LayerCost> costs,
-                                 const MemoryChoice& choice) {
+LayerPieces PiecesOf(absl::Span<const LayerRun> runs,
+                     const MemoryChoice& choice) {
   const int left_by_strategy[] = {
       choice.offload_layers, choice.full_recompute_layers,
       choice.selective_recompute_layers, choice.keep_layers};
-  std::vector<LayerPiece> pieces;
-  pieces.reserve(runs.size() + semu::kNumMemoryStrategies);
+  LayerPieces pieces;
   int strategy = 0;
   int left = left_by_strategy[0];
   for (const LayerRun& run : runs) {
@@ -76,8 +74,8 @@ std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
         left = left_by_strategy[strategy];
       }
       const int taken = std::min(count, left);
-      const LayerCost& layer = costs[run.group];
-      pieces.push_back({run.group, &layer, &layer.strategies[strategy], taken});
+      pieces.push_back(
+          {run.group, static_cast<MemoryStrategy>(strategy), taken});
       count -= taken;
       left -= taken;
     }
@@ -100,17 +98,16 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
   return runs;
 }
 
-Choice StageChoice(absl::Span<const LayerRun> runs,
-                   absl::Span<const LayerCost> costs,
-                   const MemoryChoice& choice, const StageMode& mode) {
-  const std::vector<LayerPiece> pieces = PiecesOf(runs, costs, choice);
+Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+                   absl::Span<const LayerCost> costs, const StageMode& mode) {
   Choice result;
-  result.name = choice.name;
+  result.name = std::string(name);
   int64_t forward_peak = 0;
   int64_t copy_ns = 0;
   int64_t fused_ns = 0;
   for (const LayerPiece& piece : pieces) {
-    const StrategyCost& cost = *piece.cost;
+    const LayerCost& layer = costs[piece.group];
+    const StrategyCost& cost = layer[piece.strategy];
     result.forward_ns += piece.count * cost.forward_ns;
     result.input_grad_ns += piece.count * cost.input_grad_ns;
     result.weight_grad_ns += piece.count * cost.weight_grad_ns;
@@ -118,9 +115,9 @@ Choice StageChoice(absl::Span<const LayerRun> runs,
                                   cost.input_grad_ns + cost.weight_grad_ns);
     result.activation_bytes += piece.count * cost.kept_bytes;
     result.weight_grad_bytes += piece.count * cost.weight_grad_bytes;
-    if (cost.copy_bytes > 0) copy_ns += piece.count * piece.layer->copy_ns;
-    forward_peak = std::max(
-        forward_peak, piece.layer->forward_bytes + piece.layer->output_bytes);
+    if (cost.copy_bytes > 0) copy_ns += piece.count * layer.copy_ns;
+    forward_peak =
+        std::max(forward_peak, layer.forward_bytes + layer.output_bytes);
   }
   if (!mode.backward) {
     result.input_grad_ns = result.weight_grad_ns = 0;
@@ -134,7 +131,7 @@ Choice StageChoice(absl::Span<const LayerRun> runs,
   int64_t input_grad_peak = result.weight_grad_bytes;
   int64_t fused_peak = 0;
   for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
-    const StrategyCost& cost = *piece->cost;
+    const StrategyCost& cost = costs[piece->group][piece->strategy];
     const int64_t own = cost.rebuilt_bytes + cost.workspace_bytes;
     // At the piece's last layer all its layers are kept; at its first one, all
     // others have been turned into what the weight gradient reads. Between,
@@ -237,7 +234,8 @@ std::vector<MemoryChoice> CandidateChoices(
         choice.full_recompute_layers = f;
         choice.selective_recompute_layers = s;
         choice.keep_layers = after_full - s;
-        const Choice cost = StageChoice(runs, costs, choice, StageMode{});
+        const Choice cost =
+            StageChoice("", PiecesOf(runs, choice), costs, StageMode{});
         const int64_t ns =
             cost.forward_ns + cost.input_grad_ns + cost.weight_grad_ns;
         const auto [it, inserted] = by_bytes.try_emplace(cost.activation_bytes);

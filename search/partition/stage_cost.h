@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "search/partition/step_problem.h"
 #include "search/problem/problem.h"
@@ -31,17 +33,16 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
 // Equal layers of a chunk under one strategy.
 struct LayerPiece {
   int group = 0;  // index into Module::layers
-  const semu::LayerCost* layer = nullptr;
-  const semu::StrategyCost* cost = nullptr;
+  semu::MemoryStrategy strategy = semu::MemoryStrategy::kKeep;
   int64_t count = 0;
 };
 
-// A chunk's layers under `choice`, in their order; points into `costs`, which
-// has the cost of one layer of each of the module's groups. REQUIRES: `choice`
-// is for as many layers.
-std::vector<LayerPiece> PiecesOf(absl::Span<const LayerRun> runs,
-                                 absl::Span<const semu::LayerCost> costs,
-                                 const MemoryChoice& choice);
+using LayerPieces = absl::InlinedVector<LayerPiece, 8>;
+
+// A chunk's layers under `choice`, in their order. REQUIRES: `choice` is for as
+// many layers.
+LayerPieces PiecesOf(absl::Span<const LayerRun> runs,
+                     const MemoryChoice& choice);
 
 // What a stage's executor and sweep allow.
 struct StageMode {
@@ -52,8 +53,8 @@ struct StageMode {
   bool split_backward = false;
 };
 
-// The stage's cost when its layers run as `choice` says. `costs` has the cost
-// of one layer of each of the module's groups.
+// The cost, under `name`, of the stage that `pieces` make up. `costs` has the
+// cost of one layer of each of the module's groups.
 //
 // Memory: layers are gone through backward; one is
 // rebuilt at a time. In an input gradient alone, what the weight gradient reads
@@ -61,9 +62,9 @@ struct StageMode {
 // not. Copies to and from the host run beside the stage itself, which takes at
 // least as long as they do. Without a backward, activation_bytes is what the
 // forward needs at most.
-Choice StageChoice(absl::Span<const LayerRun> runs,
+Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
                    absl::Span<const semu::LayerCost> costs,
-                   const MemoryChoice& choice, const StageMode& mode);
+                   const StageMode& mode);
 
 // Up to `most` ways to run a chunk, fastest first: the fastest, the leanest,
 // and the fastest in each of most - 2 equal bands of memory between, found over

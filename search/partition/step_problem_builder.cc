@@ -3,6 +3,7 @@
 #include "search/partition/step_problem_builder.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -44,11 +45,14 @@ struct ModuleInfo {
   semu::LayerQuery query;  // all but layer and shape
   // Chunks with equal runs cost the same; they share an entry.
   std::vector<std::vector<LayerRun>> runs;
-  std::vector<MemoryChoice> keep;  // [runs]: that keeps everything
+  // [runs]: that keeps everything, and the layers under it.
+  std::vector<MemoryChoice> keep;
+  std::vector<LayerPieces> keep_pieces;
   std::vector<std::vector<ChunkInfo>> segments;
-  // [runs]: choices, and whether any chunk of these runs needs more than
-  // "keep".
+  // [runs]: choices, the layers under each, and whether any chunk of these runs
+  // needs more than "keep".
   std::vector<std::vector<MemoryChoice>> candidates;
+  std::vector<std::vector<LayerPieces>> candidate_pieces;
   std::vector<bool> needs_choices;
 };
 
@@ -127,6 +131,7 @@ class Builder {
               {chunk.rank, static_cast<int>(it - info.runs.begin())});
           if (it == info.runs.end()) {
             info.keep.push_back(UniformChoice(runs, MemoryStrategy::kKeep));
+            info.keep_pieces.push_back(PiecesOf(runs, info.keep.back()));
             info.runs.push_back(std::move(runs));
           }
         }
@@ -201,6 +206,11 @@ class Builder {
   // Layer costs of a run of shapes, asked for together.
   void CostLayers(int first, int end) {
     std::vector<semu::LayerQuery> queries;
+    size_t layers_of_run = 0;
+    for (int i = first; i < end; ++i) {
+      layers_of_run += job_.modules[shapes_[i].module].layers.size();
+    }
+    queries.reserve(layers_of_run);
     for (int i = first; i < end; ++i) {
       const ShapeCosts& costs = shapes_[i];
       semu::LayerQuery query = modules_[costs.module].query;
@@ -210,14 +220,14 @@ class Builder {
         queries.push_back(query);
       }
     }
-    std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
-    size_t next = 0;
+    const std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
+    auto next = layers.begin();
     for (int i = first; i < end; ++i) {
       ShapeCosts& costs = shapes_[i];
-      const size_t groups = job_.modules[costs.module].layers.size();
-      for (size_t g = 0; g < groups; ++g) {
-        costs.layers.push_back(std::move(layers[next++]));
-      }
+      const auto begin = next;
+      next +=
+          static_cast<std::ptrdiff_t>(job_.modules[costs.module].layers.size());
+      costs.layers.assign(begin, next);
     }
   }
 
@@ -230,9 +240,10 @@ class Builder {
         semu::DataTypeBytes(job_.data_type) *
             CeilDiv(costs.shape.condition_tokens * ConditionWidth(costs.module),
                     gpus_);
+    costs.richest_bytes.reserve(info.runs.size());
     for (size_t r = 0; r < info.runs.size(); ++r) {
-      const Choice keep =
-          StageChoice(info.runs[r], costs.layers, info.keep[r], info.mode);
+      const Choice keep = StageChoice(info.keep[r].name, info.keep_pieces[r],
+                                      costs.layers, info.mode);
       costs.richest_bytes.push_back(
           std::max({keep.activation_bytes, keep.backward_bytes,
                     keep.weight_grad_bytes, keep.fused_backward_bytes}));
@@ -283,6 +294,10 @@ class Builder {
         } else {
           choices = {info.keep[r]};
         }
+        std::vector<LayerPieces>& pieces = info.candidate_pieces.emplace_back();
+        for (const MemoryChoice& choice : choices) {
+          pieces.push_back(PiecesOf(info.runs[r], choice));
+        }
         info.candidates.push_back(std::move(choices));
       }
       std::vector<std::vector<std::vector<MemoryChoice>>>& out =
@@ -296,12 +311,15 @@ class Builder {
     }
     ForEachShape([this](ShapeCosts& costs) {
       const ModuleInfo& info = modules_[costs.module];
+      costs.sums.reserve(info.runs.size());
+      costs.choices.reserve(info.runs.size());
       for (size_t r = 0; r < info.runs.size(); ++r) {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());
-        for (const MemoryChoice& choice : info.candidates[r]) {
-          out.push_back(
-              StageChoice(info.runs[r], costs.layers, choice, info.mode));
+        for (size_t c = 0; c < info.candidates[r].size(); ++c) {
+          out.push_back(StageChoice(info.candidates[r][c].name,
+                                    info.candidate_pieces[r][c], costs.layers,
+                                    info.mode));
         }
         costs.sums.push_back(SumsOf(info.runs[r], costs.layers, out));
         costs.choices.emplace_back(std::move(out));

@@ -1,16 +1,17 @@
 // Passes are simulated one by one and put together into the figures that a
-// stage's cost is made of.
+// stage's cost is made of. All that a shape does not change is found once for
+// each layer and platform.
 
 #include "semu/cost/op_graph_cost.h"
 
 #include <openssl/sha.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "semu/base/little_endian.h"
 #include "semu/cost/layer_bytes.h"
 #include "semu/graph/layer_expander.h"
 #include "semu/graph/pass_simulator.h"
@@ -23,31 +24,8 @@ namespace {
 // Bound of every time (cost_model.h).
 constexpr int64_t kMaxValue = 100'000'000'000'000;
 
-// Platforms and sets of op kinds whose digests are remembered.
-constexpr size_t kMaxDigests = 4096;
-
-// Simulates passes of one layer, counting operations.
-class LayerSimulator {
- public:
-  LayerSimulator(const OpTimeRules& rules, const Platform& platform,
-                 const LayerQuery& query)
-      : graph_(ExpandLayer(platform, query)), op_ns_(graph_.ops.size()) {
-    rules.TimeOps(platform, graph_.ops, absl::MakeSpan(op_ns_));
-  }
-
-  int64_t Ns(PassKind kind, MemoryStrategy strategy) {
-    const Pass pass = PassOf(graph_, kind, strategy);
-    ops_ += static_cast<int64_t>(pass.ops.size());
-    return std::min(PassLatencyNs(graph_, pass, op_ns_), kMaxValue);
-  }
-
-  int64_t ops() const { return ops_; }
-
- private:
-  const LayerGraph graph_;
-  std::vector<int64_t> op_ns_;
-  int64_t ops_ = 0;
-};
+// Operations of remembered layers, of some 300 bytes each.
+constexpr int64_t kMaxRememberedOps = 1 << 17;
 
 template <typename T>
 void AppendBytes(const T& value, std::string* out) {
@@ -74,43 +52,114 @@ std::string PlatformBytes(const Platform& platform) {
   return bytes;
 }
 
+std::string Sha256(absl::string_view bytes) {
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
+         reinterpret_cast<unsigned char*>(digest.data()));
+  return digest;
+}
+
+// The strategies whose backwards differ in time.
+constexpr MemoryStrategy kTimedStrategies[] = {
+    MemoryStrategy::kKeep, MemoryStrategy::kSelectiveRecompute,
+    MemoryStrategy::kFullRecompute};
+
 }  // namespace
+
+struct OpGraphCost::LayerQuestion {
+  LayerSpec layer;
+  bool weight_grad = false;
+  bool input_grad = false;
+
+  bool operator==(const LayerQuestion&) const = default;
+
+  template <typename H>
+  friend H AbslHashValue(H h, const LayerQuestion& q) {
+    return H::combine(std::move(h), q.layer.kind, q.layer.hidden_size,
+                      q.layer.ffn_size, q.layer.heads, q.layer.kv_heads,
+                      q.layer.vocab_size, q.layer.input_size, q.weight_grad,
+                      q.input_grad);
+  }
+};
+
+struct OpGraphCost::Layer {
+  struct Backward {
+    MemoryStrategy strategy;
+    PassLatency input_grad;
+    // With weight gradients only.
+    std::optional<PassLatency> fused;
+  };
+
+  Layer(const Platform& platform, const LayerQuestion& question)
+      : ops(ExpandTemplate(platform, question.layer, question.weight_grad,
+                           question.input_grad)),
+        forward(Latency(PassKind::kForward, MemoryStrategy::kKeep)) {
+    if (!question.input_grad && !question.weight_grad) return;
+    offload = Latency(PassKind::kOffload, MemoryStrategy::kKeep);
+    if (question.weight_grad) {
+      // Whatever the strategy, its operands are there by then.
+      weight_grad = Latency(PassKind::kWeightGrad, MemoryStrategy::kKeep);
+    }
+    for (const MemoryStrategy strategy : kTimedStrategies) {
+      Backward& backward = backwards.emplace_back(
+          Backward{strategy, Latency(PassKind::kInputGrad, strategy), {}});
+      if (question.weight_grad) {
+        backward.fused = Latency(PassKind::kBackward, strategy);
+      }
+    }
+  }
+
+  LayerTemplate ops;
+  int64_t pass_ops = 0;  // over all passes below
+  PassLatency forward;
+  std::optional<PassLatency> offload;
+  std::optional<PassLatency> weight_grad;
+  std::vector<Backward> backwards;
+  std::string entries_digest;
+
+ private:
+  PassLatency Latency(PassKind kind, MemoryStrategy strategy) {
+    PassLatency latency(ops.graph, PassOf(ops.graph, kind, strategy));
+    pass_ops += latency.num_ops();
+    return latency;
+  }
+};
 
 OpGraphCost::OpGraphCost(std::shared_ptr<const OpTimeRules> rules,
                          std::shared_ptr<SubgraphCache> cache)
     : rules_(std::move(rules)), cache_(std::move(cache)) {}
 
+OpGraphCost::~OpGraphCost() = default;
+
 LayerCost OpGraphCost::Cost(const Platform& platform,
                             const LayerQuery& query) const {
-  if (cache_ == nullptr) return Simulate(platform, query);
-  const std::string key =
-      SubgraphKey(platform, query, EntriesDigest(platform, query.layer));
-  const std::string value = cache_->GetOrCompute(
-      key, [&] { return EncodeLayerCost(Simulate(platform, query)); });
-  if (const std::optional<LayerCost> cost = DecodeLayerCost(value)) {
-    return *cost;
-  }
-  return Simulate(platform, query);
+  return CostAll(platform, {&query, 1})[0];
 }
 
 std::vector<LayerCost> OpGraphCost::CostAll(
     const Platform& platform, absl::Span<const LayerQuery> queries) const {
-  if (cache_ == nullptr) return CostModel::CostAll(platform, queries);
-  std::vector<std::string> keys;
-  keys.reserve(queries.size());
-  for (const LayerQuery& query : queries) {
-    keys.push_back(
-        SubgraphKey(platform, query, EntriesDigest(platform, query.layer)));
-  }
-  const std::vector<std::string> values =
-      cache_->GetOrComputeAll(keys, [&](size_t i) {
-        return EncodeLayerCost(Simulate(platform, queries[i]));
-      });
+  const std::vector<std::shared_ptr<const Layer>> layers =
+      LayersOf(platform, queries);
+  const auto simulate = [&](size_t i) {
+    return Simulate(platform, queries[i], *layers[i]);
+  };
   std::vector<LayerCost> costs;
   costs.reserve(queries.size());
+  if (cache_ == nullptr) {
+    for (size_t i = 0; i < queries.size(); ++i) costs.push_back(simulate(i));
+    return costs;
+  }
+  std::vector<std::string> keys;
+  keys.reserve(queries.size());
+  for (size_t i = 0; i < queries.size(); ++i) {
+    keys.push_back(
+        SubgraphKey(platform, queries[i], layers[i]->entries_digest));
+  }
+  const std::vector<std::string> values = cache_->GetOrComputeAll(
+      keys, [&](size_t i) { return EncodeLayerCost(simulate(i)); });
   for (size_t i = 0; i < queries.size(); ++i) {
     const std::optional<LayerCost> cost = DecodeLayerCost(values[i]);
-    costs.push_back(cost ? *cost : Simulate(platform, queries[i]));
+    costs.push_back(cost ? *cost : simulate(i));
   }
   return costs;
 }
@@ -121,59 +170,73 @@ std::string OpGraphCost::Fingerprint() const {
 }
 
 LayerCost OpGraphCost::Simulate(const Platform& platform,
-                                const LayerQuery& query) const {
+                                const LayerQuery& query,
+                                const Layer& layer) const {
   LayerCost cost;
   SetLayerBytes(platform, query, &cost);
-  LayerSimulator layer(*rules_, platform, query);
-  const auto keep = MemoryStrategy::kKeep;
-  const int64_t forward_ns = layer.Ns(PassKind::kForward, keep);
+  const std::vector<Op> ops = layer.ops.OpsAt(query.shape);
+  std::vector<int64_t> op_ns(ops.size());
+  rules_->TimeOps(platform, ops, absl::MakeSpan(op_ns));
+  ops_simulated_.fetch_add(layer.pass_ops, std::memory_order_relaxed);
+  const auto latency_ns = [&op_ns](const PassLatency& pass) {
+    return std::min(pass.Ns(op_ns), kMaxValue);
+  };
+
+  const int64_t forward_ns = latency_ns(layer.forward);
   for (StrategyCost& out : cost.strategies) out.forward_ns = forward_ns;
-  if (query.input_grad || query.weight_grad) {
-    cost.copy_ns = layer.Ns(PassKind::kOffload, keep);
-    // Whatever the strategy, its operands are there by then.
-    const int64_t weight_grad_ns =
-        query.weight_grad ? layer.Ns(PassKind::kWeightGrad, keep) : 0;
-    for (const MemoryStrategy strategy :
-         {keep, MemoryStrategy::kSelectiveRecompute,
-          MemoryStrategy::kFullRecompute}) {
-      StrategyCost& out = cost.strategies[static_cast<int>(strategy)];
-      out.input_grad_ns = layer.Ns(PassKind::kInputGrad, strategy);
-      if (!query.weight_grad) continue;
-      out.weight_grad_ns = weight_grad_ns;
-      // The two halves one after the other are a backward, too.
-      out.fused_backward_ns = std::min(layer.Ns(PassKind::kBackward, strategy),
-                                       out.input_grad_ns + weight_grad_ns);
-    }
-    // What was offloaded is back by then.
-    const StrategyCost& kept = cost[keep];
-    StrategyCost& offload =
-        cost.strategies[static_cast<int>(MemoryStrategy::kOffload)];
-    offload.input_grad_ns = kept.input_grad_ns;
-    offload.weight_grad_ns = kept.weight_grad_ns;
-    offload.fused_backward_ns = kept.fused_backward_ns;
+  if (layer.offload) cost.copy_ns = latency_ns(*layer.offload);
+  const int64_t weight_grad_ns =
+      layer.weight_grad ? latency_ns(*layer.weight_grad) : 0;
+  for (const Layer::Backward& backward : layer.backwards) {
+    StrategyCost& out = cost.strategies[static_cast<int>(backward.strategy)];
+    out.input_grad_ns = latency_ns(backward.input_grad);
+    if (!backward.fused) continue;
+    out.weight_grad_ns = weight_grad_ns;
+    // The two halves one after the other are a backward, too.
+    out.fused_backward_ns = std::min(latency_ns(*backward.fused),
+                                     out.input_grad_ns + weight_grad_ns);
   }
-  ops_simulated_.fetch_add(layer.ops(), std::memory_order_relaxed);
+  // What was offloaded is back by then.
+  const StrategyCost& kept = cost[MemoryStrategy::kKeep];
+  StrategyCost& offload =
+      cost.strategies[static_cast<int>(MemoryStrategy::kOffload)];
+  offload.input_grad_ns = kept.input_grad_ns;
+  offload.weight_grad_ns = kept.weight_grad_ns;
+  offload.fused_backward_ns = kept.fused_backward_ns;
   return cost;
 }
 
-std::string OpGraphCost::EntriesDigest(const Platform& platform,
-                                       const LayerSpec& layer) const {
-  const OpKinds kinds = OpKindsOf(layer, platform.parallelism);
-  std::string question = PlatformBytes(platform);
-  question.push_back(static_cast<char>(kinds.to_ulong()));
-  {
-    MutexLock lock(&mutex_);
-    const auto it = digests_.find(question);
-    if (it != digests_.end()) return it->second;
-  }
-  const std::string entries = rules_->Entries(platform, kinds);
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const unsigned char*>(entries.data()), entries.size(),
-         reinterpret_cast<unsigned char*>(digest.data()));
+std::vector<std::shared_ptr<const OpGraphCost::Layer>> OpGraphCost::LayersOf(
+    const Platform& platform, absl::Span<const LayerQuery> queries) const {
+  std::vector<std::shared_ptr<const Layer>> layers;
+  layers.reserve(queries.size());
+  const std::string bytes = PlatformBytes(platform);
   MutexLock lock(&mutex_);
-  if (digests_.size() >= kMaxDigests) digests_.clear();
-  digests_.try_emplace(std::move(question), digest);
-  return digest;
+  Layers* known = &layers_[bytes];
+  for (const LayerQuery& query : queries) {
+    const LayerQuestion question = {query.layer, query.weight_grad,
+                                    query.input_grad};
+    const auto it = known->find(question);
+    if (it != known->end()) {
+      layers.push_back(it->second);
+      continue;
+    }
+    // Under the lock, so that others wait for it in place of making it, too.
+    auto layer = std::make_shared<Layer>(platform, question);
+    if (cache_ != nullptr) {
+      layer->entries_digest = Sha256(rules_->Entries(
+          platform, OpKindsOf(query.layer, platform.parallelism)));
+    }
+    const auto num_ops = static_cast<int64_t>(layer->ops.graph.ops.size());
+    if (remembered_ops_ + num_ops > kMaxRememberedOps) {
+      layers_.clear();
+      known = &layers_[bytes];
+      remembered_ops_ = 0;
+    }
+    remembered_ops_ += num_ops;
+    layers.push_back(known->emplace(question, std::move(layer)).first->second);
+  }
+  return layers;
 }
 
 std::shared_ptr<const OpGraphCost> MakeReusingOpGraphCost() {
@@ -191,61 +254,50 @@ constexpr int kStrategyIntegers = 9;
 constexpr int kCostIntegers = kNumMemoryStrategies * kStrategyIntegers + 3;
 constexpr int64_t kAbsent = -1;
 
-void PutInteger(int64_t value, std::string* out) {
-  for (int i = 0; i < 8; ++i) {
-    out->push_back(
-        static_cast<char>(static_cast<uint64_t>(value) >> (8 * i) & 0xff));
-  }
-}
-
-int64_t TakeInteger(const char** in) {
-  uint64_t value = 0;
-  for (int i = 0; i < 8; ++i) {
-    value |= static_cast<uint64_t>(static_cast<unsigned char>(*(*in)++))
-             << (8 * i);
-  }
-  return static_cast<int64_t>(value);
-}
-
 }  // namespace
 
 std::string EncodeLayerCost(const LayerCost& cost) {
-  std::string bytes;
-  bytes.reserve(kCostIntegers * 8);
+  std::string bytes(kCostIntegers * 8, '\0');
+  char* out = bytes.data();
   for (const StrategyCost& s : cost.strategies) {
     for (const int64_t value :
          {s.forward_ns, s.input_grad_ns, s.weight_grad_ns,
           s.fused_backward_ns.value_or(kAbsent), s.kept_bytes, s.rebuilt_bytes,
           s.workspace_bytes, s.weight_grad_bytes, s.copy_bytes}) {
-      PutInteger(value, &bytes);
+      out = PutLittleEndian64(static_cast<uint64_t>(value), out);
     }
   }
   for (const int64_t value :
        {cost.forward_bytes, cost.copy_ns, cost.output_bytes}) {
-    PutInteger(value, &bytes);
+    out = PutLittleEndian64(static_cast<uint64_t>(value), out);
   }
   return bytes;
 }
 
 std::optional<LayerCost> DecodeLayerCost(absl::string_view bytes) {
   if (bytes.size() != kCostIntegers * 8) return std::nullopt;
-  LayerCost cost;
   const char* in = bytes.data();
+  const auto take = [&in] {
+    const auto value = static_cast<int64_t>(LittleEndian64(in));
+    in += 8;
+    return value;
+  };
+  LayerCost cost;
   for (StrategyCost& s : cost.strategies) {
-    s.forward_ns = TakeInteger(&in);
-    s.input_grad_ns = TakeInteger(&in);
-    s.weight_grad_ns = TakeInteger(&in);
-    const int64_t fused = TakeInteger(&in);
+    s.forward_ns = take();
+    s.input_grad_ns = take();
+    s.weight_grad_ns = take();
+    const int64_t fused = take();
     if (fused != kAbsent) s.fused_backward_ns = fused;
-    s.kept_bytes = TakeInteger(&in);
-    s.rebuilt_bytes = TakeInteger(&in);
-    s.workspace_bytes = TakeInteger(&in);
-    s.weight_grad_bytes = TakeInteger(&in);
-    s.copy_bytes = TakeInteger(&in);
+    s.kept_bytes = take();
+    s.rebuilt_bytes = take();
+    s.workspace_bytes = take();
+    s.weight_grad_bytes = take();
+    s.copy_bytes = take();
   }
-  cost.forward_bytes = TakeInteger(&in);
-  cost.copy_ns = TakeInteger(&in);
-  cost.output_bytes = TakeInteger(&in);
+  cost.forward_bytes = take();
+  cost.copy_ns = take();
+  cost.output_bytes = take();
   return cost;
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
@@ -29,6 +30,7 @@ class OpGraphCost : public CostModel {
   // cache, which several models may share.
   OpGraphCost(std::shared_ptr<const OpTimeRules> rules,
               std::shared_ptr<SubgraphCache> cache);
+  ~OpGraphCost() override;
 
   LayerCost Cost(const Platform& platform,
                  const LayerQuery& query) const override;
@@ -41,18 +43,29 @@ class OpGraphCost : public CostModel {
   int64_t ops_simulated() const { return ops_simulated_; }
 
  private:
-  LayerCost Simulate(const Platform& platform, const LayerQuery& query) const;
-  std::string EntriesDigest(const Platform& platform,
-                            const LayerSpec& layer) const;
+  // What costing a layer on a platform takes that no shape changes.
+  struct Layer;
+  // What of a query, its shape apart, tells layers of a platform apart.
+  struct LayerQuestion;
+
+  // The layer of each query.
+  std::vector<std::shared_ptr<const Layer>> LayersOf(
+      const Platform& platform, absl::Span<const LayerQuery> queries) const;
+  LayerCost Simulate(const Platform& platform, const LayerQuery& query,
+                     const Layer& layer) const;
 
   const std::shared_ptr<const OpTimeRules> rules_;
   const std::shared_ptr<SubgraphCache> cache_;
   mutable std::atomic<int64_t> ops_simulated_ = 0;
 
-  // What EntriesDigest has found, by what it was asked.
+  using Layers =
+      absl::flat_hash_map<LayerQuestion, std::shared_ptr<const Layer>>;
+
   mutable Mutex mutex_;
-  mutable absl::flat_hash_map<std::string, std::string> digests_
+  // What LayersOf has made, by the platform's bytes, and the operations of all.
+  mutable absl::flat_hash_map<std::string, Layers> layers_
       ABSL_GUARDED_BY(mutex_);
+  mutable int64_t remembered_ops_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 // The default rules, with costs kept in this process's memory.

@@ -249,6 +249,29 @@ TEST(OpGraphCostTest, EqualSubgraphsMeetAcrossLayersReplicasAndJobs) {
   EXPECT_EQ(cache->counters().levels[0].hits, 1);
 }
 
+// More layers than are remembered: each has some 60 operations.
+TEST(OpGraphCostTest, ForgottenLayersCostTheSame) {
+  const OpGraphCost costs;
+  const Job job = JobOf("vlm-s");
+  LayerQuery query = {job.modules[1].layers[1].layer, Items(1, 1000)};
+  const auto cost_all = [&] {
+    std::vector<LayerQuery> queries;
+    for (int i = 1; i <= 2500; ++i) {
+      query.layer.ffn_size = 64 * i;
+      queries.push_back(query);
+    }
+    return costs.CostAll(PlatformOf(job), queries);
+  };
+  const std::vector<LayerCost> first = cost_all();
+  const std::vector<LayerCost> second = cost_all();
+  for (size_t i = 0; i < first.size(); ++i) {
+    EXPECT_EQ(EncodeLayerCost(first[i]), EncodeLayerCost(second[i]));
+  }
+  query.layer.ffn_size = 64;
+  EXPECT_EQ(EncodeLayerCost(first[0]),
+            EncodeLayerCost(OpGraphCost().Cost(PlatformOf(job), query)));
+}
+
 // Whatever changes a cost changes its key, or a cache would answer wrongly.
 TEST(OpGraphCostTest, NoChangeOfAPlatformIsAnsweredFromAnotherOnesCosts) {
   const OpGraphCost plain;

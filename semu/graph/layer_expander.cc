@@ -4,43 +4,47 @@
 #include "semu/graph/layer_expander.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <utility>
 
+#include "absl/types/span.h"
 #include "semu/base/check.h"
 #include "semu/model/layer_size.h"
 
 namespace pipeweaver::semu {
 namespace {
 
-constexpr double kMaxBytes = 1e14;
 constexpr double kFlashBackwardFactor = 2.5;
 constexpr int64_t kFp32Bytes = 4;
+constexpr int64_t kWeightGradBytes = 2 * kFp32Bytes;  // read and written
 constexpr int64_t kTokenIdBytes = 8;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t Bytes(double bytes) {
-  return static_cast<int64_t>(std::min(bytes, kMaxBytes));
+// rows x bytes.
+ByteRule PerRow(RowKind rows, double bytes) {
+  ByteRule rule;
+  rule.per_row[static_cast<int>(rows)] = bytes;
+  return rule;
 }
 
 class Expander {
  public:
-  Expander(const Platform& platform, const LayerQuery& query)
-      : query_(query),
-        layer_(query.layer),
+  Expander(const Platform& platform, const LayerSpec& layer, bool weight_grad,
+           bool input_grad)
+      : layer_(layer),
+        weight_grad_(weight_grad),
+        input_grad_(input_grad),
         tp_(platform.parallelism.tensor_parallel),
         cp_(platform.parallelism.context_parallel),
         element_(DataTypeBytes(platform.data_type)),
-        rows_(CeilDiv(query.shape.tokens, cp_)),
-        shard_(CeilDiv(rows_, tp_)) {
-    graph_.ops.reserve(80);
-    graph_.tensor_bytes.reserve(80);
-    backward_.reserve(20);
+        graph_(template_.graph) {
+    template_.tensor_parallel = tp_;
+    template_.context_parallel = cp_;
+    template_.causal = layer.causal;
   }
 
-  LayerGraph Run() {
+  LayerTemplate Run() {
     switch (layer_.kind) {
       case LayerKind::kTransformer:
       case LayerKind::kDit:
@@ -59,46 +63,48 @@ class Expander {
         Projector();
         break;
     }
-    if (query_.input_grad || query_.weight_grad) {
+    if (input_grad_ || weight_grad_) {
       for (auto step = backward_.rbegin(); step != backward_.rend(); ++step) {
         (*step)();
       }
       if (graph_.input >= 0) graph_.input_grad = grad_[graph_.input];
       FindSaved();
     }
-    return std::move(graph_);
+    return std::move(template_);
   }
 
  private:
   // Which lists an operation joins.
   enum Role { kForwardOnly, kForInput, kForWeight, kForBoth };
 
-  int Tensor(double bytes, bool needs_grad = false) {
-    graph_.tensor_bytes.push_back(Bytes(bytes));
+  int Tensor(const ByteRule& bytes, bool needs_grad = false) {
+    graph_.tensor_bytes.push_back(0);
+    template_.tensor_rules.push_back(bytes);
     needs_grad_.push_back(needs_grad);
     grad_.push_back(-1);
-    return static_cast<int>(graph_.tensor_bytes.size()) - 1;
+    return static_cast<int>(template_.tensor_rules.size()) - 1;
   }
   // rows x width elements.
-  int Matrix(int64_t rows, int64_t width, bool needs_grad = false) {
-    return Tensor(
-        static_cast<double>(rows) * static_cast<double>(width * element_),
-        needs_grad);
+  ByteRule MatrixBytes(RowKind rows, int64_t width) const {
+    return PerRow(rows, static_cast<double>(width * element_));
   }
-  int MatrixLike(int tensor) {
-    return Tensor(static_cast<double>(graph_.tensor_bytes[tensor]));
+  int Matrix(RowKind rows, int64_t width, bool needs_grad = false) {
+    return Tensor(MatrixBytes(rows, width), needs_grad);
   }
-  double BytesOf(std::initializer_list<int> tensors) const {
-    double bytes = 0;
-    for (const int tensor : tensors) {
-      bytes += static_cast<double>(graph_.tensor_bytes[tensor]);
-    }
+  int MatrixLike(int tensor, bool needs_grad = false) {
+    return Tensor(BytesOf({tensor}), needs_grad);
+  }
+  ByteRule BytesOf(absl::Span<const int> tensors) const {
+    ByteRule bytes;
+    for (const int tensor : tensors) bytes += template_.tensor_rules[tensor];
     return bytes;
   }
 
-  int Add(Op op, Role role) {
+  int Add(const Op& op, const OpRule& rule, OpTensors tensors, Role role) {
     const int index = static_cast<int>(graph_.ops.size());
-    graph_.ops.push_back(std::move(op));
+    graph_.ops.push_back(op);
+    graph_.op_tensors.push_back(std::move(tensors));
+    template_.op_rules.push_back(rule);
     if (role == kForwardOnly) graph_.forward.push_back(index);
     if (role == kForInput || role == kForBoth) {
       graph_.input_grads.push_back(index);
@@ -110,38 +116,46 @@ class Expander {
     return index;
   }
 
-  int AddElementwise(MemoryOpKind kind, double bytes,
-                     absl::InlinedVector<int, 4> reads,
-                     absl::InlinedVector<int, 2> writes, Role role) {
+  int AddElementwise(MemoryOpKind kind, const ByteRule& bytes,
+                     OpTensors tensors, Role role) {
     Op op;
     op.kind = OpKind::kElementwise;
     op.memory_kind = kind;
-    op.bytes = Bytes(bytes);
-    op.reads = std::move(reads);
-    op.writes = std::move(writes);
-    return Add(std::move(op), role);
+    OpRule rule;
+    rule.bytes = bytes;
+    return Add(op, rule, std::move(tensors), role);
   }
 
-  // `weight_bytes`: of the operand that is no tensor here.
-  void AddMatmul(int64_t rows, int64_t inner, int64_t columns,
-                 double weight_bytes, absl::InlinedVector<int, 4> reads,
-                 absl::InlinedVector<int, 2> writes, Role role,
+  // An activation or its gradient: rows x inner times weights.
+  void AddMatmul(RowKind rows, int64_t inner, int64_t columns, double weights,
+                 OpTensors tensors, Role role,
                  MatmulRole matmul = MatmulRole::kGeneral) {
     Op op;
     op.kind = OpKind::kMatmul;
-    op.rows = rows;
     op.inner = inner;
     op.columns = columns;
     op.role = matmul;
-    op.flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inner) *
-               static_cast<double>(columns);
-    double bytes = weight_bytes;
-    for (const int tensor : reads) bytes += BytesOf({tensor});
-    for (const int tensor : writes) bytes += BytesOf({tensor});
-    op.bytes = Bytes(bytes);
-    op.reads = std::move(reads);
-    op.writes = std::move(writes);
-    Add(std::move(op), role);
+    AddMatmul(op, &Op::rows, rows, weights, std::move(tensors), role);
+  }
+  // in x rows times rows x out, from `operand` and the output's gradient.
+  void AddWeightGrad(int64_t in, RowKind rows, int64_t out, int operand,
+                     int output_grad) {
+    Op op;
+    op.kind = OpKind::kMatmul;
+    op.rows = in;
+    op.columns = out;
+    AddMatmul(op, &Op::inner, rows, WeightBytes(in, out, kWeightGradBytes),
+              {{operand, output_grad}, {}}, kForWeight);
+  }
+  // `weights`: bytes of the operand that is no tensor here.
+  void AddMatmul(const Op& op, int64_t Op::*row_dimension, RowKind rows,
+                 double weights, OpTensors tensors, Role role) {
+    OpRule rule;
+    rule.bytes = BytesOf(tensors.reads) + BytesOf(tensors.writes);
+    rule.bytes.fixed += weights;
+    rule.row_dimension = row_dimension;
+    rule.rows = rows;
+    Add(op, rule, std::move(tensors), role);
   }
 
   // `whole`: the tensor that is gathered or scattered, or reduced.
@@ -151,10 +165,9 @@ class Expander {
     op.kind = OpKind::kCollective;
     op.stream = Stream::kTensorParallel;
     op.collective = kind;
-    op.bytes = graph_.tensor_bytes[whole];
-    op.reads = {from};
-    op.writes = {to};
-    Add(std::move(op), role);
+    OpRule rule;
+    rule.bytes = BytesOf({whole});
+    Add(op, rule, {{from}, {to}}, role);
   }
 
   // Hands `gradient` to `tensor`, adding it to what is there.
@@ -166,7 +179,7 @@ class Expander {
     }
     const int sum = MatrixLike(gradient);
     AddElementwise(MemoryOpKind::kAdd, BytesOf({before, gradient, sum}),
-                   {before, gradient}, {sum}, kForInput);
+                   {{before, gradient}, {sum}}, kForInput);
     grad_[tensor] = sum;
   }
 
@@ -183,21 +196,21 @@ class Expander {
   // A kernel from `input` to a new tensor of rows x width, which selective
   // recompute may run again; the backward reads the gradient and, where
   // `saves_input`, the input.
-  int Elementwise(MemoryOpKind kind, int input, int64_t rows, int64_t width,
+  int Elementwise(MemoryOpKind kind, int input, RowKind rows, int64_t width,
                   bool saves_input) {
     const int output = Matrix(rows, width, needs_grad_[input]);
-    cheap_.push_back(AddElementwise(kind, BytesOf({input, output}), {input},
-                                    {output}, kForwardOnly));
+    cheap_.push_back(AddElementwise(kind, BytesOf({input, output}),
+                                    {{input}, {output}}, kForwardOnly));
     if (needs_grad_[output]) {
       backward_.push_back([=, this] {
         const int gradient = MatrixLike(input);
         const int output_grad = grad_[output];
         if (saves_input) {
           AddElementwise(kind, BytesOf({output_grad, input, gradient}),
-                         {output_grad, input}, {gradient}, kForInput);
+                         {{output_grad, input}, {gradient}}, kForInput);
         } else {
-          AddElementwise(kind, BytesOf({output_grad, gradient}), {output_grad},
-                         {gradient}, kForInput);
+          AddElementwise(kind, BytesOf({output_grad, gradient}),
+                         {{output_grad}, {gradient}}, kForInput);
         }
         AddGrad(input, gradient);
       });
@@ -206,28 +219,27 @@ class Expander {
   }
 
   int Norm(int input) {
-    return Elementwise(MemoryOpKind::kNorm, input, shard_, layer_.hidden_size,
-                       true);
+    return Elementwise(MemoryOpKind::kNorm, input, RowKind::kShard,
+                       layer_.hidden_size, true);
   }
 
   // The norm's result scaled and shifted; the scale's gradient needs it again.
   int Modulate(int input) {
-    return Elementwise(MemoryOpKind::kAdd, input, shard_, layer_.hidden_size,
-                       query_.weight_grad);
+    return Elementwise(MemoryOpKind::kAdd, input, RowKind::kShard,
+                       layer_.hidden_size, weight_grad_);
   }
 
   // Rotary embedding of queries and keys, `width` wide, or norms of them.
-  int Rotate(int input, int64_t rows, int64_t width) {
-    const double bytes =
-        2 * static_cast<double>(rows) * static_cast<double>(width * element_);
-    const int output = Tensor(BytesOf({input}), needs_grad_[input]);
-    AddElementwise(MemoryOpKind::kRotary, bytes, {input}, {output},
+  int Rotate(int input, RowKind rows, int64_t width) {
+    const ByteRule bytes = MatrixBytes(rows, 2 * width);
+    const int output = MatrixLike(input, needs_grad_[input]);
+    AddElementwise(MemoryOpKind::kRotary, bytes, {{input}, {output}},
                    kForwardOnly);
     if (needs_grad_[output]) {
       backward_.push_back([=, this] {
         const int gradient = MatrixLike(input);
-        AddElementwise(MemoryOpKind::kRotary, bytes, {grad_[output]},
-                       {gradient}, kForInput);
+        AddElementwise(MemoryOpKind::kRotary, bytes,
+                       {{grad_[output]}, {gradient}}, kForInput);
         AddGrad(input, gradient);
       });
     }
@@ -235,10 +247,10 @@ class Expander {
   }
 
   int Residual(int stream, int branch) {
-    const int output = Matrix(shard_, layer_.hidden_size,
+    const int output = Matrix(RowKind::kShard, layer_.hidden_size,
                               needs_grad_[stream] || needs_grad_[branch]);
     AddElementwise(MemoryOpKind::kAdd, BytesOf({stream, branch, output}),
-                   {stream, branch}, {output}, kForwardOnly);
+                   {{stream, branch}, {output}}, kForwardOnly);
     backward_.push_back([=, this] {
       for (const int tensor : {stream, branch}) {
         if (needs_grad_[tensor]) AddGrad(tensor, grad_[output]);
@@ -251,13 +263,11 @@ class Expander {
     return static_cast<double>(in) * static_cast<double>(out) *
            static_cast<double>(bytes);
   }
-  double WeightGradBytes(int64_t in, int64_t out) const {
-    return WeightBytes(in, out, 2 * kFp32Bytes);  // read and written
-  }
 
-  // rows x in, held in shards, times in x out, divided by columns over the
+  // Tokens x in, held in shards, times in x out, divided by columns over the
   // tensor-parallel GPUs.
-  int ColumnMatmul(int shard, int64_t rows, int64_t in, int64_t all_columns) {
+  int ColumnMatmul(int shard, int64_t in, int64_t all_columns) {
+    constexpr RowKind rows = RowKind::kTokens;
     const int64_t out = CeilDiv(all_columns, tp_);
     const double weights = WeightBytes(in, out, element_);
     int input = shard;
@@ -267,19 +277,20 @@ class Expander {
                     kForwardOnly);
     }
     const bool input_wanted = needs_grad_[shard];
-    const int output = Matrix(rows, out, input_wanted || query_.weight_grad);
-    AddMatmul(rows, in, out, weights, {input}, {output}, kForwardOnly);
+    const int output = Matrix(rows, out, input_wanted || weight_grad_);
+    AddMatmul(rows, in, out, weights, {{input}, {output}}, kForwardOnly);
     backward_.push_back([=, this] {
       const int output_grad = grad_[output];
       int operand = shard;
-      if (query_.weight_grad && tp_ > 1) {
+      if (weight_grad_ && tp_ > 1) {
         operand = Matrix(rows, in);
         AddCollective(CollectiveOpKind::kAllGather, shard, operand, operand,
                       kForWeight);
       }
       if (input_wanted) {
         int gradient = Matrix(rows, in);
-        AddMatmul(rows, out, in, weights, {output_grad}, {gradient}, kForInput);
+        AddMatmul(rows, out, in, weights, {{output_grad}, {gradient}},
+                  kForInput);
         if (tp_ > 1) {
           const int whole = gradient;
           gradient = MatrixLike(shard);
@@ -288,27 +299,27 @@ class Expander {
         }
         AddGrad(shard, gradient);
       }
-      if (query_.weight_grad) {
-        AddMatmul(in, rows, out, WeightGradBytes(in, out),
-                  {operand, output_grad}, {}, kForWeight);
+      if (weight_grad_) {
+        AddWeightGrad(in, rows, out, operand, output_grad);
       }
     });
     return output;
   }
 
-  // rows x in, divided by columns, times in x out, divided by rows; the sum is
-  // left in shards.
-  int RowMatmul(int input, int64_t rows, int64_t all_in, int64_t out,
-                MatmulRole matmul) {
+  // Tokens x in, divided by columns, times in x out, divided by rows; the sum
+  // is left in shards.
+  int RowMatmul(int input, int64_t all_in, int64_t out, MatmulRole matmul) {
+    constexpr RowKind rows = RowKind::kTokens;
     const int64_t in = CeilDiv(all_in, tp_);
     const double weights = WeightBytes(in, out, element_);
     const bool input_wanted = needs_grad_[input];
-    const bool needs_grad = input_wanted || query_.weight_grad;
+    const bool needs_grad = input_wanted || weight_grad_;
     int output = Matrix(rows, out, needs_grad);
-    AddMatmul(rows, in, out, weights, {input}, {output}, kForwardOnly, matmul);
+    AddMatmul(rows, in, out, weights, {{input}, {output}}, kForwardOnly,
+              matmul);
     if (tp_ > 1) {
       const int whole = output;
-      output = Matrix(CeilDiv(rows, tp_), out, needs_grad);
+      output = Matrix(RowKind::kShard, out, needs_grad);
       AddCollective(CollectiveOpKind::kReduceScatter, whole, output, whole,
                     kForwardOnly);
     }
@@ -317,75 +328,63 @@ class Expander {
       if (tp_ > 1) {
         const int whole = Matrix(rows, out);
         AddCollective(CollectiveOpKind::kAllGather, output_grad, whole, whole,
-                      !query_.weight_grad ? kForInput
-                      : input_wanted      ? kForBoth
-                                          : kForWeight);
+                      !weight_grad_  ? kForInput
+                      : input_wanted ? kForBoth
+                                     : kForWeight);
         output_grad = whole;
       }
       if (input_wanted) {
         const int gradient = MatrixLike(input);
-        AddMatmul(rows, out, in, weights, {output_grad}, {gradient}, kForInput);
+        AddMatmul(rows, out, in, weights, {{output_grad}, {gradient}},
+                  kForInput);
         AddGrad(input, gradient);
       }
-      if (query_.weight_grad) {
-        AddMatmul(in, rows, out, WeightGradBytes(in, out), {input, output_grad},
-                  {}, kForWeight);
+      if (weight_grad_) {
+        AddWeightGrad(in, rows, out, input, output_grad);
       }
     });
     return output;
   }
 
-  int AddAttention(double flops, double bytes,
-                   absl::InlinedVector<int, 4> reads,
-                   absl::InlinedVector<int, 2> writes, Role role) {
+  void AddAttention(const OpRule& rule, OpTensors tensors, Role role) {
     Op op;
     op.kind = OpKind::kAttention;
-    op.flops = flops;
-    op.bytes = Bytes(bytes);
-    op.reads = std::move(reads);
-    op.writes = std::move(writes);
-    return Add(std::move(op), role);
+    Add(op, rule, std::move(tensors), role);
   }
   void AddHop(int from, int to, Role role) {
     Op op;
     op.kind = OpKind::kRingTransfer;
     op.stream = Stream::kContextParallel;
-    op.bytes = graph_.tensor_bytes[to];
-    op.reads = {from};
-    op.writes = {to};
-    Add(std::move(op), role);
+    OpRule rule;
+    rule.bytes = BytesOf({to});
+    Add(op, rule, {{from}, {to}}, role);
   }
 
   // `queries` with its heads divided over the tensor-parallel GPUs; keys and
-  // values, of `key_rows` rows on this GPU, are part of `queries` or stand in
-  // `keys`. `products`: pairs of query and key tokens over all context-parallel
-  // GPUs.
-  int Attention(int queries, int keys, int64_t key_rows, double products) {
+  // values, of `key_rows`, are part of `queries` or, for the condition's, stand
+  // in `keys`.
+  int Attention(int queries, int keys, RowKind key_rows) {
     const int64_t width = CeilDiv(layer_.hidden_size, tp_);
     const int64_t key_width = CeilDiv(2 * KeyValueWidth(layer_), tp_);
     const bool needs_grad = needs_grad_[queries] || needs_grad_[keys];
-    const int output = Matrix(rows_, width, needs_grad);
+    const int output = Matrix(RowKind::kTokens, width, needs_grad);
     // Logarithms of the rows' sums.
-    const int sums = Tensor(static_cast<double>(rows_) *
-                            static_cast<double>(CeilDiv(layer_.heads, tp_)) *
-                            static_cast<double>(kFp32Bytes));
-    const double flops =
-        4 * products / static_cast<double>(cp_) * static_cast<double>(width);
-    const double cp = static_cast<double>(cp_);
+    const int sums = Tensor(
+        PerRow(RowKind::kTokens,
+               static_cast<double>(CeilDiv(layer_.heads, tp_) * kFp32Bytes)));
+    OpRule rule;
+    rule.width = static_cast<double>(width);
+    rule.of_condition = key_rows == RowKind::kCondition;
     const auto hop = [this, key_rows, key_width] {
       return Matrix(key_rows, key_width);
     };
     {
-      const double bytes =
-          2 * BytesOf({output}) + static_cast<double>(key_rows) *
-                                      static_cast<double>(key_width * element_);
+      rule.bytes = BytesOf({output, output}) + MatrixBytes(key_rows, key_width);
       int block = keys;
       for (int64_t i = 0; i < cp_; ++i) {
         int next = -1;
         if (i + 1 < cp_) AddHop(block, next = hop(), kForwardOnly);
-        absl::InlinedVector<int, 4> reads = {queries, block};
-        AddAttention(flops / cp, bytes, std::move(reads), {output, sums},
-                     kForwardOnly);
+        AddAttention(rule, {{queries, block}, {output, sums}}, kForwardOnly);
         block = next;
       }
     }
@@ -394,19 +393,19 @@ class Expander {
       const int output_grad = grad_[output];
       const int query_grad = MatrixLike(queries);
       const int key_grad = keys == queries ? query_grad : MatrixLike(keys);
-      const double bytes = BytesOf({output, output_grad, queries, query_grad}) +
-                           (keys == queries ? 0 : BytesOf({keys, key_grad}));
+      OpRule backward = rule;
+      backward.factor = kFlashBackwardFactor;
+      backward.bytes = BytesOf({output, output_grad, queries, query_grad});
+      if (keys != queries) backward.bytes += BytesOf({keys, key_grad});
       int block = keys;
       int block_grad = key_grad;
       for (int64_t i = 0; i < cp_; ++i) {
         int next = -1;
         if (i + 1 < cp_) AddHop(block, next = hop(), kForInput);
-        absl::InlinedVector<int, 4> reads = {queries, block, output,
-                                             output_grad, sums};
-        absl::InlinedVector<int, 2> writes = {query_grad};
-        if (block_grad != query_grad) writes.push_back(block_grad);
-        AddAttention(kFlashBackwardFactor * flops / cp, bytes, std::move(reads),
-                     std::move(writes), kForInput);
+        OpTensors tensors = {{queries, block, output, output_grad, sums},
+                             {query_grad}};
+        if (block_grad != query_grad) tensors.writes.push_back(block_grad);
+        AddAttention(backward, std::move(tensors), kForInput);
         block = next;
         if (i + 1 < cp_) {
           const int next_grad = hop();
@@ -422,25 +421,26 @@ class Expander {
 
   // Keys and values of the condition, whose rows all GPUs hold; its gradient is
   // summed over the tensor-parallel GPUs.
-  int ConditionKeys(int condition, int64_t rows) {
+  int ConditionKeys(int condition) {
+    constexpr RowKind rows = RowKind::kCondition;
     const int64_t h = layer_.hidden_size;
     const int64_t out = CeilDiv(2 * KeyValueWidth(layer_), tp_);
     const double weights = WeightBytes(h, out, element_);
-    const bool needs_grad = query_.weight_grad || query_.input_grad;
+    const bool needs_grad = weight_grad_ || input_grad_;
     const int keys = Matrix(rows, out, needs_grad);
-    AddMatmul(rows, h, out, weights, {condition}, {keys}, kForwardOnly);
+    AddMatmul(rows, h, out, weights, {{condition}, {keys}}, kForwardOnly);
     backward_.push_back([=, this] {
-      if (query_.input_grad) {
+      if (input_grad_) {
         const int gradient = Matrix(rows, h);
-        AddMatmul(rows, out, h, weights, {grad_[keys]}, {gradient}, kForInput);
+        AddMatmul(rows, out, h, weights, {{grad_[keys]}, {gradient}},
+                  kForInput);
         if (tp_ > 1) {
           AddCollective(CollectiveOpKind::kAllReduce, gradient, gradient,
                         gradient, kForInput);
         }
       }
-      if (query_.weight_grad) {
-        AddMatmul(h, rows, out, WeightGradBytes(h, out),
-                  {condition, grad_[keys]}, {}, kForWeight);
+      if (weight_grad_) {
+        AddWeightGrad(h, rows, out, condition, grad_[keys]);
       }
     });
     return keys;
@@ -451,37 +451,33 @@ class Expander {
     const int64_t kv = KeyValueWidth(layer_);
     const int64_t f = layer_.ffn_size;
     const int64_t gates = layer_.gated_ffn ? 2 : 1;
-    const double squares = static_cast<double>(query_.shape.sum_squares) *
-                           (layer_.causal ? 0.5 : 1.0);
     const bool dit = layer_.kind == LayerKind::kDit;
 
-    int x = Matrix(shard_, h, query_.input_grad);
+    int x = Matrix(RowKind::kShard, h, input_grad_);
     SetInput(x);
 
     int y = Norm(x);
     if (dit) y = Modulate(y);
-    y = ColumnMatmul(y, rows_, h, h + 2 * kv);
-    y = Rotate(y, rows_, CeilDiv(h + kv, tp_));
-    y = Attention(y, y, rows_, squares);
-    y = RowMatmul(y, rows_, h, h, MatmulRole::kAttentionOutput);
+    y = ColumnMatmul(y, h, h + 2 * kv);
+    y = Rotate(y, RowKind::kTokens, CeilDiv(h + kv, tp_));
+    y = Attention(y, y, RowKind::kTokens);
+    y = RowMatmul(y, h, h, MatmulRole::kAttentionOutput);
     x = Residual(x, y);
 
     if (dit) {
-      const int64_t condition_rows =
-          CeilDiv(query_.shape.condition_tokens, cp_);
-      y = ColumnMatmul(Norm(x), rows_, h, h);
-      const int keys = ConditionKeys(Tensor(0), condition_rows);
-      y = Attention(y, keys, condition_rows,
-                    static_cast<double>(query_.shape.condition_products));
-      y = RowMatmul(y, rows_, h, h, MatmulRole::kAttentionOutput);
+      y = ColumnMatmul(Norm(x), h, h);
+      const int keys = ConditionKeys(Tensor({}));
+      y = Attention(y, keys, RowKind::kCondition);
+      y = RowMatmul(y, h, h, MatmulRole::kAttentionOutput);
       x = Residual(x, y);
     }
 
     y = Norm(x);
     if (dit) y = Modulate(y);
-    y = ColumnMatmul(y, rows_, h, gates * f);
-    y = Elementwise(MemoryOpKind::kActivation, y, rows_, CeilDiv(f, tp_), true);
-    y = RowMatmul(y, rows_, f, h, MatmulRole::kFfnDown);
+    y = ColumnMatmul(y, h, gates * f);
+    y = Elementwise(MemoryOpKind::kActivation, y, RowKind::kTokens,
+                    CeilDiv(f, tp_), true);
+    y = RowMatmul(y, f, h, MatmulRole::kFfnDown);
     SetOutput(Residual(x, y));
   }
 
@@ -489,15 +485,15 @@ class Expander {
   // rows it has, the sum is left in shards.
   void Embedding() {
     const int64_t h = layer_.hidden_size;
-    const int ids = Tensor(static_cast<double>(rows_ * kTokenIdBytes));
+    const int ids = Tensor(PerRow(RowKind::kTokens, kTokenIdBytes));
     SetInput(ids);
-    const bool needs_grad = query_.weight_grad;
-    const int rows = Matrix(rows_, h, needs_grad);
-    AddElementwise(MemoryOpKind::kEmbedding, 2 * BytesOf({rows}), {ids}, {rows},
-                   kForwardOnly);
+    const bool needs_grad = weight_grad_;
+    const int rows = Matrix(RowKind::kTokens, h, needs_grad);
+    AddElementwise(MemoryOpKind::kEmbedding, BytesOf({rows, rows}),
+                   {{ids}, {rows}}, kForwardOnly);
     int output = rows;
     if (tp_ > 1) {
-      output = Matrix(shard_, h, needs_grad);
+      output = Matrix(RowKind::kShard, h, needs_grad);
       AddCollective(CollectiveOpKind::kReduceScatter, rows, output, rows,
                     kForwardOnly);
     }
@@ -511,9 +507,11 @@ class Expander {
                       kForWeight);
         gradient = whole;
       }
-      AddElementwise(MemoryOpKind::kEmbedding,
-                     BytesOf({gradient}) + WeightGradBytes(rows_, h),
-                     {gradient, ids}, {}, kForWeight);
+      AddElementwise(
+          MemoryOpKind::kEmbedding,
+          BytesOf({gradient}) +
+              PerRow(RowKind::kTokens, WeightBytes(1, h, kWeightGradBytes)),
+          {{gradient, ids}, {}}, kForWeight);
     });
   }
 
@@ -521,25 +519,24 @@ class Expander {
   // fp32.
   void LmHead() {
     const int64_t h = layer_.hidden_size;
-    const int x = Matrix(shard_, h, query_.input_grad);
+    const int x = Matrix(RowKind::kShard, h, input_grad_);
     SetInput(x);
-    const int logits = ColumnMatmul(x, rows_, h, layer_.vocab_size);
+    const int logits = ColumnMatmul(x, h, layer_.vocab_size);
     if (!needs_grad_[logits]) {
-      AddElementwise(MemoryOpKind::kActivation, BytesOf({logits}), {logits}, {},
-                     kForwardOnly);
+      AddElementwise(MemoryOpKind::kActivation, BytesOf({logits}),
+                     {{logits}, {}}, kForwardOnly);
       return;
     }
-    const int probabilities =
-        Tensor(static_cast<double>(rows_) *
-               static_cast<double>(CeilDiv(layer_.vocab_size, tp_)) *
-               static_cast<double>(kFp32Bytes));
+    const int probabilities = Tensor(PerRow(
+        RowKind::kTokens,
+        static_cast<double>(CeilDiv(layer_.vocab_size, tp_) * kFp32Bytes)));
     AddElementwise(MemoryOpKind::kActivation, BytesOf({logits, probabilities}),
-                   {logits}, {probabilities}, kForwardOnly);
+                   {{logits}, {probabilities}}, kForwardOnly);
     backward_.push_back([=, this] {
       const int gradient = MatrixLike(logits);
       AddElementwise(MemoryOpKind::kActivation,
-                     BytesOf({probabilities, gradient}), {probabilities},
-                     {gradient}, kForInput);
+                     BytesOf({probabilities, gradient}),
+                     {{probabilities}, {gradient}}, kForInput);
       AddGrad(logits, gradient);
     });
   }
@@ -548,27 +545,27 @@ class Expander {
   void PatchEmbed() {
     const int64_t in = layer_.input_size;
     const int64_t out = layer_.hidden_size;
-    const int patches = Matrix(shard_, in);
+    const int patches = Matrix(RowKind::kShard, in);
     SetInput(patches);
-    const int output = Matrix(shard_, out, query_.weight_grad);
-    AddMatmul(shard_, in, out, WeightBytes(in, out, element_), {patches},
-              {output}, kForwardOnly);
+    const int output = Matrix(RowKind::kShard, out, weight_grad_);
+    AddMatmul(RowKind::kShard, in, out, WeightBytes(in, out, element_),
+              {{patches}, {output}}, kForwardOnly);
     SetOutput(output);
-    if (!query_.weight_grad) return;
+    if (!weight_grad_) return;
     backward_.push_back([=, this] {
-      AddMatmul(in, shard_, out, WeightGradBytes(in, out),
-                {patches, grad_[output]}, {}, kForWeight);
+      AddWeightGrad(in, RowKind::kShard, out, patches, grad_[output]);
     });
   }
 
   void Projector() {
     const int64_t h = layer_.hidden_size;
     const int64_t f = layer_.ffn_size;
-    const int x = Matrix(shard_, h, query_.input_grad);
+    const int x = Matrix(RowKind::kShard, h, input_grad_);
     SetInput(x);
-    int y = ColumnMatmul(x, rows_, h, f);
-    y = Elementwise(MemoryOpKind::kActivation, y, rows_, CeilDiv(f, tp_), true);
-    SetOutput(RowMatmul(y, rows_, f, layer_.input_size, MatmulRole::kFfnDown));
+    int y = ColumnMatmul(x, h, f);
+    y = Elementwise(MemoryOpKind::kActivation, y, RowKind::kTokens,
+                    CeilDiv(f, tp_), true);
+    SetOutput(RowMatmul(y, f, layer_.input_size, MatmulRole::kFfnDown));
   }
 
   // From who writes what: what the backward reads of the forward, and which of
@@ -578,13 +575,13 @@ class Expander {
     std::vector<bool> from_forward(tensors, false);
     if (graph_.input >= 0) from_forward[graph_.input] = true;
     for (const int op : graph_.forward) {
-      for (const int tensor : graph_.ops[op].writes) {
+      for (const int tensor : graph_.op_tensors[op].writes) {
         from_forward[tensor] = true;
       }
     }
     std::vector<bool> saved(tensors, false);
     for (const int op : graph_.backward) {
-      for (const int tensor : graph_.ops[op].reads) {
+      for (const int tensor : graph_.op_tensors[op].reads) {
         if (from_forward[tensor]) saved[tensor] = true;
       }
     }
@@ -595,7 +592,7 @@ class Expander {
     // its operands are there anyway.
     std::vector<bool> rebuilt(tensors, false);
     for (const int op : cheap_) {
-      const Op& cheap = graph_.ops[op];
+      const OpTensors& cheap = graph_.op_tensors[op];
       const auto there = [&saved](int tensor) { return saved[tensor]; };
       if (saved[cheap.writes[0]] &&
           std::all_of(cheap.reads.begin(), cheap.reads.end(), there)) {
@@ -610,22 +607,22 @@ class Expander {
       Op copy;
       copy.kind = OpKind::kHostCopy;
       copy.stream = Stream::kToHost;
-      copy.bytes = graph_.tensor_bytes[tensor];
-      copy.reads = {tensor};
       graph_.copies.push_back(static_cast<int>(graph_.ops.size()));
-      graph_.ops.push_back(std::move(copy));
+      graph_.ops.push_back(copy);
+      graph_.op_tensors.push_back({{tensor}, {}});
+      template_.op_rules.push_back({.bytes = BytesOf({tensor})});
     }
   }
 
-  const LayerQuery& query_;
   const LayerSpec& layer_;
+  const bool weight_grad_;
+  const bool input_grad_;
   const int64_t tp_;
   const int64_t cp_;
   const int64_t element_;  // bytes
-  const int64_t rows_;     // tokens of one context-parallel GPU
-  const int64_t shard_;    // of one tensor-parallel GPU of it
 
-  LayerGraph graph_;
+  LayerTemplate template_;
+  LayerGraph& graph_;             // of template_
   std::vector<bool> needs_grad_;  // [tensor]
   std::vector<int> grad_;         // [tensor]: its gradient's tensor, or -1
   std::vector<int> cheap_;        // forward operations
@@ -637,11 +634,11 @@ std::vector<int> WeightGradInputs(const LayerGraph& graph) {
   std::vector<bool> seen(graph.tensor_bytes.size(), false);
   std::vector<int> inputs;
   for (const int op : graph.weight_grads) {
-    for (const int tensor : graph.ops[op].reads) {
+    for (const int tensor : graph.op_tensors[op].reads) {
       if (!seen[tensor]) inputs.push_back(tensor);
       seen[tensor] = true;
     }
-    for (const int tensor : graph.ops[op].writes) seen[tensor] = true;
+    for (const int tensor : graph.op_tensors[op].writes) seen[tensor] = true;
   }
   return inputs;
 }
@@ -673,8 +670,15 @@ const std::vector<int>& Recomputed(const LayerGraph& graph,
 
 }  // namespace
 
+LayerTemplate ExpandTemplate(const Platform& platform, const LayerSpec& layer,
+                             bool weight_grad, bool input_grad) {
+  return Expander(platform, layer, weight_grad, input_grad).Run();
+}
+
 LayerGraph ExpandLayer(const Platform& platform, const LayerQuery& query) {
-  return Expander(platform, query).Run();
+  return ExpandTemplate(platform, query.layer, query.weight_grad,
+                        query.input_grad)
+      .GraphAt(query.shape);
 }
 
 std::vector<int> KeptTensors(const LayerGraph& graph, MemoryStrategy strategy) {

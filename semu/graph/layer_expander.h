@@ -1,9 +1,10 @@
-// From a layer at a shape to its operations.
+// From a layer to its operations.
 
 #ifndef SEMU_GRAPH_LAYER_EXPANDER_H_
 #define SEMU_GRAPH_LAYER_EXPANDER_H_
 
 #include "semu/cost/cost_model.h"
+#include "semu/graph/layer_template.h"
 #include "semu/graph/op_graph.h"
 
 namespace pipeweaver::semu {
@@ -24,6 +25,10 @@ namespace pipeweaver::semu {
 // - convolutions over patches or audio frames as one matmul of unfolded inputs.
 // Sizes that do not divide are rounded up. Biases, dropout and the gradients of
 // norms' own weights are left out.
+LayerTemplate ExpandTemplate(const Platform& platform, const LayerSpec& layer,
+                             bool weight_grad, bool input_grad);
+
+// The same at the query's shape.
 LayerGraph ExpandLayer(const Platform& platform, const LayerQuery& query);
 
 enum class PassKind {

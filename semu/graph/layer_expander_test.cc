@@ -54,12 +54,12 @@ TEST(LayerExpanderTest, PassesReadOnlyWhatIsThere) {
                                  static_cast<MemoryStrategy>(s));
         std::set<int> there(pass.inputs.begin(), pass.inputs.end());
         for (const int index : pass.ops) {
-          for (const int tensor : graph.ops[index].reads) {
+          for (const int tensor : graph.op_tensors[index].reads) {
             if (graph.tensor_bytes[tensor] == 0) continue;
             EXPECT_TRUE(there.count(tensor) > 0) << "pass " << k;
           }
-          there.insert(graph.ops[index].writes.begin(),
-                       graph.ops[index].writes.end());
+          const auto& writes = graph.op_tensors[index].writes;
+          there.insert(writes.begin(), writes.end());
         }
         for (const int tensor : pass.results) {
           if (graph.tensor_bytes[tensor] == 0) continue;

@@ -50,9 +50,12 @@ struct Op {
   // On the compute stream: read and written at least. kCollective: the whole
   // tensor, before a scatter or after a gather. Else: moved.
   int64_t bytes = 0;
-  // Indices into LayerGraph::tensor_bytes. A tensor that several operations
-  // write is filled by them in turn. One that no operation of a pass writes is
-  // there from the start.
+};
+
+// What an operation uses, as indices into LayerGraph::tensor_bytes. A tensor
+// that several operations write is filled by them in turn. One that no
+// operation of a pass writes is there from the start.
+struct OpTensors {
   absl::InlinedVector<int, 4> reads;
   absl::InlinedVector<int, 2> writes;
 };
@@ -63,6 +66,7 @@ struct Op {
 // `tensor_bytes`.
 struct LayerGraph {
   std::vector<Op> ops;
+  std::vector<OpTensors> op_tensors;  // [op]
   // 0 for what is held elsewhere.
   std::vector<int64_t> tensor_bytes;
 

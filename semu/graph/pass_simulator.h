@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "semu/graph/op_graph.h"
@@ -31,9 +32,33 @@ struct PassFigures {
 PassFigures SimulatePass(const LayerGraph& graph, const Pass& pass,
                          absl::Span<const int64_t> op_ns);
 
-// The latency alone, which is found faster.
-int64_t PassLatencyNs(const LayerGraph& graph, const Pass& pass,
-                      absl::Span<const int64_t> op_ns);
+// The latency alone, quickly for many times of the same pass: what the times do
+// not change is found once. Immutable.
+class PassLatency {
+ public:
+  // Reads no sizes of the graph's, and keeps no reference to it.
+  PassLatency(const LayerGraph& graph, const Pass& pass);
+
+  // SimulatePass(...).latency_ns, with the same requirements.
+  int64_t Ns(absl::Span<const int64_t> op_ns) const;
+
+  int num_ops() const { return static_cast<int>(steps_.size()); }
+
+ private:
+  // An operation in the order of issue. It runs when its stream is free and the
+  // steps waits_[first_wait .. end_wait), of other streams, have ended.
+  struct Step {
+    int op = 0;
+    int stream = 0;
+    int first_wait = 0;
+    int end_wait = 0;
+  };
+
+  std::vector<Step> steps_;
+  std::vector<int> waits_;
+  // All steps run one after the other.
+  bool one_stream_ = true;
+};
 
 }  // namespace pipeweaver::semu
 

@@ -4,23 +4,16 @@
 #include <cstring>
 
 #include "semu/base/check.h"
+#include "semu/base/little_endian.h"
 
 namespace pipeweaver::semu {
 namespace {
 
 // Counts changes of the layout, of ExpandLayer and of SimulatePass.
-constexpr uint32_t kVersion = 1;
+constexpr uint64_t kVersion = 1;
 constexpr int kIntegers = 18;
 constexpr int kHeaderBytes = 8;
 constexpr int kKeyBytes = kHeaderBytes + kIntegers * 8 + kEntriesDigestBytes;
-
-char* PutLittleEndian(uint64_t value, int bytes, char* out) {
-  for (int i = 0; i < bytes; ++i) {
-    *out++ = static_cast<char>(value & 0xff);
-    value >>= 8;
-  }
-  return out;
-}
 
 }  // namespace
 
@@ -71,10 +64,11 @@ std::string SubgraphKey(const Platform& platform, const LayerQuery& query,
       dit ? shape.condition_products : 0,
   };
   std::string key(kKeyBytes, '\0');
+  // The upper half is the version.
+  char* out = PutLittleEndian64(kVersion << 32, key.data());
   std::memcpy(key.data(), "PWSG", 4);
-  char* out = PutLittleEndian(kVersion, 4, key.data() + 4);
   for (const int64_t integer : integers) {
-    out = PutLittleEndian(static_cast<uint64_t>(integer), 8, out);
+    out = PutLittleEndian64(static_cast<uint64_t>(integer), out);
   }
   std::memcpy(out, entries_digest.data(), kEntriesDigestBytes);
   return key;

@@ -39,14 +39,14 @@ void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
     if (BytesOf(entry) > shard_budget_bytes_) continue;
     Shard& shard = ShardOf(entry.key);
     MutexLock lock(&shard.mutex);
-    if (const auto it = shard.by_key.find(entry.key);
-        it != shard.by_key.end()) {
+    shard.entries.push_front(entry);
+    const auto [it, inserted] = shard.by_key.try_emplace(
+        shard.entries.front().key, shard.entries.begin());
+    if (!inserted) {
+      shard.entries.pop_front();
       shard.bytes -= BytesOf(*it->second);
       it->second->value = entry.value;
       shard.entries.splice(shard.entries.begin(), shard.entries, it->second);
-    } else {
-      shard.entries.push_front(entry);
-      shard.by_key.emplace(shard.entries.front().key, shard.entries.begin());
     }
     shard.bytes += BytesOf(entry);
     while (shard.bytes > shard_budget_bytes_) {

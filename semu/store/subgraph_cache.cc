@@ -120,8 +120,9 @@ void SubgraphCache::LookUpAll(std::vector<LookUp> look_ups,
   for (const LookUp& l : look_ups) {
     values[l.index] = compute(l.index);
     computed_.fetch_add(1, std::memory_order_relaxed);
-    entries.push_back({std::string(l.key), values[l.index]});
-    if (!levels_.empty()) levels_[0]->Put({&entries.back(), 1});
+    StoreEntry entry = {std::string(l.key), values[l.index]};
+    if (!levels_.empty()) levels_[0]->Put({&entry, 1});
+    if (levels_.size() > 1) entries.push_back(std::move(entry));
     Land(l, values[l.index]);
   }
   for (size_t level = 1; level < levels_.size(); ++level) {

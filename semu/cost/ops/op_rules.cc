@@ -3,6 +3,7 @@
 #include "semu/cost/ops/op_rules.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -28,6 +29,32 @@ double RoleRate(const MatmulFactors& factors, MatmulRole role) {
   }
   return 1;
 }
+
+// [size class]: the fewest tiles of it that cover rows x columns. Tiles of a
+// class differ in their outlines alone, so the fewest take the least time.
+std::array<double, kNumTileClasses> FewestTiles(double rows, double columns) {
+  std::array<double, kNumTileClasses> fewest;
+  fewest.fill(std::numeric_limits<double>::infinity());
+  // Unrolled, the counts of equal rows and columns are taken once.
+#pragma GCC unroll 8
+  for (const Tile& tile : kTiles) {
+    double& tiles = fewest[tile.size_class];
+    tiles = std::min(
+        tiles, std::ceil(rows / static_cast<double>(tile.rows)) *
+                   std::ceil(columns / static_cast<double>(tile.columns)));
+  }
+  return fewest;
+}
+
+// [size class]
+constexpr std::array<double, kNumTileClasses> kTileFlopsPerInner = [] {
+  std::array<double, kNumTileClasses> flops = {};
+  for (const Tile& tile : kTiles) {
+    flops[tile.size_class] =
+        2.0 * static_cast<double>(tile.rows * tile.columns);
+  }
+  return flops;
+}();
 
 // Share of the tensor that a GPU sends in a ring, both phases of an all-reduce.
 double RingShare(CollectiveOpKind kind, double workers) {
@@ -56,27 +83,33 @@ double MatmulUs(const DeviceFactors& device, const DeviceFigures& figures,
   const double n = static_cast<double>(columns);
   const double k = static_cast<double>(inner);
 
+  const std::array<double, kNumTileClasses> fewest_tiles = FewestTiles(m, n);
   double compute_us = std::numeric_limits<double>::infinity();
-  for (const Tile& tile : kTiles) {
-    const double tiles = std::ceil(m / static_cast<double>(tile.rows)) *
-                         std::ceil(n / static_cast<double>(tile.columns));
-    const double tile_flops_per_inner =
-        2.0 * static_cast<double>(tile.rows * tile.columns);
-    const double rate =
-        sm_flops_per_us * factors.tile_efficiency[tile.size_class];
-    for (const int split : {1, 2, 4}) {
-      const double exact_waves = tiles * split / sms;
+  // Of the classes, for one of `inner` in waves that are all full.
+  double least_full_us = std::numeric_limits<double>::infinity();
+  for (const int split : {1, 2, 4}) {
+    const double inner_of_split = k / split + factors.extra_inner;
+    // Partial sums are 32 bit; summing them is a kernel of its own.
+    const double sum_us =
+        split == 1 ? 0
+                   : factors.split_cost * split * m * n * 4 / bytes_per_us + 1;
+    // Not even full waves would do; the margin is far above all rounding.
+    const double bound_us = split * least_full_us * inner_of_split + sum_us;
+    if (split > 1 && bound_us * (1 - 1e-9) >= compute_us) continue;
+    for (int c = 0; c < kNumTileClasses; ++c) {
+      const double exact_waves = fewest_tiles[c] * split / sms;
       const double waves =
           exact_waves <= 1 ? 1
                            : (1 - factors.wave_rounding) * exact_waves +
                                  factors.wave_rounding * std::ceil(exact_waves);
-      double us = waves * tile_flops_per_inner *
-                  (k / split + factors.extra_inner) / rate;
-      if (split > 1) {
-        // Partial sums are 32 bit; summing them is a kernel of its own.
-        us += factors.split_cost * split * m * n * 4 / bytes_per_us + 1;
-      }
+      const double rate = sm_flops_per_us * factors.tile_efficiency[c];
+      const double us =
+          waves * kTileFlopsPerInner[c] * inner_of_split / rate + sum_us;
       compute_us = std::min(compute_us, us);
+      if (split == 1) {
+        least_full_us =
+            std::min(least_full_us, exact_waves * kTileFlopsPerInner[c] / rate);
+      }
     }
   }
   compute_us *= 1 + factors.sustained_slowdown *

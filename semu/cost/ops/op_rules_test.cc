@@ -2,6 +2,9 @@
 
 #include "semu/cost/ops/op_rules.h"
 
+#include <algorithm>
+#include <cmath>
+#include <random>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -29,6 +32,54 @@ TEST_P(EveryDevice, NoMatmulBeatsThePeakOrTheMemory) {
         EXPECT_GT(us, bytes / device().memory_bytes_per_s * 1e6);
       }
     }
+  }
+}
+
+// Every tile and split, as the header has it.
+double PlainMatmulUs(const DeviceFactors& device, double m, double n,
+                     double k) {
+  const MatmulFactors& f = device.matmul;
+  const double sms = static_cast<double>(device.sm_count);
+  const double bytes_per_us = device.memory_bytes_per_s * 1e-6;
+  double compute_us = 1e300;
+  for (const Tile& tile : kTiles) {
+    for (const int split : {1, 2, 4}) {
+      const double waves = std::ceil(m / static_cast<double>(tile.rows)) *
+                           std::ceil(n / static_cast<double>(tile.columns)) *
+                           split / sms;
+      double us = (waves <= 1 ? 1
+                              : (1 - f.wave_rounding) * waves +
+                                    f.wave_rounding * std::ceil(waves)) *
+                  (2.0 * static_cast<double>(tile.rows * tile.columns)) *
+                  (k / split + f.extra_inner) /
+                  (device.peak_flops_per_s * 1e-6 / sms * f.peak_fraction *
+                   f.tile_efficiency[tile.size_class]);
+      if (split > 1) us += f.split_cost * split * m * n * 4 / bytes_per_us + 1;
+      compute_us = std::min(compute_us, us);
+    }
+  }
+  compute_us *=
+      1 - f.sustained_slowdown * std::expm1(-compute_us / f.sustained_time_us);
+  const double memory_us =
+      2 * (m * k + k * n + m * n) / (bytes_per_us * f.bandwidth_fraction);
+  return f.launch_us +
+         std::sqrt(std::sqrt(compute_us * compute_us * compute_us * compute_us +
+                             memory_us * memory_us * memory_us * memory_us));
+}
+
+TEST_P(EveryDevice, MatmulsTakeTheBestTileAndSplit) {
+  std::mt19937_64 random(1);
+  const auto draw = [&random] {
+    return static_cast<int64_t>(
+        std::exp2(std::uniform_real_distribution<double>(0, 18)(random)));
+  };
+  for (int i = 0; i < 20'000; ++i) {
+    const int64_t m = draw(), n = draw(), k = draw();
+    EXPECT_DOUBLE_EQ(
+        MatmulUs(device(), m, n, k),
+        PlainMatmulUs(device(), static_cast<double>(m), static_cast<double>(n),
+                      static_cast<double>(k)))
+        << m << " x " << k << " x " << n;
   }
 }
 
