@@ -49,6 +49,12 @@ struct Platform {
 
 Platform PlatformOf(const Job& job);
 
+// Whether a layer of the kind hands a gradient on: not where its inputs are
+// indices or pixels.
+constexpr bool TakesInputGrad(LayerKind kind) {
+  return kind != LayerKind::kEmbedding && kind != LayerKind::kPatchEmbed;
+}
+
 struct LayerQuery {
   LayerSpec layer;
   Shape shape;

@@ -54,7 +54,9 @@ class LayerBytes {
     const double all = always_ + selective_;
     cost->forward_bytes = Bounded(all + workspace_ + output_);
     cost->output_bytes = Bounded(output_);
-    if (!query_.input_grad && !query_.weight_grad) return;
+    const bool input_grad =
+        query_.input_grad && TakesInputGrad(query_.layer.kind);
+    if (!input_grad && !query_.weight_grad) return;
     const double kept[kNumMemoryStrategies] = {0, input_, always_, all};
     for (int s = 0; s < kNumMemoryStrategies; ++s) {
       StrategyCost& out = cost->strategies[s];

@@ -9,8 +9,9 @@
 namespace pipeweaver::semu {
 namespace {
 
-// Counts changes of the layout, of ExpandLayer and of SimulatePass.
-constexpr uint64_t kVersion = 1;
+// Counts changes of the layout and of what costs are computed by: ExpandLayer,
+// SimulatePass, SetLayerBytes.
+constexpr uint64_t kVersion = 2;
 constexpr int kIntegers = 18;
 constexpr int kHeaderBytes = 8;
 constexpr int kKeyBytes = kHeaderBytes + kIntegers * 8 + kEntriesDigestBytes;
@@ -42,7 +43,6 @@ std::string SubgraphKey(const Platform& platform, const LayerQuery& query,
   const bool projector = layer.kind == LayerKind::kProjector;
   const bool head = layer.kind == LayerKind::kLmHead;
   const bool patches = layer.kind == LayerKind::kPatchEmbed;
-  const bool has_input_grad = !patches && layer.kind != LayerKind::kEmbedding;
   const int64_t integers[kIntegers] = {
       static_cast<int64_t>(layer.kind),
       layer.hidden_size,
@@ -54,7 +54,7 @@ std::string SubgraphKey(const Platform& platform, const LayerQuery& query,
       head ? layer.vocab_size : 0,
       patches || projector ? layer.input_size : 0,
       query.weight_grad,
-      has_input_grad ? query.input_grad : 0,
+      TakesInputGrad(layer.kind) ? query.input_grad : 0,
       platform.parallelism.tensor_parallel,
       platform.parallelism.context_parallel,
       static_cast<int64_t>(platform.data_type),

@@ -25,7 +25,7 @@ inline constexpr int kEntriesDigestBytes = 32;
 //
 //   bytes     content
 //   0 .. 3    "PWSG"
-//   4 .. 7    version of this layout and of ExpandLayer's rules
+//   4 .. 7    version of this layout and of the rules that costs follow
 //   8 ..      eighteen integers of 8 bytes: layer kind, hidden size, FFN size,
 //             heads, key-value heads, gated, causal, vocabulary, input size;
 //             weight gradient wanted, input gradient wanted; tensor and context
