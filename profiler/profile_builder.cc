@@ -15,6 +15,7 @@
 #include "profiler/attribution.h"
 #include "profiler/collective_waiting.h"
 #include "profiler/layer_annotation.h"
+#include "profiler/profile_file.h"
 #include "profiler/trace_figures.h"
 #include "semu/base/status_macros.h"
 
@@ -96,7 +97,9 @@ absl::Status AddHostPoints(const ImportedTrace& trace, SamplesByKey* all) {
       key.set_input_shapes(trace.strings.Get(host.input_dims));
       key.set_dtype(trace.strings.Get(host.input_types));
     } else if (const std::optional<v1::LayerKey> layer =
-                   ParseLayerAnnotation(name)) {
+                   ParseLayerAnnotation(name);
+               layer && ValidateLayerKey(*layer).ok() &&
+               *time_ns[h] <= kMostLayerNs) {
       key.set_kind(v1::POINT_KIND_LAYER);
       *key.mutable_layer() = *layer;
     } else {

@@ -30,6 +30,7 @@ struct ProfileInput {
 //   collective: each kernel's transfer (collective_waiting.h), by kind, type,
 //   group
 //     size and bytes.
+// Ranges whose name would be no valid LayerKey go by name.
 // A range or call without kernels gives no point. `version` >= 1. Fails with
 // OUT_OF_RANGE where a sum leaves int64 nanoseconds, INVALID_ARGUMENT without
 // inputs.

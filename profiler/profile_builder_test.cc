@@ -249,6 +249,30 @@ TEST(ProfileBuilderTest, PointsOfOpsLayersAndCollectives) {
   }
 }
 
+TEST(ProfileBuilderTest, RangesThatAreNoValidLayersGoByName) {
+  const auto range = [](const std::string& name, int at, int kernel_us) {
+    return absl::StrCat(
+        Host("user_annotation", name, 1, at, 50), ",",
+        Launch(1, at + 3, at + 3), ",",
+        Kernel("gemm", at + 20, kernel_us, Correlation(at + 3)));
+  };
+  const std::string layer = "pw:module=m,layer=l,pass=forward,";
+  std::vector<ProfileInput> inputs;
+  inputs.push_back(
+      Rank(0, absl::StrCat(range(layer + "items=4", 0, 5), ",",
+                           range(layer + "tokens=64,tp=2000", 100, 5), ",",
+                           range(layer + "tokens=64,max_tokens=65", 200, 5))));
+  const absl::StatusOr<v1::Profile> profile = BuildProfile(inputs, 1);
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  EXPECT_TRUE(ValidateProfile(*profile).ok()) << ValidateProfile(*profile);
+  ASSERT_EQ(profile->points_size(), 3);
+  int layers = 0;
+  for (const v1::MeasuredPoint& point : profile->points()) {
+    layers += point.key().kind() == v1::POINT_KIND_LAYER;
+  }
+  EXPECT_EQ(layers, 1) << "what is not given bounds nothing";
+}
+
 class ProfileFileTest : public ::testing::Test {
  protected:
   std::string Path(const std::string& name) const {

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -16,15 +17,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "profiler/text_source.h"
+#include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
-#include "semu/model/job_proto.h"
 
 namespace pipeweaver::profiler {
 namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
-// Of one occurrence: eleven days.
-constexpr int64_t kMostNs = 1'000'000'000'000'000;
 
 // Keeps the first error of a parse.
 class FirstError : public google::protobuf::io::ErrorCollector {
@@ -47,27 +46,6 @@ absl::Status CheckRange(absl::string_view field, int64_t value, int64_t most) {
       absl::StrCat(field, " ", value, " must be 0 to ", most));
 }
 
-// 0: not given.
-absl::Status CheckLayer(const v1::LayerKey& key) {
-  constexpr int64_t kMostTokens = semu::kMaxMicrobatchTokens;
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.tensor_parallel",
-                                key.tensor_parallel(), semu::kMaxGpusOfRank));
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.context_parallel",
-                                key.context_parallel(), semu::kMaxGpusOfRank));
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.tokens", key.tokens(), kMostTokens));
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.items", key.items(), key.tokens()));
-  PW_RETURN_IF_ERROR(
-      CheckRange("key.layer.max_tokens", key.max_tokens(), key.tokens()));
-  const int64_t longest =
-      key.max_tokens() > 0 ? key.max_tokens() : key.tokens();
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.sum_squares", key.sum_squares(),
-                                key.tokens() * longest));
-  PW_RETURN_IF_ERROR(CheckRange("key.layer.condition_tokens",
-                                key.condition_tokens(), kMostTokens));
-  return CheckRange("key.layer.condition_products", key.condition_products(),
-                    key.condition_tokens() * longest);
-}
-
 absl::Status CheckPoint(const v1::MeasuredPoint& point) {
   const v1::PointKey& key = point.key();
   if (key.kind() == v1::POINT_KIND_UNSPECIFIED)
@@ -77,7 +55,8 @@ absl::Status CheckPoint(const v1::MeasuredPoint& point) {
         "key.layer is not set, kind is POINT_KIND_LAYER");
   }
   if (key.kind() == v1::POINT_KIND_LAYER) {
-    PW_RETURN_IF_ERROR(CheckLayer(key.layer()));
+    PW_RETURN_IF_ERROR(ValidateLayerKey(key.layer()));
+    PW_RETURN_IF_ERROR(CheckRange("max_ns", point.max_ns(), kMostLayerNs));
   }
   if (point.count() < 1) {
     return absl::InvalidArgumentError(
@@ -90,7 +69,6 @@ absl::Status CheckPoint(const v1::MeasuredPoint& point) {
                      " <= median_ns ", point.median_ns(), " <= max_ns ",
                      point.max_ns(), " <= total_ns ", point.total_ns()));
   }
-  PW_RETURN_IF_ERROR(CheckRange("max_ns", point.max_ns(), kMostNs));
   if (point.waiting_ns() < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("waiting_ns ", point.waiting_ns(), " must be at least 0"));
@@ -99,6 +77,30 @@ absl::Status CheckPoint(const v1::MeasuredPoint& point) {
 }
 
 }  // namespace
+
+absl::Status ValidateLayerKey(const v1::LayerKey& key) {
+  const auto given = [](int64_t figure) {
+    return figure > 0 ? figure : semu::kMaxMicrobatchTokens;
+  };
+  PW_RETURN_IF_ERROR(CheckRange("key.layer.tensor_parallel",
+                                key.tensor_parallel(), semu::kMaxGpusOfRank));
+  PW_RETURN_IF_ERROR(CheckRange("key.layer.context_parallel",
+                                key.context_parallel(), semu::kMaxGpusOfRank));
+  PW_RETURN_IF_ERROR(
+      CheckRange("key.layer.tokens", key.tokens(), semu::kMaxMicrobatchTokens));
+  const int64_t tokens = given(key.tokens());
+  PW_RETURN_IF_ERROR(CheckRange("key.layer.items", key.items(), tokens));
+  PW_RETURN_IF_ERROR(
+      CheckRange("key.layer.max_tokens", key.max_tokens(), tokens));
+  const int64_t longest = std::min(tokens, given(key.max_tokens()));
+  PW_RETURN_IF_ERROR(
+      CheckRange("key.layer.sum_squares", key.sum_squares(), tokens * longest));
+  PW_RETURN_IF_ERROR(CheckRange("key.layer.condition_tokens",
+                                key.condition_tokens(),
+                                semu::kMaxMicrobatchTokens));
+  return CheckRange("key.layer.condition_products", key.condition_products(),
+                    key.condition_tokens() * longest);
+}
 
 absl::Status ValidateProfile(const v1::Profile& profile) {
   if (profile.format_version() != 1) {

@@ -3,6 +3,7 @@
 #ifndef PROFILER_PROFILE_FILE_H_
 #define PROFILER_PROFILE_FILE_H_
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -13,10 +14,17 @@
 namespace pipeweaver::profiler {
 
 // Checks what every profile holds to: format and version, keys given and not
-// repeated, shapes within what a microbatch and a rank may have (job_proto.h),
+// repeated, shapes within what a microbatch and a rank may have (limits.h),
 // counts and times in order. INVALID_ARGUMENT names field, value,
 // rule.
 absl::Status ValidateProfile(const v1::Profile& profile);
+
+// The part of ValidateProfile that is of a layer's key; figures not given are
+// 0.
+absl::Status ValidateLayerKey(const v1::LayerKey& key);
+
+// The longest that a layer's pass may take in a valid profile: eleven days.
+inline constexpr int64_t kMostLayerNs = 1'000'000'000'000'000;
 
 // Reads a profile from text; `name` stands in errors. INVALID_ARGUMENT with
 // line and column, or as ValidateProfile.

@@ -17,14 +17,12 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "pipeweaver/v1/job.pb.h"
+#include "semu/base/limits.h"
 #include "semu/model/job.h"
 
 namespace pipeweaver::semu {
 
 // Most tokens of one module in one microbatch.
-inline constexpr int64_t kMaxMicrobatchTokens = int64_t{1} << 26;
-// Most GPUs that work as one rank, in tensor and in context parallel.
-inline constexpr int64_t kMaxGpusOfRank = 1024;
 
 // OK if `name` is 1 to 63 letters, digits, '_', '-' or '.'; else
 // INVALID_ARGUMENT naming `field`.
