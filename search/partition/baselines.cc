@@ -45,7 +45,8 @@ using Scheduler = std::function<std::vector<Schedule>(const StepProblem&,
 // The fastest plan so far, and why there is none.
 struct Best {
   std::optional<BaselinePlan> plan;
-  absl::Status failure = absl::OkStatus();
+  absl::Status failure =
+      absl::FailedPreconditionError("no schedule of it fits the batch");
 };
 
 class BaselinePlanner {
@@ -97,6 +98,14 @@ class BaselinePlanner {
         WeighChain(job_, {backbone}, reference_, costs_);
     const LayerTimes times = MeanLayerTimes(job_, reference_, costs_);
     const int layers = job_.modules[backbone].NumLayers();
+    if (layers < ranks_) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the backbone, module \"", job_.modules[backbone].name,
+                       "\", has ", layers,
+                       " layers: must have at least one for "
+                       "each of the ",
+                       ranks_, " ranks"));
+    }
     for (int v = 1; v <= std::min(most_stages, layers / ranks_); ++v) {
       for (const std::vector<int>& cut :
            CutsByTime(weights, ranks_, v, job_.memory_budget_bytes)) {

@@ -78,7 +78,8 @@ struct BaselinePlan {
 // than ranks, or more than 2^20 microbatches times ranks; for zb-h1 and zb-v,
 // the executor cannot split backwards; for zb-v, it has no V placement, one
 // segment, or one layer a rank; for optimus*, several modules are consumed by
-// none; those of BuildStepProblem.
+// none, or the one that is not has fewer layers than ranks; those of
+// BuildStepProblem.
 absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline,
                                           const semu::Job& job,
                                           const semu::Batch& reference,

@@ -129,6 +129,14 @@ TEST(PlanBaselineTest, SaysWhyItDoesNotApply) {
   job.executor.split_backward = false;
   EXPECT_THAT(status(Baseline::kZbH1).message(),
               HasSubstr("executor.split_backward is false"));
+  job.modules[1].layers = {job.modules[1].layers[0]};
+  job.modules[1].layers[0].count = 2;
+  EXPECT_EQ(status(Baseline::kOptimus).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status(Baseline::kOptimus).message(),
+              HasSubstr("has 2 layers: must have at least one for each of the "
+                        "4 ranks"));
+  job.modules[1].layers[0].count = 1;
   job.modules[0].layers = {job.modules[0].layers[0]};
   job.modules[1].layers = {job.modules[1].layers[0]};
   EXPECT_THAT(status(Baseline::kGpipe).message(),

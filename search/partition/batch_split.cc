@@ -270,10 +270,13 @@ absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
   return result;
 }
 
-semu::Shape ShapeOf(const Job& job, const Batch& batch,
-                    const SubMicrobatch& sub_microbatch) {
+namespace {
+
+// `condition`: ConditionTokens of the module.
+semu::Shape ShapeOf(const Job& job, const Microbatch& microbatch,
+                    const SubMicrobatch& sub_microbatch,
+                    const std::vector<int64_t>& condition) {
   const int module = sub_microbatch.module;
-  const Microbatch& microbatch = batch.microbatches[sub_microbatch.microbatch];
   semu::Shape shape;
   const auto add = [&shape](int64_t n) {
     ++shape.items;
@@ -281,15 +284,11 @@ semu::Shape ShapeOf(const Job& job, const Batch& batch,
     shape.sum_squares += n * n;
     shape.max_tokens = std::max(shape.max_tokens, n);
   };
-  for (int i : sub_microbatch.items) add(microbatch.item_tokens[module][i]);
-  if (semu::IsConditioned(job.modules[module])) {
-    const std::vector<int64_t> condition =
-        ConditionTokens(job, module, microbatch);
-    for (int i : sub_microbatch.items) {
-      shape.condition_tokens += condition[i];
-      shape.condition_products +=
-          condition[i] * microbatch.item_tokens[module][i];
-    }
+  for (int i : sub_microbatch.items) {
+    add(microbatch.item_tokens[module][i]);
+    shape.condition_tokens += condition[i];
+    shape.condition_products +=
+        condition[i] * microbatch.item_tokens[module][i];
   }
   const std::vector<int64_t>& buckets = job.executor.shape_buckets;
   const auto bucket =
@@ -298,6 +297,26 @@ semu::Shape ShapeOf(const Job& job, const Batch& batch,
     add(*bucket - shape.tokens);
   }
   return shape;
+}
+
+}  // namespace
+
+std::vector<semu::Shape> ShapesOf(
+    const Job& job, const Batch& batch,
+    absl::Span<const SubMicrobatch> sub_microbatches) {
+  std::vector<semu::Shape> shapes;
+  shapes.reserve(sub_microbatches.size());
+  std::pair<int, int> known(-1, -1);  // microbatch, module
+  std::vector<int64_t> condition;
+  for (const SubMicrobatch& sub : sub_microbatches) {
+    const Microbatch& microbatch = batch.microbatches[sub.microbatch];
+    if (const std::pair of(sub.microbatch, sub.module); of != known) {
+      condition = ConditionTokens(job, sub.module, microbatch);
+      known = of;
+    }
+    shapes.push_back(ShapeOf(job, microbatch, sub, condition));
+  }
+  return shapes;
 }
 
 }  // namespace pipeweaver::search

@@ -40,10 +40,12 @@ absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
     const semu::Job& job, const semu::Layout& layout, const semu::Batch& batch,
     WorkerPool* pool = nullptr);
 
-// The statistics of a sub-microbatch, padded to its shape bucket: padding
-// counts as one more item.
-semu::Shape ShapeOf(const semu::Job& job, const semu::Batch& batch,
-                    const SubMicrobatch& sub_microbatch);
+// The statistics of sub-microbatches, padded to their shape buckets: padding
+// counts as one more item. Linear in the items where those of a module of a
+// microbatch stand together, as SplitBatch leaves them.
+std::vector<semu::Shape> ShapesOf(
+    const semu::Job& job, const semu::Batch& batch,
+    absl::Span<const SubMicrobatch> sub_microbatches);
 
 // Tokens of an item of `producer_tokens` as they cross `edge`.
 int64_t CrossingTokens(const semu::ModuleEdge& edge, int64_t producer_tokens);

@@ -143,7 +143,7 @@ TEST(SplitBatchTest, ShapeBucketsBoundAndPad) {
   const auto split = SplitBatch(job, SizesOnly({9999, 9999}), batch);
   ASSERT_TRUE(split.ok());
   ASSERT_EQ(split->size(), 2u);
-  const semu::Shape shape = ShapeOf(job, batch, (*split)[0]);
+  const semu::Shape shape = ShapesOf(job, batch, *split)[0];
   EXPECT_EQ(shape.tokens, 4096);
   batch.microbatches[0].item_tokens[1][2] = 4097;
   const auto refused = SplitBatch(job, SizesOnly({9999, 9999}), batch);
@@ -161,7 +161,7 @@ TEST(ShapeOfTest, ConditionsCountByItem) {
   SubMicrobatch sub;
   sub.module = 1;
   sub.items = {0, 1};
-  const semu::Shape shape = ShapeOf(job, batch, sub);
+  const semu::Shape shape = ShapesOf(job, batch, {sub})[0];
   EXPECT_EQ(shape.condition_tokens, 40);
   EXPECT_EQ(shape.condition_products, 10 * 100 + 30 * 200);
   EXPECT_EQ(shape.sum_squares, 50000);

@@ -227,8 +227,8 @@ LayerTimes MeanLayerTimes(const Job& job, const semu::Batch& batch,
       whole.items.resize(batch.microbatches[b].item_tokens[m].size());
       if (whole.items.empty()) continue;
       std::iota(whole.items.begin(), whole.items.end(), 0);
-      const std::vector<int64_t> times =
-          LayerTimesNs(job, whole.module, ShapeOf(job, batch, whole), costs);
+      const std::vector<int64_t> times = LayerTimesNs(
+          job, whole.module, ShapesOf(job, batch, {whole})[0], costs);
       // Divided one by one: the sum of many bounded times could pass int64.
       for (size_t l = 0; l < times.size(); ++l) {
         mean[l] += times[l] / microbatches;

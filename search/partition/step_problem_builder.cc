@@ -158,9 +158,10 @@ class Builder {
         std::tuple<int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
     absl::flat_hash_map<Key, int> found;
     largest_.resize(job_.modules.size(), -1);
-    for (const SubMicrobatch& sub : step_.sub_microbatches) {
-      const Shape s = ShapeOf(job_, batch_, sub);
-      step_.shapes.push_back(s);
+    step_.shapes = ShapesOf(job_, batch_, step_.sub_microbatches);
+    for (size_t i = 0; i < step_.shapes.size(); ++i) {
+      const SubMicrobatch& sub = step_.sub_microbatches[i];
+      const Shape& s = step_.shapes[i];
       const auto [it, inserted] = found.try_emplace(
           Key(sub.module, s.items, s.tokens, s.sum_squares, s.max_tokens,
               s.condition_tokens, s.condition_products),
@@ -399,9 +400,13 @@ class Builder {
         }
       }
       last_sweep_.resize(end, -1);
+      const std::vector<std::map<int, int64_t>> bytes =
+          EdgeBytes(batch_.microbatches[b], static_cast<int>(begin),
+                    static_cast<int>(end), holder);
       for (int m : order) {
         for (size_t k = 0; k < by_module[m].size(); ++k) {
-          WriteSubMicrobatch(by_module[m][k], static_cast<int>(k), holder);
+          WriteSubMicrobatch(by_module[m][k], static_cast<int>(k),
+                             bytes[by_module[m][k] - begin]);
         }
       }
       begin = end;
@@ -409,43 +414,50 @@ class Builder {
     SetEdgeTransferTimes();
   }
 
-  // Bytes per GPU that cross the module graph's edges into `sub`, by producing
-  // sub-microbatch.
-  std::map<int, int64_t> EdgeBytes(
-      const SubMicrobatch& sub,
+  // Of each of a microbatch's sub-microbatches, `begin` to `end`: the bytes per
+  // GPU that cross the module graph's edges into it, by producing
+  // sub-microbatch. `holder`: [module][item], the sub-microbatch that holds it.
+  std::vector<std::map<int, int64_t>> EdgeBytes(
+      const semu::Microbatch& microbatch, int begin, int end,
       const std::vector<std::vector<int>>& holder) const {
-    const semu::Microbatch& microbatch = batch_.microbatches[sub.microbatch];
-    std::map<int, int64_t> bytes;
+    std::vector<std::map<int, int64_t>> bytes(end - begin);
+    std::vector<std::pair<int, int>> crossings;  // consumer, producing item
     for (size_t e = 0; e < job_.edges.size(); ++e) {
       const semu::ModuleEdge& edge = job_.edges[e];
-      if (edge.consumer != sub.module) continue;
-      // An item that several of this sub-microbatch's items use crosses once.
-      std::vector<int> items;
+      crossings.clear();
       for (const semu::ItemUse& use : microbatch.uses[e]) {
-        if (std::binary_search(sub.items.begin(), sub.items.end(),
-                               use.consumer_item)) {
-          items.push_back(use.producer_item);
-        }
+        crossings.emplace_back(holder[edge.consumer][use.consumer_item],
+                               use.producer_item);
       }
-      std::sort(items.begin(), items.end());
-      items.erase(std::unique(items.begin(), items.end()), items.end());
-      std::map<int, int64_t> tokens;
-      for (int item : items) {
+      // An item that several of a sub-microbatch's items use crosses once.
+      std::sort(crossings.begin(), crossings.end());
+      crossings.erase(std::unique(crossings.begin(), crossings.end()),
+                      crossings.end());
+      const std::vector<int64_t>& item_tokens =
+          microbatch.item_tokens[edge.producer];
+      const int64_t width = semu::OutputWidth(job_.modules[edge.producer]);
+      std::map<int, int64_t> tokens;  // of one consumer, by producer
+      for (size_t i = 0; i < crossings.size(); ++i) {
+        const auto [consumer, item] = crossings[i];
         tokens[holder[edge.producer][item]] +=
-            CrossingTokens(edge, microbatch.item_tokens[edge.producer][item]);
-      }
-      for (const auto& [producer, count] : tokens) {
-        bytes[producer] +=
-            CeilDiv(count * semu::OutputWidth(job_.modules[edge.producer]),
-                    gpus_) *
-            semu::DataTypeBytes(job_.data_type);
+            CrossingTokens(edge, item_tokens[item]);
+        if (i + 1 < crossings.size() && crossings[i + 1].first == consumer) {
+          continue;
+        }
+        for (const auto& [producer, count] : tokens) {
+          bytes[consumer - begin][producer] +=
+              CeilDiv(count * width, gpus_) *
+              semu::DataTypeBytes(job_.data_type);
+        }
+        tokens.clear();
       }
     }
     return bytes;
   }
 
+  // `edge_bytes`: EdgeBytes of the sub-microbatch.
   void WriteSubMicrobatch(int index, int number,
-                          const std::vector<std::vector<int>>& holder) {
+                          const std::map<int, int64_t>& edge_bytes) {
     const SubMicrobatch& sub = step_.sub_microbatches[index];
     const ModuleInfo& info = modules_[sub.module];
     const ShapeCosts& costs = shapes_[by_sub_[index]];
@@ -460,7 +472,7 @@ class Builder {
       sweep.backward = info.mode.backward;
       std::vector<int64_t>& after_bytes = step_.after_bytes.emplace_back();
       if (s == 0) {
-        for (const auto& [producer, bytes] : EdgeBytes(sub, holder)) {
+        for (const auto& [producer, bytes] : edge_bytes) {
           sweep.after.push_back(last_sweep_[producer]);
           after_bytes.push_back(bytes);
         }
