@@ -54,6 +54,20 @@ TEST(LayerBytesTest, AreThoseOfTheGraphs) {
   }
 }
 
+TEST(LayerBytesTest, FrozenLayersWithoutAnInputGradientKeepNothing) {
+  for (const LayerKind kind : {LayerKind::kEmbedding, LayerKind::kPatchEmbed,
+                               LayerKind::kTransformer}) {
+    LayerQuery query;
+    query.layer = {kind, 64, 256, 8, 8, false, true, 1000, 588};
+    query.shape = {1, 128, 128 * 128, 128};
+    query.weight_grad = false;
+    LayerCost cost;
+    SetLayerBytes(Platform(), query, &cost);
+    EXPECT_EQ(cost[MemoryStrategy::kKeep].kept_bytes > 0,
+              kind == LayerKind::kTransformer);
+  }
+}
+
 // The simulated peaks of all passes, under every strategy: at most what the
 // rules count, and one gathered operand.
 TEST(LayerBytesTest, PeaksOfGraphsAreCounted) {

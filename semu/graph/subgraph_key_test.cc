@@ -31,7 +31,7 @@ LayerQuery BlockQuery(LayerKind kind) {
 TEST(SubgraphKeyTest, ATransformersVector) {
   EXPECT_EQ(absl::BytesToHexString(SubgraphKey(
                 TestPlatform(), BlockQuery(LayerKind::kTransformer), Digest())),
-            "5057534701000000"
+            "5057534702000000"
             "0000000000000000"
             "0010000000000000"
             "0038000000000000"
@@ -58,7 +58,7 @@ TEST(SubgraphKeyTest, APatchEmbeddingsVector) {
   query.weight_grad = false;
   EXPECT_EQ(
       absl::BytesToHexString(SubgraphKey(TestPlatform(), query, Digest())),
-      "5057534701000000"
+      "5057534702000000"
       "0400000000000000"
       "0010000000000000"
       "0000000000000000"
