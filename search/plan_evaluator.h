@@ -72,6 +72,13 @@ class PlanEvaluator {
   absl::StatusOr<semu::EmulatedStep> Emulate(
       const EvaluationOptions& options) const;
 
+  // What Emulate({}) of such an evaluator says, in less time: without finding
+  // out what the programs hold in memory. REQUIRES: as the constructor.
+  // Errors: FAILED_PRECONDITION when the ranks wait for each other.
+  static absl::StatusOr<semu::EmulatedStep> Predict(
+      const StepProblem& step, const StepPrograms& programs,
+      const LinkSpeeds& links);
+
   // Writes the times of each action and the makespan into `programs`, those of
   // construction.
   static void WriteTimes(const semu::EmulatedStep& emulated,

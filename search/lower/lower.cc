@@ -603,8 +603,8 @@ class Lowering {
     Action action;
     action.kind = kind;
     action.sweep = s.sweep;
-    action.stage = s.stage;
-    action.choice = s.choice;
+    action.stage = static_cast<int16_t>(s.stage);
+    action.choice = static_cast<int16_t>(s.choice);
     return action;
   }
 
@@ -621,7 +621,8 @@ class Lowering {
     Action action;
     action.kind = kind;
     action.sweep = sends ? transfer.from_sweep : transfer.to_sweep;
-    action.stage = sends ? transfer.from_stage : transfer.to_stage;
+    action.stage = static_cast<int16_t>(sends ? transfer.from_stage
+                                              : transfer.to_stage);
     action.transfer = t;
     action.start_ns = action.end_ns = ranks_[r].now_ns;
     programs_.ranks[r].push_back(action);

@@ -159,8 +159,8 @@ void BM_Predict(benchmark::State& state) {
   const Workload& w = TheWorkload();
   StepPrograms programs = w.programs;
   for (auto _ : state) {
-    const PlanEvaluator evaluator(w.step, programs, {});
-    PlanEvaluator::WriteTimes(*evaluator.Emulate({}), &programs);
+    PlanEvaluator::WriteTimes(*PlanEvaluator::Predict(w.step, programs, {}),
+                              &programs);
   }
   CountStages(state);
 }
