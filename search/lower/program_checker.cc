@@ -236,7 +236,7 @@ class ProgramChecker {
   // The transfers are those that the problem's edges need, each once.
   absl::Status CheckTransfers() {
     const int stage_edges = first_pair_.back();
-    std::vector<bool> seen(2 * (stage_edges + first_after_.back()), false);
+    std::vector<uint8_t> seen(2 * (stage_edges + first_after_.back()), 0);
     for (int t = 0; t < NumTransfers(); ++t) {
       const Transfer& x = programs_.transfers[t];
       const auto name = [t] { return absl::StrCat("transfer ", t); };
@@ -300,7 +300,7 @@ class ProgramChecker {
             StageName(x.from_sweep, x.from_stage), " to ",
             StageName(x.to_sweep, x.to_stage), " crosses twice"));
       }
-      seen[2 * edge + x.gradient] = true;
+      seen[2 * edge + x.gradient] = 1;
     }
     const auto missing = [&](int edge, int producer, int producer_stage,
                              int consumer, int consumer_stage) {
@@ -742,7 +742,7 @@ class ProgramChecker {
       channels[channel_of(t)].push_back(t);
     }
     std::vector<int> posts_missing(NumTransfers(), 2);
-    std::vector<bool> ended(NumTransfers(), false);
+    std::vector<uint8_t> ended(NumTransfers(), 0);
     std::vector<size_t> position(ranks, 0);
     std::vector<bool> listed(ranks, true);
     std::vector<int> runnable;
@@ -768,7 +768,7 @@ class ProgramChecker {
         size_t& head = channel_head[channel];
         for (; head < order.size() && posts_missing[order[head]] == 0; ++head) {
           const Transfer& x = programs_.transfers[order[head]];
-          ended[order[head]] = true;
+          ended[order[head]] = 1;
           for (int end : {x.from_rank, x.to_rank}) {
             if (end == r || listed[end]) continue;
             listed[end] = true;
