@@ -22,16 +22,10 @@ int64_t OffloadBytes(const StepProblem& step, const Action& a) {
 // Translates a step's programs into what the emulator runs.
 class Translation {
  public:
-  Translation(const StepProblem& step, const StepPrograms& programs,
-              const LinkSpeeds& links)
-      : step_(step), programs_(programs), links_(links) {
-    first_pair_.reserve(step.problem.sweeps.size() + 1);
-    first_pair_.push_back(0);
-    for (const Sweep& sweep : step.problem.sweeps) {
-      first_pair_.push_back(first_pair_.back() +
-                            static_cast<int>(sweep.stages.size()));
-    }
-  }
+  // `graph` is that of step.problem.
+  Translation(const StepProblem& step, const ProblemGraph& graph,
+              const StepPrograms& programs, const LinkSpeeds& links)
+      : step_(step), graph_(graph), programs_(programs), links_(links) {}
 
   // All but `bytes`.
   semu::StepProgram Operations() {
@@ -42,7 +36,7 @@ class Translation {
       out.transfers.push_back(
           {x.from_rank, x.to_rank, x.duration_ns - latency_ns, latency_ns});
     }
-    copy_.assign(first_pair_.back(), -1);
+    copy_.assign(graph_.pairs, -1);
     out.ranks.resize(programs_.ranks.size());
     for (size_t r = 0; r < programs_.ranks.size(); ++r) {
       std::vector<semu::StepOp>& ops = out.ranks[r];
@@ -57,12 +51,12 @@ class Translation {
   // What each operation allocates and frees, by rank and position.
   std::vector<std::vector<semu::MemoryChange>> Bytes() const {
     // [2 * pair + gradient]: bytes of its inputs
-    std::vector<int64_t> received(2 * first_pair_.back(), 0);
+    std::vector<int64_t> received(2 * graph_.pairs, 0);
     for (const Transfer& x : programs_.transfers) {
       received[2 * Pair(x.to_sweep, x.to_stage) + x.gradient] += x.bytes;
     }
     // [pair]: the copy under way is a reload.
-    std::vector<bool> reloads(first_pair_.back(), false);
+    std::vector<bool> reloads(graph_.pairs, false);
     std::vector<std::vector<semu::MemoryChange>> bytes;
     bytes.reserve(programs_.ranks.size());
     for (const std::vector<Action>& program : programs_.ranks) {
@@ -80,17 +74,11 @@ class Translation {
   }
 
  private:
-  int Pair(int sweep, int stage) const { return first_pair_[sweep] + stage; }
-  const Choice& ChoiceOf(const Action& a) const {
-    return step_.problem.sweeps[a.sweep].stages[a.stage].choices[a.choice];
+  int Pair(int sweep, int stage) const {
+    return graph_.sweep_first_pair[sweep] + stage;
   }
-  // Whether the B of `a` is a fused one.
-  bool Fuses(const Action& a) const {
-    const ChoiceList& choices =
-        step_.problem.sweeps[a.sweep].stages[a.stage].choices;
-    return step_.problem.split_backward &&
-           std::all_of(choices.begin(), choices.end(),
-                       [](const Choice& c) { return c.weight_grad_ns > 0; });
+  const GraphChoice& ChoiceOf(const Action& a) const {
+    return graph_.choices_of(Pair(a.sweep, a.stage))[a.choice];
   }
 
   semu::StepOp Operation(int rank, const Action& a,
@@ -99,12 +87,8 @@ class Translation {
     switch (a.kind) {
       case ActionKind::kForward:
         return semu::StepOp(kCompute, 0, ChoiceOf(a).forward_ns);
-      case ActionKind::kBackward: {
-        const Choice& c = ChoiceOf(a);
-        return semu::StepOp(kCompute, 0,
-                            Fuses(a) ? c.fused_backward_ns.value_or(0)
-                                     : c.input_grad_ns + c.weight_grad_ns);
-      }
+      case ActionKind::kBackward:
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).backward_ns);
       case ActionKind::kInputGrad:
         return semu::StepOp(kCompute, 0, ChoiceOf(a).input_grad_ns);
       case ActionKind::kWeightGrad:
@@ -140,18 +124,18 @@ class Translation {
       case ActionKind::kForward: {
         const int64_t bytes = ChoiceOf(a).activation_bytes;
         return {bytes - received[0],
-                step_.problem.sweeps[a.sweep].backward ? 0 : -bytes, 0};
+                graph_.has_backward(Pair(a.sweep, a.stage)) ? 0 : -bytes, 0};
       }
       case ActionKind::kBackward: {
-        const Choice& c = ChoiceOf(a);
+        const GraphChoice& c = ChoiceOf(a);
         return {-c.activation_bytes - received[1] - OffloadBytes(step_, a), 0,
-                Fuses(a) ? c.fused_backward_bytes : c.backward_bytes};
+                c.backward_bytes};
       }
       case ActionKind::kInputGrad: {
-        const Choice& c = ChoiceOf(a);
+        const GraphChoice& c = ChoiceOf(a);
         return {-c.activation_bytes - received[1] - OffloadBytes(step_, a),
                 c.weight_grad_bytes,
-                std::max(c.backward_bytes, c.weight_grad_bytes)};
+                std::max(c.input_grad_bytes, c.weight_grad_bytes)};
       }
       case ActionKind::kWeightGrad:
         return {0, -ChoiceOf(a).weight_grad_bytes, 0};
@@ -181,10 +165,10 @@ class Translation {
   }
 
   const StepProblem& step_;
+  const ProblemGraph& graph_;
   const StepPrograms& programs_;
   const LinkSpeeds& links_;
-  std::vector<int> first_pair_;  // [sweep], and the number of pairs
-  std::vector<int> copy_;        // [pair]: its last copy
+  std::vector<int> copy_;  // [pair]: its last copy
 };
 
 absl::Status CheckFactor(const char* field, double value) {
@@ -207,17 +191,18 @@ LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
 PlanEvaluator::PlanEvaluator(const StepProblem& step,
                              const StepPrograms& programs,
                              const LinkSpeeds& links) {
-  Translation translation(step, programs, links);
+  const ProblemGraph graph = BuildProblemGraph(step.problem);
+  Translation translation(step, graph, programs, links);
   program_ = translation.Operations();
   program_.bytes = translation.Bytes();
   peak_bytes_ = semu::PeakBytes(program_);
 }
 
 absl::StatusOr<semu::EmulatedStep> PlanEvaluator::Predict(
-    const StepProblem& step, const StepPrograms& programs,
-    const LinkSpeeds& links) {
+    const StepProblem& step, const ProblemGraph& graph,
+    const StepPrograms& programs, const LinkSpeeds& links) {
   const semu::StepProgram program =
-      Translation(step, programs, links).Operations();
+      Translation(step, graph, programs, links).Operations();
   semu::EmulatedStep emulated;
   PW_RETURN_IF_ERROR(semu::EmulateStep(program, {}, &emulated));
   return emulated;

@@ -463,8 +463,8 @@ class Planner : public StepPlanner {
     pool.Run(2, [&](int, int index) {
       const WallClock::time_point start = WallClock::now();
       if (index == 0) {
-        emulated =
-            PlanEvaluator::Predict(plan.step, plan.programs, LinkSpeedsOf(job));
+        emulated = PlanEvaluator::Predict(plan.step, graph, plan.programs,
+                                          LinkSpeedsOf(job));
         report.lower_ns += NanosecondsSince(start);
       } else {
         programs_checked = CheckPrograms(plan.step, plan.programs, limits);
