@@ -11,148 +11,149 @@
 namespace pipeweaver::search {
 namespace {
 
+int64_t OffloadBytes(const StepProblem& step, const Action& a) {
+  const SweepOrigin& origin = step.sweeps[a.sweep];
+  const int module = step.sub_microbatches[origin.sub_microbatch].module;
+  const MemoryChoice& choice =
+      step.choices[module][origin.segment][a.stage][a.choice];
+  return choice.offload_layers > 0 ? choice.offload_bytes : 0;
+}
+
 // Translates a step's programs into what the emulator runs.
 class Translation {
  public:
-  Translation(const StepProblem& step, const StepPrograms& programs,
-              const LinkSpeeds& links)
-      : step_(step), programs_(programs), links_(links) {}
+  // `graph` is that of step.problem.
+  Translation(const StepProblem& step, const ProblemGraph& graph,
+              const StepPrograms& programs, const LinkSpeeds& links)
+      : step_(step), graph_(graph), programs_(programs), links_(links) {}
 
-  semu::StepProgram Run() {
-    IndexPairs();
+  // All but `bytes`.
+  semu::StepProgram Operations() {
+    semu::StepProgram out;
+    out.transfers.reserve(programs_.transfers.size());
     for (const Transfer& x : programs_.transfers) {
       const int64_t latency_ns = std::min(x.duration_ns, links_.p2p_latency_ns);
-      out_.transfers.push_back(
+      out.transfers.push_back(
           {x.from_rank, x.to_rank, x.duration_ns - latency_ns, latency_ns});
-      received_[2 * Pair(x.to_sweep, x.to_stage) + x.gradient] += x.bytes;
     }
-    out_.ranks.resize(programs_.ranks.size());
-    out_.bytes.resize(programs_.ranks.size());
+    copy_.assign(graph_.pairs, -1);
+    out.ranks.resize(programs_.ranks.size());
     for (size_t r = 0; r < programs_.ranks.size(); ++r) {
-      out_.ranks[r].reserve(programs_.ranks[r].size());
-      out_.bytes[r].reserve(programs_.ranks[r].size());
+      std::vector<semu::StepOp>& ops = out.ranks[r];
+      ops.reserve(programs_.ranks[r].size());
       for (const Action& a : programs_.ranks[r]) {
-        Translate(static_cast<int>(r), a);
+        ops.push_back(Operation(static_cast<int>(r), a, &out.copies));
       }
     }
-    return std::move(out_);
+    return out;
+  }
+
+  // What each operation allocates and frees, by rank and position.
+  std::vector<std::vector<semu::MemoryChange>> Bytes() const {
+    // [2 * pair + gradient]: bytes of its inputs
+    std::vector<int64_t> received(2 * graph_.pairs, 0);
+    for (const Transfer& x : programs_.transfers) {
+      received[2 * Pair(x.to_sweep, x.to_stage) + x.gradient] += x.bytes;
+    }
+    // [pair]: the copy under way is a reload.
+    std::vector<bool> reloads(graph_.pairs, false);
+    std::vector<std::vector<semu::MemoryChange>> bytes;
+    bytes.reserve(programs_.ranks.size());
+    for (const std::vector<Action>& program : programs_.ranks) {
+      std::vector<semu::MemoryChange>& changes = bytes.emplace_back();
+      changes.reserve(program.size());
+      for (const Action& a : program) {
+        const int pair = Pair(a.sweep, a.stage);
+        if (a.kind == ActionKind::kOffload || a.kind == ActionKind::kReload) {
+          reloads[pair] = a.kind == ActionKind::kReload;
+        }
+        changes.push_back(Change(a, &received[2 * pair], reloads[pair]));
+      }
+    }
+    return bytes;
   }
 
  private:
-  int Pair(int sweep, int stage) const { return first_pair_[sweep] + stage; }
-
-  void IndexPairs() {
-    const Problem& problem = step_.problem;
-    const Choice* list = nullptr;
-    bool splits = false;
-    first_pair_.push_back(0);
-    for (const Sweep& sweep : problem.sweeps) {
-      first_pair_.push_back(first_pair_.back() +
-                            static_cast<int>(sweep.stages.size()));
-      for (const Stage& stage : sweep.stages) {
-        // Stages share their lists of choices.
-        if (stage.choices.data() != list) {
-          list = stage.choices.data();
-          splits =
-              problem.split_backward &&
-              std::all_of(stage.choices.begin(), stage.choices.end(),
-                          [](const Choice& c) { return c.weight_grad_ns > 0; });
-        }
-        splits_.push_back(splits);
-      }
-    }
-    received_.assign(2 * splits_.size(), 0);
-    copy_.assign(splits_.size(), -1);
+  int Pair(int sweep, int stage) const {
+    return graph_.sweep_first_pair[sweep] + stage;
+  }
+  const GraphChoice& ChoiceOf(const Action& a) const {
+    return graph_.choices_of(Pair(a.sweep, a.stage))[a.choice];
   }
 
-  void Add(int rank, semu::StepOpKind kind, int index, int64_t duration_ns,
-           const semu::MemoryChange& change) {
-    out_.ranks[rank].emplace_back(kind, index, duration_ns);
-    out_.bytes[rank].push_back(change);
-  }
-
-  void Translate(int rank, const Action& a) {
-    if (a.transfer >= 0) {
-      TranslateTransfer(rank, a);
-      return;
-    }
-    const Sweep& sweep = step_.problem.sweeps[a.sweep];
-    const Stage& stage = sweep.stages[a.stage];
-    const int pair = Pair(a.sweep, a.stage);
-    const Choice& c = stage.choices[a.choice];
+  semu::StepOp Operation(int rank, const Action& a,
+                         std::vector<semu::StepCopy>* copies) {
     using enum semu::StepOpKind;
     switch (a.kind) {
       case ActionKind::kForward:
-        Add(rank, kCompute, 0, c.forward_ns,
-            {c.activation_bytes - received_[2 * pair],
-             sweep.backward ? 0 : -c.activation_bytes, 0});
-        break;
-      case ActionKind::kBackward: {
-        const bool fused = splits_[pair];
-        Add(rank, kCompute, 0,
-            fused ? c.fused_backward_ns.value_or(0)
-                  : c.input_grad_ns + c.weight_grad_ns,
-            {-c.activation_bytes - received_[2 * pair + 1] - OffloadBytes(a), 0,
-             fused ? c.fused_backward_bytes : c.backward_bytes});
-        break;
-      }
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).forward_ns);
+      case ActionKind::kBackward:
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).backward_ns);
       case ActionKind::kInputGrad:
-        Add(rank, kCompute, 0, c.input_grad_ns,
-            {-c.activation_bytes - received_[2 * pair + 1] - OffloadBytes(a),
-             c.weight_grad_bytes,
-             std::max(c.backward_bytes, c.weight_grad_bytes)});
-        break;
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).input_grad_ns);
       case ActionKind::kWeightGrad:
-        Add(rank, kCompute, 0, c.weight_grad_ns, {0, -c.weight_grad_bytes, 0});
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).weight_grad_ns);
+      case ActionKind::kPostSend:
+        return semu::StepOp(kPostSend, a.transfer, 0);
+      case ActionKind::kPostRecv:
+        return semu::StepOp(kPostRecv, a.transfer, 0);
+      case ActionKind::kWaitSend:
+        return semu::StepOp(kWaitSend, a.transfer, 0);
+      case ActionKind::kWaitRecv:
+        return semu::StepOp(kWaitRecv, a.transfer, 0);
+      case ActionKind::kOffload:
+      case ActionKind::kReload: {
+        int& copy = copy_[Pair(a.sweep, a.stage)];
+        copy = static_cast<int>(copies->size());
+        copies->push_back({rank, a.kind == ActionKind::kOffload,
+                           CopyNs(OffloadBytes(step_, a))});
+        return semu::StepOp(kStartCopy, copy, 0);
+      }
+      case ActionKind::kWaitCopy:
+        return semu::StepOp(kWaitCopy, copy_[Pair(a.sweep, a.stage)], 0);
+      case ActionKind::kGradsReady:
         break;
+    }
+    return semu::StepOp(kMark, 0, 0);
+  }
+
+  // `received`: bytes of the inputs of the stage pair's F and of its gradient.
+  semu::MemoryChange Change(const Action& a, const int64_t* received,
+                            bool reloads) const {
+    switch (a.kind) {
+      case ActionKind::kForward: {
+        const int64_t bytes = ChoiceOf(a).activation_bytes;
+        return {bytes - received[0],
+                graph_.has_backward(Pair(a.sweep, a.stage)) ? 0 : -bytes, 0};
+      }
+      case ActionKind::kBackward: {
+        const GraphChoice& c = ChoiceOf(a);
+        return {-c.activation_bytes - received[1] - OffloadBytes(step_, a), 0,
+                c.backward_bytes};
+      }
+      case ActionKind::kInputGrad: {
+        const GraphChoice& c = ChoiceOf(a);
+        return {-c.activation_bytes - received[1] - OffloadBytes(step_, a),
+                c.weight_grad_bytes,
+                std::max(c.input_grad_bytes, c.weight_grad_bytes)};
+      }
+      case ActionKind::kWeightGrad:
+        return {0, -ChoiceOf(a).weight_grad_bytes, 0};
+      case ActionKind::kPostSend:
+      case ActionKind::kPostRecv:
+        return {programs_.transfers[a.transfer].bytes, 0, 0};
+      case ActionKind::kWaitSend:
+        return {0, -programs_.transfers[a.transfer].bytes, 0};
       case ActionKind::kOffload:
       case ActionKind::kReload:
-        copy_[pair] = static_cast<int>(out_.copies.size());
-        out_.copies.push_back(
-            {rank, a.kind == ActionKind::kOffload, CopyNs(OffloadBytes(a))});
-        Add(rank, kStartCopy, copy_[pair], 0, {OffloadBytes(a), 0, 0});
-        break;
-      case ActionKind::kWaitCopy: {
-        const bool offload = out_.copies[copy_[pair]].to_host;
-        Add(rank, kWaitCopy, copy_[pair], 0,
-            {0, offload ? -OffloadBytes(a) : 0, 0});
-        break;
-      }
-      case ActionKind::kGradsReady:
-        Add(rank, kMark, 0, 0, {});
-        break;
-      default:  // a transfer's
-        break;
-    }
-  }
-
-  void TranslateTransfer(int rank, const Action& a) {
-    const int64_t bytes = programs_.transfers[a.transfer].bytes;
-    using enum semu::StepOpKind;
-    switch (a.kind) {
-      case ActionKind::kPostSend:
-        Add(rank, kPostSend, a.transfer, 0, {bytes, 0, 0});
-        break;
-      case ActionKind::kPostRecv:
-        Add(rank, kPostRecv, a.transfer, 0, {bytes, 0, 0});
-        break;
-      case ActionKind::kWaitSend:
-        Add(rank, kWaitSend, a.transfer, 0, {0, -bytes, 0});
-        break;
+        return {OffloadBytes(step_, a), 0, 0};
+      case ActionKind::kWaitCopy:
+        return {0, reloads ? 0 : -OffloadBytes(step_, a), 0};
       case ActionKind::kWaitRecv:
-        Add(rank, kWaitRecv, a.transfer, 0, {});
-        break;
-      default:
+      case ActionKind::kGradsReady:
         break;
     }
-  }
-
-  int64_t OffloadBytes(const Action& a) const {
-    const SweepOrigin& origin = step_.sweeps[a.sweep];
-    const int module = step_.sub_microbatches[origin.sub_microbatch].module;
-    const MemoryChoice& choice =
-        step_.choices[module][origin.segment][a.stage][a.choice];
-    return choice.offload_layers > 0 ? choice.offload_bytes : 0;
+    return {};
   }
 
   int64_t CopyNs(int64_t bytes) const {
@@ -164,13 +165,10 @@ class Translation {
   }
 
   const StepProblem& step_;
+  const ProblemGraph& graph_;
   const StepPrograms& programs_;
   const LinkSpeeds& links_;
-  std::vector<int> first_pair_;    // [sweep], and the number of pairs
-  std::vector<bool> splits_;       // [pair]
-  std::vector<int64_t> received_;  // [2 * pair + gradient]: bytes of its inputs
-  std::vector<int> copy_;          // [pair]: its last copy
-  semu::StepProgram out_;
+  std::vector<int> copy_;  // [pair]: its last copy
 };
 
 absl::Status CheckFactor(const char* field, double value) {
@@ -192,9 +190,23 @@ LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
 
 PlanEvaluator::PlanEvaluator(const StepProblem& step,
                              const StepPrograms& programs,
-                             const LinkSpeeds& links)
-    : program_(Translation(step, programs, links).Run()),
-      peak_bytes_(semu::PeakBytes(program_)) {}
+                             const LinkSpeeds& links) {
+  const ProblemGraph graph = BuildProblemGraph(step.problem);
+  Translation translation(step, graph, programs, links);
+  program_ = translation.Operations();
+  program_.bytes = translation.Bytes();
+  peak_bytes_ = semu::PeakBytes(program_);
+}
+
+absl::StatusOr<semu::EmulatedStep> PlanEvaluator::Predict(
+    const StepProblem& step, const ProblemGraph& graph,
+    const StepPrograms& programs, const LinkSpeeds& links) {
+  const semu::StepProgram program =
+      Translation(step, graph, programs, links).Operations();
+  semu::EmulatedStep emulated;
+  PW_RETURN_IF_ERROR(semu::EmulateStep(program, {}, &emulated));
+  return emulated;
+}
 
 absl::StatusOr<StepEvaluation> PlanEvaluator::Evaluate(
     const EvaluationOptions& options) const {

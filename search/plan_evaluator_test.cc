@@ -13,6 +13,7 @@
 #include "search/plan/plan_checker.h"
 #include "search/plan/safe_order.h"
 #include "search/plan/testing/random_problem.h"
+#include "search/problem/problem_graph.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -80,6 +81,22 @@ TEST(PlanEvaluatorTest, ContentionNeverHelps) {
       EXPECT_EQ(rank.busy_ns + rank.transfer_wait_ns + rank.copy_wait_ns,
                 rank.end_ns);
     }
+  }
+}
+
+TEST(PlanEvaluatorTest, PredictsWhatItEmulates) {
+  std::mt19937_64 random(4);
+  for (int i = 0; i < 300; ++i) {
+    const Lowered l = RandomLowered(random, 1 + i % 3);
+    LinkSpeeds links;
+    links.p2p_latency_ns = testing::Uniform(random, 0, 5);
+    links.host_bandwidth_bytes_per_second = 10'000'000'000;
+    const auto emulated = PlanEvaluator(l.step, l.programs, links).Emulate({});
+    const auto predicted = PlanEvaluator::Predict(
+        l.step, BuildProblemGraph(l.step.problem), l.programs, links);
+    ASSERT_TRUE(predicted.ok()) << predicted.status();
+    EXPECT_EQ(predicted->makespan_ns, emulated->makespan_ns);
+    EXPECT_EQ(predicted->ends_ns, emulated->ends_ns);
   }
 }
 

@@ -86,25 +86,25 @@ ProblemGraph Padded(ProblemGraph graph, double padding) {
 
 // No layout of the same stages ends before the ranks have shared their least
 // work evenly.
-int64_t LayoutFreeBound(const Problem& problem) {
+int64_t LayoutFreeBound(const ProblemGraph& graph) {
   double work_ns = 0;
-  for (const Sweep& sweep : problem.sweeps) {
-    for (const Stage& stage : sweep.stages) {
-      int64_t least_ns = std::numeric_limits<int64_t>::max();
-      for (const Choice& choice : stage.choices) {
-        int64_t backward_ns = 0;
-        if (sweep.backward) {
-          backward_ns = choice.input_grad_ns + choice.weight_grad_ns;
-          if (problem.split_backward && choice.fused_backward_ns) {
-            backward_ns = std::min(backward_ns, *choice.fused_backward_ns);
-          }
+  for (int p = 0; p < graph.pairs; ++p) {
+    int64_t least_ns = std::numeric_limits<int64_t>::max();
+    for (const GraphChoice& choice : graph.choices_of(p)) {
+      int64_t backward_ns = 0;
+      if (graph.mode[p] == PairMode::kSplit) {
+        backward_ns = choice.input_grad_ns + choice.weight_grad_ns;
+        if (choice.has_backward()) {
+          backward_ns = std::min(backward_ns, choice.backward_ns);
         }
-        least_ns = std::min(least_ns, choice.forward_ns + backward_ns);
+      } else if (graph.mode[p] == PairMode::kWhole) {
+        backward_ns = choice.backward_ns;
       }
-      work_ns += static_cast<double>(least_ns);
+      least_ns = std::min(least_ns, choice.forward_ns + backward_ns);
     }
+    work_ns += static_cast<double>(least_ns);
   }
-  return static_cast<int64_t>(work_ns / problem.ranks);
+  return static_cast<int64_t>(work_ns / graph.ranks);
 }
 
 // The layout of least simulated makespan on batches such as the job's limits
@@ -274,6 +274,8 @@ class Planner : public StepPlanner {
           }
           again = true;
           SetBounds(graph, &plan.report);
+          search.lower_bound_ns.reset();
+          if (padding == 0) search.lower_bound_ns = plan.report.lower_bound_ns;
           PW_ASSIGN_OR_RETURN(
               SearchResult result,
               padding > 0 ? strategy.Solve(Padded(graph, padding), search)
@@ -418,8 +420,10 @@ class Planner : public StepPlanner {
   }
 
   static void SetBounds(const ProblemGraph& graph, StepReport* report) {
-    report->lower_bound_ns = LowerBound(graph);
-    report->flow_lower_bound_ns = FlowLowerBound(graph);
+    const LowerBounds bounds = FindLowerBounds(graph);
+    report->lower_bound_ns = bounds.path_ns;
+    report->flow_lower_bound_ns = bounds.flow_ns;
+    report->layout_free_bound_ns = LayoutFreeBound(graph);
   }
 
   // Times, checks and lowers the schedule of `plan`, and completes its report.
@@ -459,8 +463,8 @@ class Planner : public StepPlanner {
     pool.Run(2, [&](int, int index) {
       const WallClock::time_point start = WallClock::now();
       if (index == 0) {
-        emulated = PlanEvaluator(plan.step, plan.programs, LinkSpeedsOf(job))
-                       .Emulate({});
+        emulated = PlanEvaluator::Predict(plan.step, graph, plan.programs,
+                                          LinkSpeedsOf(job));
         report.lower_ns += NanosecondsSince(start);
       } else {
         programs_checked = CheckPrograms(plan.step, plan.programs, limits);
@@ -475,7 +479,6 @@ class Planner : public StepPlanner {
     report.schedule_makespan_ns = plan.times.makespan_ns;
     report.bubble_ratio = BubbleRatio(plan.times);
     report.measured_share = plan.step.measured_share;
-    report.layout_free_bound_ns = LayoutFreeBound(plan.step.problem);
     report.peak_memory_bytes.clear();
     for (size_t rank = 0; rank < memory.static_bytes.size(); ++rank) {
       report.peak_memory_bytes.push_back(memory.static_bytes[rank] -

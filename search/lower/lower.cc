@@ -47,6 +47,10 @@ struct PairBytes {
 };
 
 struct RankState {
+  int number = 0;
+  int64_t limit_bytes = 0;
+  int64_t peak_bytes = 0;
+  std::vector<Action> program;
   size_t position = 0;             // in the schedule's order
   int64_t now_ns = 0;              // predicted end of the program so far
   int64_t previous_start_ns = -1;  // of the last stage
@@ -75,10 +79,11 @@ class Lowering {
   absl::StatusOr<StepPrograms> Run() {
     Index();
     PW_RETURN_IF_ERROR(AppendAll());
-    for (int r = 0; r < problem_.ranks; ++r) {
-      RankState& rank = ranks_[r];
-      for (const CopyOut& copy : rank.copies_out) WaitCopyOut(r, copy);
-      for (int t : rank.sending) AppendTransfer(r, ActionKind::kWaitSend, t);
+    for (RankState& rank : ranks_) {
+      for (const CopyOut& copy : rank.copies_out) WaitCopyOut(rank, copy);
+      for (int t : rank.sending) AppendTransfer(rank, ActionKind::kWaitSend, t);
+      programs_.ranks.push_back(std::move(rank.program));
+      programs_.peak_bytes.push_back(rank.peak_bytes);
     }
     programs_.makespan_ns = times_.makespan_ns;
     return std::move(programs_);
@@ -172,10 +177,11 @@ class Lowering {
     first_waiter_.assign(values, -1);
     next_waiter_.assign(problem_.ranks, -1);
     ranks_.resize(problem_.ranks);
-    programs_.ranks.resize(problem_.ranks);
-    programs_.peak_bytes.assign(problem_.ranks, 0);
     for (int r = 0; r < problem_.ranks; ++r) {
-      programs_.ranks[r].reserve(schedule_.ranks[r].size() * 5);
+      RankState& rank = ranks_[r];
+      rank.number = r;
+      rank.limit_bytes = limits_.memory_limit_bytes[r];
+      rank.program.reserve(schedule_.ranks[r].size() * 5);
     }
   }
 
@@ -201,7 +207,7 @@ class Lowering {
         first_waiter_[missing] = r;
         continue;
       }
-      PW_RETURN_IF_ERROR(AppendStage(r, s));
+      PW_RETURN_IF_ERROR(AppendStage(ranks_[r], s));
       ++ranks_[r].position;
       push(r);
       if (s.kind == StageKind::kWeightGrad) continue;
@@ -249,18 +255,18 @@ class Lowering {
     return -1;
   }
 
-  absl::Status AppendStage(int r, const ScheduledStage& s) {
-    RankState& rank = ranks_[r];
-    const StageTimes::Interval& interval = times_.ranks[r][rank.position];
+  absl::Status AppendStage(RankState& rank, const ScheduledStage& s) {
+    const StageTimes::Interval& interval =
+        times_.ranks[rank.number][rank.position];
     if (s.kind == StageKind::kForward) Choose(s);
     const int64_t growth = Growth(s);
     const bool consumes = s.kind != StageKind::kWeightGrad;
     const int inputs =
         consumes ? first_input_[Value(s.sweep, s.stage, MakesGradient(s))] : -1;
 
-    WaitForOldSends(r);
+    WaitForOldSends(rank);
     for (CopyOut& copy : rank.copies_out) {
-      if (copy.overlapped) WaitCopyOut(r, copy);
+      if (copy.overlapped) WaitCopyOut(rank, copy);
     }
     std::erase_if(rank.copies_out,
                   [](const CopyOut& copy) { return copy.overlapped; });
@@ -279,54 +285,54 @@ class Lowering {
       const int t = rank.owed[rank.first_owed];
       const bool needed = t <= last_needed;
       if (!needed &&
-          (!ahead_ || !HasReceiveSlot(r, interval.start_ns) ||
-           !Fits(r, programs_.transfers[t].bytes) ||
-           !Fits(r, programs_.transfers[t].bytes - taken_over + growth))) {
+          (!ahead_ || !HasReceiveSlot(rank, interval.start_ns) ||
+           !Fits(rank, programs_.transfers[t].bytes) ||
+           !Fits(rank, programs_.transfers[t].bytes - taken_over + growth))) {
         break;
       }
-      PW_RETURN_IF_ERROR(PostReceive(r, s));
+      PW_RETURN_IF_ERROR(PostReceive(rank, s));
     }
     for (int t = inputs; t >= 0; t = transfers_[t].next_input) {
-      if (!transfers_[t].receive_waited) WaitReceive(r, t);
+      if (!transfers_[t].receive_waited) WaitReceive(rank, t);
     }
 
     // A copy still going out must be over before it comes back.
     if (offload_bytes >= 0) {
       if (!rank.reloaded) {
-        WaitForCopyOutOf(r, s);
-        Append(r, ActionKind::kReload, s);
+        WaitForCopyOutOf(rank, s);
+        Append(rank, ActionKind::kReload, s);
       } else {
         rank.buffer_bytes -= offload_bytes;
       }
-      Append(r, ActionKind::kWaitCopy, s);
+      Append(rank, ActionKind::kWaitCopy, s);
       rank.reloaded = false;
     }
     rank.buffer_bytes -= input_bytes;
-    MakeRoom(r, growth);
-    MaybeReloadAhead(r, s);
+    MakeRoom(rank, growth);
+    MaybeReloadAhead(rank, s);
 
     rank.now_ns = interval.end_ns;
     Action action = MakeAction(static_cast<ActionKind>(s.kind), s);
     action.start_ns = interval.start_ns;
     action.end_ns = interval.end_ns;
-    programs_.ranks[r].push_back(action);
+    rank.program.push_back(action);
     rank.previous_start_ns = interval.start_ns;
     for (CopyOut& copy : rank.copies_out) copy.overlapped = true;
-    PW_RETURN_IF_ERROR(Note(r, growth, s));
+    PW_RETURN_IF_ERROR(Note(rank, growth, s));
     rank.held_bytes += Kept(s);
 
     if (s.kind == StageKind::kForward) {
       if (const int64_t bytes = OffloadBytes(s); bytes >= 0) {
-        Append(r, ActionKind::kOffload, s);
+        Append(rank, ActionKind::kOffload, s);
         rank.copies_out.push_back({s, bytes, false});
         rank.buffer_bytes += bytes;
-        MakeRoom(r, 0);
+        MakeRoom(rank, 0);
       }
     }
-    PW_RETURN_IF_ERROR(Send(r, s));
+    PW_RETURN_IF_ERROR(Send(rank, s));
     if (CompletesWeights(s) &&
         --backwards_left_[facts_[Pair(s.sweep, s.stage)].chunk] == 0) {
-      Append(r, ActionKind::kGradsReady, s);
+      Append(rank, ActionKind::kGradsReady, s);
     }
     return absl::OkStatus();
   }
@@ -343,15 +349,15 @@ class Lowering {
   }
 
   // Appends the sends of what `s` made.
-  absl::Status Send(int r, const ScheduledStage& s) {
+  absl::Status Send(RankState& rank, const ScheduledStage& s) {
     outgoing_.clear();
     const Sweep& sweep = problem_.sweeps[s.sweep];
     const auto send = [&](int to_sweep, int to_stage, bool gradient,
                           int64_t bytes, int64_t duration_ns) {
       const int to_rank = facts_[Pair(to_sweep, to_stage)].rank;
-      if (to_rank == r) return;
-      outgoing_.push_back({r, to_rank, s.sweep, s.stage, to_sweep, to_stage,
-                           gradient, bytes, duration_ns});
+      if (to_rank == rank.number) return;
+      outgoing_.push_back({rank.number, to_rank, s.sweep, s.stage, to_sweep,
+                           to_stage, gradient, bytes, duration_ns});
     };
     if (s.kind == StageKind::kForward) {
       const int64_t transfer_ns = facts_[Pair(s.sweep, s.stage)].transfer_ns;
@@ -382,9 +388,8 @@ class Lowering {
       }
     }
     if (outgoing_.empty()) return absl::OkStatus();
-    RankState& rank = ranks_[r];
     while (rank.first_owed < rank.owed.size()) {
-      PW_RETURN_IF_ERROR(PostReceive(r, s));
+      PW_RETURN_IF_ERROR(PostReceive(rank, s));
     }
     for (const Transfer& transfer : outgoing_) {
       const int t = static_cast<int>(programs_.transfers.size());
@@ -400,10 +405,10 @@ class Lowering {
         first_input_[input] = t;
       }
       last_input_[input] = t;
-      MakeRoom(r, transfer.bytes);
-      AppendTransfer(r, ActionKind::kPostSend, t);
+      MakeRoom(rank, transfer.bytes);
+      AppendTransfer(rank, ActionKind::kPostSend, t);
       rank.buffer_bytes += transfer.bytes;
-      PW_RETURN_IF_ERROR(Note(r, 0, s));
+      PW_RETURN_IF_ERROR(Note(rank, 0, s));
       rank.sending.push_back(t);
       ranks_[transfer.to_rank].owed.push_back(t);
     }
@@ -443,70 +448,74 @@ class Lowering {
     return 0;
   }
 
-  bool Fits(int r, int64_t more_bytes) const {
-    return ranks_[r].held_bytes + ranks_[r].buffer_bytes + more_bytes <=
-           limits_.memory_limit_bytes[r];
+  static bool Fits(const RankState& rank, int64_t more_bytes) {
+    return rank.held_bytes + rank.buffer_bytes + more_bytes <= rank.limit_bytes;
   }
 
   // Records what is live with `more_bytes`; an error when that is too much.
-  absl::Status Note(int r, int64_t more_bytes, const ScheduledStage& at) {
-    const int64_t live =
-        ranks_[r].held_bytes + ranks_[r].buffer_bytes + more_bytes;
-    programs_.peak_bytes[r] = std::max(programs_.peak_bytes[r], live);
-    if (live <= limits_.memory_limit_bytes[r]) return absl::OkStatus();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("rank ", r, ": activations and transfers take ", live,
-                     " bytes at ", std::string(1, StageKindLetter(at.kind)),
-                     " of ", problem_.sweeps[at.sweep].id, " stage ", at.stage,
-                     ", over the limit of ", limits_.memory_limit_bytes[r]));
+  absl::Status Note(RankState& rank, int64_t more_bytes,
+                    const ScheduledStage& at) const {
+    const int64_t live = rank.held_bytes + rank.buffer_bytes + more_bytes;
+    rank.peak_bytes = std::max(rank.peak_bytes, live);
+    return live <= rank.limit_bytes ? absl::OkStatus()
+                                    : TooMuch(rank, live, at);
+  }
+
+  absl::Status TooMuch(const RankState& rank, int64_t live_bytes,
+                       const ScheduledStage& at) const {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "rank ", rank.number, ": activations and transfers take ", live_bytes,
+        " bytes at ", std::string(1, StageKindLetter(at.kind)), " of ",
+        problem_.sweeps[at.sweep].id, " stage ", at.stage,
+        ", over the limit of ", rank.limit_bytes));
   }
 
   // Waits for copies and sends of the rank until `more_bytes` fit, or nothing
   // is left that could be waited for.
-  void MakeRoom(int r, int64_t more_bytes) {
-    RankState& rank = ranks_[r];
-    while (!Fits(r, more_bytes) && !rank.copies_out.empty()) {
-      WaitCopyOut(r, rank.copies_out.front());
+  void MakeRoom(RankState& rank, int64_t more_bytes) {
+    if (!Fits(rank, more_bytes)) WaitForRoom(rank, more_bytes);
+  }
+
+  void WaitForRoom(RankState& rank, int64_t more_bytes) {
+    while (!Fits(rank, more_bytes) && !rank.copies_out.empty()) {
+      WaitCopyOut(rank, rank.copies_out.front());
       rank.copies_out.erase(rank.copies_out.begin());
     }
-    for (size_t i = 0; i < rank.sending.size() && !Fits(r, more_bytes);) {
+    for (size_t i = 0; i < rank.sending.size() && !Fits(rank, more_bytes);) {
       const int t = rank.sending[i];
-      const int peer = programs_.transfers[t].to_rank;
+      RankState& peer = ranks_[programs_.transfers[t].to_rank];
       // The receiver may post what it owes up to t, if it has the room.
       while (!transfers_[t].receive_posted && PostReceiveIfRoom(peer)) {
       }
       if (transfers_[t].receive_posted) {
-        WaitSend(r, i);
+        WaitSend(rank, i);
       } else {
         ++i;
       }
     }
   }
 
-  void WaitForOldSends(int r) {
-    RankState& rank = ranks_[r];
+  void WaitForOldSends(RankState& rank) {
     for (size_t i = 0; i < rank.sending.size();) {
       const TransferState& t = transfers_[rank.sending[i]];
       if (t.receive_posted && t.arrival_ns <= rank.previous_start_ns) {
-        WaitSend(r, i);
+        WaitSend(rank, i);
       } else {
         ++i;
       }
     }
   }
 
-  void WaitSend(int r, size_t index) {
-    RankState& rank = ranks_[r];
+  void WaitSend(RankState& rank, size_t index) {
     const int t = rank.sending[index];
-    AppendTransfer(r, ActionKind::kWaitSend, t);
+    AppendTransfer(rank, ActionKind::kWaitSend, t);
     rank.buffer_bytes -= programs_.transfers[t].bytes;
     rank.sending.erase(rank.sending.begin() + static_cast<int64_t>(index));
   }
 
   // Whether a receive may be posted at no cost: a slot is free, or the value of
   // an outstanding one is predicted to be there by `start_ns`.
-  bool HasReceiveSlot(int r, int64_t start_ns) const {
-    const RankState& rank = ranks_[r];
+  bool HasReceiveSlot(const RankState& rank, int64_t start_ns) const {
     if (static_cast<int>(rank.receiving.size()) < limits_.max_receives_ahead) {
       return true;
     }
@@ -517,114 +526,114 @@ class Lowering {
 
   // Waits for the outstanding receive predicted to arrive first when no slot is
   // free.
-  void FreeReceiveSlot(int r) {
-    RankState& rank = ranks_[r];
+  void FreeReceiveSlot(RankState& rank) {
     if (static_cast<int>(rank.receiving.size()) < limits_.max_receives_ahead) {
       return;
     }
-    WaitReceive(r, *std::min_element(rank.receiving.begin(),
-                                     rank.receiving.end(), [&](int a, int b) {
-                                       return transfers_[a].arrival_ns <
-                                              transfers_[b].arrival_ns;
-                                     }));
+    WaitReceive(rank,
+                *std::min_element(rank.receiving.begin(), rank.receiving.end(),
+                                  [&](int a, int b) {
+                                    return transfers_[a].arrival_ns <
+                                           transfers_[b].arrival_ns;
+                                  }));
   }
 
-  absl::Status PostReceive(int r, const ScheduledStage& at) {
-    const int t = ranks_[r].owed[ranks_[r].first_owed];
-    MakeRoom(r, programs_.transfers[t].bytes);
-    AppendPostReceive(r);
-    return Note(r, 0, at);
+  absl::Status PostReceive(RankState& rank, const ScheduledStage& at) {
+    const int t = rank.owed[rank.first_owed];
+    MakeRoom(rank, programs_.transfers[t].bytes);
+    AppendPostReceive(rank);
+    return Note(rank, 0, at);
   }
 
-  bool PostReceiveIfRoom(int r) {
-    const RankState& rank = ranks_[r];
+  bool PostReceiveIfRoom(RankState& rank) {
     const int64_t bytes = programs_.transfers[rank.owed[rank.first_owed]].bytes;
-    if (!Fits(r, bytes)) return false;
-    AppendPostReceive(r);
-    programs_.peak_bytes[r] =
-        std::max(programs_.peak_bytes[r], rank.held_bytes + rank.buffer_bytes);
+    if (!Fits(rank, bytes)) return false;
+    AppendPostReceive(rank);
+    rank.peak_bytes =
+        std::max(rank.peak_bytes, rank.held_bytes + rank.buffer_bytes);
     return true;
   }
 
-  void AppendPostReceive(int r) {
-    RankState& rank = ranks_[r];
-    FreeReceiveSlot(r);
+  void AppendPostReceive(RankState& rank) {
+    FreeReceiveSlot(rank);
     const int t = rank.owed[rank.first_owed++];
-    AppendTransfer(r, ActionKind::kPostRecv, t);
+    AppendTransfer(rank, ActionKind::kPostRecv, t);
     rank.buffer_bytes += programs_.transfers[t].bytes;
     transfers_[t].receive_posted = true;
     rank.receiving.push_back(t);
   }
 
-  void WaitReceive(int r, int t) {
-    RankState& rank = ranks_[r];
+  void WaitReceive(RankState& rank, int t) {
     const int64_t from_ns = rank.now_ns;
     rank.now_ns = std::max(rank.now_ns, transfers_[t].arrival_ns);
-    AppendTransfer(r, ActionKind::kWaitRecv, t);
-    programs_.ranks[r].back().start_ns = from_ns;
+    AppendTransfer(rank, ActionKind::kWaitRecv, t);
+    rank.program.back().start_ns = from_ns;
     transfers_[t].receive_waited = true;
     std::erase(rank.receiving, t);
   }
 
   // Issues the RELOAD of the rank's next backward ahead of `s`, if it fits.
-  void MaybeReloadAhead(int r, const ScheduledStage& s) {
-    RankState& rank = ranks_[r];
-    if (!offloads_ || !ahead_ || rank.position + 1 >= schedule_.ranks[r].size())
-      return;
-    const ScheduledStage& next = schedule_.ranks[r][rank.position + 1];
+  void MaybeReloadAhead(RankState& rank, const ScheduledStage& s) {
+    if (!offloads_ || !ahead_) return;
+    const std::vector<ScheduledStage>& order = schedule_.ranks[rank.number];
+    if (rank.position + 1 >= order.size()) return;
+    const ScheduledStage& next = order[rank.position + 1];
     if (!MakesGradient(next) || !done_[Value(next.sweep, next.stage, false)]) {
       return;
     }
     const int64_t bytes = OffloadBytes(next);
-    if (bytes < 0 || !Fits(r, bytes + std::max<int64_t>(0, Growth(s)))) return;
-    WaitForCopyOutOf(r, next);
-    Append(r, ActionKind::kReload, next);
+    if (bytes < 0 || !Fits(rank, bytes + std::max<int64_t>(0, Growth(s)))) {
+      return;
+    }
+    WaitForCopyOutOf(rank, next);
+    Append(rank, ActionKind::kReload, next);
     rank.buffer_bytes += bytes;
     rank.reloaded = true;
   }
 
-  void WaitForCopyOutOf(int r, const ScheduledStage& s) {
-    RankState& rank = ranks_[r];
+  void WaitForCopyOutOf(RankState& rank, const ScheduledStage& s) {
     const auto it = std::find_if(
         rank.copies_out.begin(), rank.copies_out.end(), [&](const CopyOut& c) {
           return c.stage.sweep == s.sweep && c.stage.stage == s.stage;
         });
     if (it == rank.copies_out.end()) return;
-    WaitCopyOut(r, *it);
+    WaitCopyOut(rank, *it);
     rank.copies_out.erase(it);
   }
 
-  void WaitCopyOut(int r, const CopyOut& copy) {
-    Append(r, ActionKind::kWaitCopy, copy.stage);
-    ranks_[r].buffer_bytes -= copy.bytes;
+  void WaitCopyOut(RankState& rank, const CopyOut& copy) {
+    Append(rank, ActionKind::kWaitCopy, copy.stage);
+    rank.buffer_bytes -= copy.bytes;
   }
 
   static Action MakeAction(ActionKind kind, const ScheduledStage& s) {
     Action action;
     action.kind = kind;
     action.sweep = s.sweep;
-    action.stage = s.stage;
-    action.choice = s.choice;
+    action.stage = static_cast<int16_t>(s.stage);
+    action.choice = static_cast<int16_t>(s.choice);
     return action;
   }
 
-  void Append(int r, ActionKind kind, const ScheduledStage& s) {
+  static void Append(RankState& rank, ActionKind kind,
+                     const ScheduledStage& s) {
     Action action = MakeAction(kind, s);
-    action.start_ns = action.end_ns = ranks_[r].now_ns;
-    programs_.ranks[r].push_back(action);
+    action.start_ns = action.end_ns = rank.now_ns;
+    rank.program.push_back(action);
   }
 
-  void AppendTransfer(int r, ActionKind kind, int t) {
+  void AppendTransfer(RankState& rank, ActionKind kind, int t) {
     const Transfer& transfer = programs_.transfers[t];
     const bool sends =
         kind == ActionKind::kPostSend || kind == ActionKind::kWaitSend;
     Action action;
     action.kind = kind;
     action.sweep = sends ? transfer.from_sweep : transfer.to_sweep;
-    action.stage = sends ? transfer.from_stage : transfer.to_stage;
+    action.stage =
+        static_cast<int16_t>(sends ? transfer.from_stage : transfer.to_stage);
     action.transfer = t;
-    action.start_ns = action.end_ns = ranks_[r].now_ns;
-    programs_.ranks[r].push_back(action);
+    action.start_ns = action.end_ns = rank.now_ns;
+    rank.program.push_back(action);
   }
 
   const StepProblem& step_;
@@ -643,7 +652,7 @@ class Lowering {
   bool offloads_ = false;                      // any choice
   std::vector<std::vector<int>> first_chunk_;  // [module][segment]
   std::vector<int> backwards_left_;            // [chunk]
-  std::vector<bool> done_;                     // [value]: made
+  std::vector<uint8_t> done_;                  // [value]: made
   // [value]: transfers into the stage that makes it, a list.
   std::vector<int> first_input_;
   std::vector<int> last_input_;

@@ -19,6 +19,7 @@
 #include "search/plan/plan_checker.h"
 #include "search/plan/safe_order.h"
 #include "search/plan_evaluator.h"
+#include "search/problem/problem_graph.h"
 #include "semu/base/check.h"
 
 namespace pipeweaver::search {
@@ -157,10 +158,11 @@ BENCHMARK(BM_CheckPrograms);
 
 void BM_Predict(benchmark::State& state) {
   const Workload& w = TheWorkload();
+  const ProblemGraph graph = BuildProblemGraph(w.step.problem);
   StepPrograms programs = w.programs;
   for (auto _ : state) {
-    const PlanEvaluator evaluator(w.step, programs, {});
-    PlanEvaluator::WriteTimes(*evaluator.Emulate({}), &programs);
+    PlanEvaluator::WriteTimes(
+        *PlanEvaluator::Predict(w.step, graph, programs, {}), &programs);
   }
   CountStages(state);
 }

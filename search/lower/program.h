@@ -44,20 +44,22 @@ constexpr bool IsCompute(ActionKind kind) {
   return kind <= ActionKind::kWeightGrad;
 }
 
+// In 32 bytes: whoever goes through programs is bound by memory traffic.
 struct Action {
-  ActionKind kind = ActionKind::kForward;
+  int64_t start_ns = 0;  // predicted
+  int64_t end_ns = 0;
   // Index into Problem::sweeps and position in the sweep. Of posts and waits:
   // this rank's end of the transfer. Of kGradsReady: the backward that
   // completed its chunk's gradients; a chunk without any backward in the step
   // has no such action.
-  int sweep = 0;
-  int stage = 0;
-  int choice = 0;
+  int32_t sweep = 0;
+  int16_t stage = 0;  // a sweep has no more stages than a model has layers
+  int16_t choice = 0;
   // Posts and waits: index into StepPrograms::transfers.
-  int transfer = -1;
-  int64_t start_ns = 0;  // predicted
-  int64_t end_ns = 0;
+  int32_t transfer = -1;
+  ActionKind kind = ActionKind::kForward;
 };
+static_assert(sizeof(Action) == 32);
 
 // One value that crosses ranks: one event on both, in one total order, which is
 // the order of StepPrograms::transfers. Where several sweeps consume a value,

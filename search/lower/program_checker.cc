@@ -37,6 +37,7 @@ struct PairBytes {
   int64_t activation = 0;
   int64_t backward = 0;  // while its B or I runs
   int64_t weight_grad = 0;
+  int64_t offload = kAbsent;  // kAbsent: nothing is offloaded
 };
 
 // Where the actions of a stage pair stand in its rank's program.
@@ -66,7 +67,8 @@ class ProgramChecker {
       : step_(step),
         problem_(step.problem),
         programs_(programs),
-        limits_(limits) {}
+        limits_(limits),
+        num_sweeps_(static_cast<int>(step.problem.sweeps.size())) {}
 
   absl::Status Run() {
     PW_RETURN_IF_ERROR(CheckSplit());
@@ -77,8 +79,7 @@ class ProgramChecker {
     PW_RETURN_IF_ERROR(CheckDependencies());
     PW_RETURN_IF_ERROR(CheckPairing());
     PW_RETURN_IF_ERROR(CheckEnds());
-    PW_RETURN_IF_ERROR(CheckOrderOfPosts());
-    PW_RETURN_IF_ERROR(CheckCopiesAndMemory());
+    PW_RETURN_IF_ERROR(CheckAlongPrograms());
     return CheckGradsReady();
   }
 
@@ -104,7 +105,7 @@ class ProgramChecker {
     return absl::StrCat(problem_.sweeps[sweep].id, " stage ", stage);
   }
 
-  int NumSweeps() const { return static_cast<int>(problem_.sweeps.size()); }
+  int NumSweeps() const { return num_sweeps_; }
   int NumStages(int sweep) const {
     return first_pair_[sweep + 1] - first_pair_[sweep];
   }
@@ -119,14 +120,6 @@ class ProgramChecker {
   }
   int ModuleOf(int sweep) const {
     return step_.sub_microbatches[step_.sweeps[sweep].sub_microbatch].module;
-  }
-  bool Offloads(int sweep, int stage, int choice) const {
-    return problem_.sweeps[sweep].backward &&
-           Memory(sweep, stage, choice).offload_layers > 0;
-  }
-  const MemoryChoice& Memory(int sweep, int stage, int choice) const {
-    return step_
-        .choices[ModuleOf(sweep)][step_.sweeps[sweep].segment][stage][choice];
   }
 
   // Items, sub-microbatches and sweeps.
@@ -243,7 +236,7 @@ class ProgramChecker {
   // The transfers are those that the problem's edges need, each once.
   absl::Status CheckTransfers() {
     const int stage_edges = first_pair_.back();
-    std::vector<bool> seen(2 * (stage_edges + first_after_.back()), false);
+    std::vector<uint8_t> seen(2 * (stage_edges + first_after_.back()), 0);
     for (int t = 0; t < NumTransfers(); ++t) {
       const Transfer& x = programs_.transfers[t];
       const auto name = [t] { return absl::StrCat("transfer ", t); };
@@ -307,7 +300,7 @@ class ProgramChecker {
             StageName(x.from_sweep, x.from_stage), " to ",
             StageName(x.to_sweep, x.to_stage), " crosses twice"));
       }
-      seen[2 * edge + x.gradient] = true;
+      seen[2 * edge + x.gradient] = 1;
     }
     const auto missing = [&](int edge, int producer, int producer_stage,
                              int consumer, int consumer_stage) {
@@ -351,22 +344,21 @@ class ProgramChecker {
           return Violation(
               absl::StrCat("rank ", r, " action ", i, ": no such kind"));
         }
-        if (a.sweep < 0 || a.sweep >= NumSweeps() || a.stage < 0 ||
-            a.stage >= NumStages(a.sweep)) {
+        const bool known_sweep = a.sweep >= 0 && a.sweep < NumSweeps();
+        const int pair = known_sweep ? first_pair_[a.sweep] + a.stage : 0;
+        if (!known_sweep || a.stage < 0 || pair >= first_pair_[a.sweep + 1]) {
           return Violation(absl::StrCat("rank ", r, " action ", i, ": sweep ",
                                         a.sweep, " stage ", a.stage,
                                         " is no stage of the problem"));
         }
-        if (RankOf(a.sweep, a.stage) != r) {
-          return Violation(absl::StrCat(Where(r, i),
-                                        ": its stage stands on "
-                                        "rank ",
-                                        RankOf(a.sweep, a.stage)));
+        if (facts_[pair].rank != r) {
+          return Violation(absl::StrCat(
+              Where(r, i), ": its stage stands on rank ", facts_[pair].rank));
         }
         if (IsTransfer(a.kind)) {
-          PW_RETURN_IF_ERROR(PlaceTransfer(r, i));
+          PW_RETURN_IF_ERROR(PlaceTransfer(r, i, a));
         } else {
-          PW_RETURN_IF_ERROR(PlaceStage(r, i));
+          PW_RETURN_IF_ERROR(PlaceStage(r, i, a, pair));
         }
       }
     }
@@ -378,8 +370,7 @@ class ProgramChecker {
            kind == ActionKind::kWaitSend || kind == ActionKind::kWaitRecv;
   }
 
-  absl::Status PlaceTransfer(int r, int i) {
-    const Action& a = programs_.ranks[r][i];
+  absl::Status PlaceTransfer(int r, int i, const Action& a) {
     if (a.transfer < 0 || a.transfer >= NumTransfers()) {
       return Violation(absl::StrCat(Where(r, i), ": transfer ", a.transfer,
                                     " of ", NumTransfers()));
@@ -406,14 +397,13 @@ class ProgramChecker {
     return absl::OkStatus();
   }
 
-  absl::Status PlaceStage(int r, int i) {
-    const Action& a = programs_.ranks[r][i];
-    const int num_choices = facts_[first_pair_[a.sweep] + a.stage].num_choices;
+  absl::Status PlaceStage(int r, int i, const Action& a, int pair) {
+    const int num_choices = facts_[pair].num_choices;
     if (a.choice < 0 || a.choice >= num_choices) {
       return Violation(absl::StrCat(Where(r, i), ": choice ", a.choice, " of ",
                                     num_choices));
     }
-    PairPlaces& places = Places(a.sweep, a.stage);
+    PairPlaces& places = places_[pair];
     if (places.choice != kAbsent && places.choice != a.choice) {
       return Violation(absl::StrCat(Where(r, i), ": choice ", a.choice,
                                     ", but ", places.choice,
@@ -531,67 +521,49 @@ class ProgramChecker {
     return absl::OkStatus();
   }
 
-  absl::Status CheckOrderOfPosts() {
-    for (int r = 0; r < problem_.ranks; ++r) {
-      int last = kAbsent;
-      int ahead = 0;
-      const std::vector<Action>& program = programs_.ranks[r];
-      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
-        const Action& a = program[i];
-        if (a.kind == ActionKind::kPostSend ||
-            a.kind == ActionKind::kPostRecv) {
-          if (a.transfer < last) {
-            return Violation(absl::StrCat(Where(r, i),
-                                          " is posted behind transfer ", last,
-                                          ", against the global order"));
-          }
-          last = a.transfer;
-        }
-        if (a.kind == ActionKind::kPostRecv &&
-            ++ahead > limits_.max_receives_ahead) {
-          return Violation(absl::StrCat(Where(r, i), ": ", ahead,
-                                        " receives ahead, over the limit of ",
-                                        limits_.max_receives_ahead));
-        }
-        if (a.kind == ActionKind::kWaitRecv) --ahead;
+  // REQUIRES: CheckStages has passed.
+  std::vector<PairBytes> BytesOfPairs() const {
+    std::vector<PairBytes> bytes;
+    bytes.reserve(places_.size());
+    for (int s = 0; s < NumSweeps(); ++s) {
+      const auto& segment = step_.choices[ModuleOf(s)][step_.sweeps[s].segment];
+      for (int k = 0; k < NumStages(s); ++k) {
+        const PairFacts& facts = facts_[bytes.size()];
+        const PairPlaces& places = places_[bytes.size()];
+        const Choice& c = facts.choices[places.choice];
+        const MemoryChoice& memory = segment[k][places.choice];
+        const bool fused = places.whole && facts.splits;
+        const bool offloads =
+            problem_.sweeps[s].backward && memory.offload_layers > 0;
+        bytes.push_back({c.activation_bytes,
+                         fused ? c.fused_backward_bytes : c.backward_bytes,
+                         c.weight_grad_bytes,
+                         offloads ? memory.offload_bytes : kAbsent});
       }
     }
-    return absl::OkStatus();
+    return bytes;
   }
 
-  absl::Status CheckCopiesAndMemory() {
-    bool any_offloads = false;
-    for (const auto& module : step_.choices) {
-      for (const auto& segment : module) {
-        for (const auto& chunk : segment) {
-          for (const MemoryChoice& choice : chunk) {
-            any_offloads = any_offloads || choice.offload_layers > 0;
-          }
-        }
-      }
-    }
+  // What follows from each program's order: the order of its posts, receives
+  // ahead, host copies and memory.
+  absl::Status CheckAlongPrograms() {
     std::vector<CopyState> copies(places_.size(), CopyState::kNone);
-    std::vector<PairBytes> bytes_of(places_.size());
+    const std::vector<PairBytes> bytes_of = BytesOfPairs();
     // Receive buffers that a value's consumer takes over, by pair and
     // direction.
     std::vector<int64_t> received(2 * places_.size(), 0);
     for (int r = 0; r < problem_.ranks; ++r) {
       int64_t live = 0;
       int64_t peak = 0;
+      int last_posted = kAbsent;
+      int ahead = 0;
       const std::vector<Action>& program = programs_.ranks[r];
-      for (int i = 0; i < static_cast<int>(program.size()); ++i) {
+      const int actions = static_cast<int>(program.size());
+      for (int i = 0; i < actions; ++i) {
         const Action& a = program[i];
-        if (a.kind == ActionKind::kGradsReady) continue;
         const int pair = first_pair_[a.sweep] + a.stage;
-        const bool gradient =
-            a.kind == ActionKind::kBackward || a.kind == ActionKind::kInputGrad;
-        PairBytes& bytes = bytes_of[pair];
-        const bool offloads = any_offloads && !IsTransfer(a.kind) &&
-                              Offloads(a.sweep, a.stage, places_[pair].choice);
-        const int64_t offload_bytes =
-            offloads
-                ? Memory(a.sweep, a.stage, places_[pair].choice).offload_bytes
-                : 0;
+        const PairBytes& bytes = bytes_of[pair];
+        const bool offloads = bytes.offload != kAbsent;
         CopyState& copy = copies[pair];
         const auto misplaced = [&] {
           return Violation(absl::StrCat(
@@ -599,22 +571,17 @@ class ProgramChecker {
                                     : ": its choice does not offload"));
         };
         switch (a.kind) {
-          case ActionKind::kForward: {
-            const Choice& c = facts_[pair].choices[places_[pair].choice];
-            const bool fused = places_[pair].whole && facts_[pair].splits;
-            bytes = {c.activation_bytes,
-                     fused ? c.fused_backward_bytes : c.backward_bytes,
-                     c.weight_grad_bytes};
+          case ActionKind::kForward:
             live += bytes.activation - received[2 * pair];
             peak = std::max(peak, live);
             if (!problem_.sweeps[a.sweep].backward) live -= bytes.activation;
             break;
-          }
           case ActionKind::kBackward:
-          case ActionKind::kInputGrad: {
+          case ActionKind::kInputGrad:
             if (offloads) {
               if (copy != CopyState::kBack) return misplaced();
-              live -= offload_bytes;
+              live -= bytes.offload;
+              copy = CopyState::kNone;
             }
             live -= bytes.activation + received[2 * pair + 1];
             peak = std::max(peak, live + bytes.backward);
@@ -623,26 +590,35 @@ class ProgramChecker {
               peak = std::max(peak, live);
             }
             break;
-          }
           case ActionKind::kWeightGrad:
             peak = std::max(peak, live);
             live -= bytes.weight_grad;
             break;
           case ActionKind::kPostSend:
-            live += programs_.transfers[a.transfer].bytes;
+          case ActionKind::kPostRecv: {
+            if (a.transfer < last_posted) {
+              return Violation(
+                  absl::StrCat(Where(r, i), " is posted behind transfer ",
+                               last_posted, ", against the global order"));
+            }
+            last_posted = a.transfer;
+            const Transfer& x = programs_.transfers[a.transfer];
+            live += x.bytes;
             peak = std::max(peak, live);
+            if (a.kind == ActionKind::kPostSend) break;
+            received[2 * pair + x.gradient] += x.bytes;
+            if (++ahead > limits_.max_receives_ahead) {
+              return Violation(absl::StrCat(Where(r, i), ": ", ahead,
+                                            " receives ahead, over the limit ",
+                                            "of ", limits_.max_receives_ahead));
+            }
             break;
+          }
           case ActionKind::kWaitSend:
             live -= programs_.transfers[a.transfer].bytes;
             break;
-          case ActionKind::kPostRecv: {
-            const Transfer& x = programs_.transfers[a.transfer];
-            live += x.bytes;
-            received[2 * pair + x.gradient] += x.bytes;
-            peak = std::max(peak, live);
-            break;
-          }
           case ActionKind::kWaitRecv:
+            --ahead;
             break;
           case ActionKind::kOffload:
             if (!offloads || copy != CopyState::kNone ||
@@ -650,17 +626,17 @@ class ProgramChecker {
               return misplaced();
             }
             copy = CopyState::kGoingOut;
-            live += offload_bytes;
+            live += bytes.offload;
             break;
           case ActionKind::kReload:
             if (!offloads || copy != CopyState::kOut) return misplaced();
             copy = CopyState::kComingIn;
-            live += offload_bytes;
+            live += bytes.offload;
             break;
           case ActionKind::kWaitCopy:
             if (copy == CopyState::kGoingOut) {
               copy = CopyState::kOut;
-              live -= offload_bytes;
+              live -= bytes.offload;
             } else if (copy == CopyState::kComingIn) {
               copy = CopyState::kBack;
             } else {
@@ -670,7 +646,6 @@ class ProgramChecker {
           case ActionKind::kGradsReady:
             break;
         }
-        if (gradient && offloads) copy = CopyState::kNone;
         if (peak > limits_.memory_limit_bytes[r]) {
           return Violation(absl::StrCat(Where(r, i), ": ", peak,
                                         " bytes live, over the limit of ",
@@ -767,7 +742,7 @@ class ProgramChecker {
       channels[channel_of(t)].push_back(t);
     }
     std::vector<int> posts_missing(NumTransfers(), 2);
-    std::vector<bool> ended(NumTransfers(), false);
+    std::vector<uint8_t> ended(NumTransfers(), 0);
     std::vector<size_t> position(ranks, 0);
     std::vector<bool> listed(ranks, true);
     std::vector<int> runnable;
@@ -793,7 +768,7 @@ class ProgramChecker {
         size_t& head = channel_head[channel];
         for (; head < order.size() && posts_missing[order[head]] == 0; ++head) {
           const Transfer& x = programs_.transfers[order[head]];
-          ended[order[head]] = true;
+          ended[order[head]] = 1;
           for (int end : {x.from_rank, x.to_rank}) {
             if (end == r || listed[end]) continue;
             listed[end] = true;
@@ -818,6 +793,7 @@ class ProgramChecker {
   const Problem& problem_;
   const StepPrograms& programs_;
   const ProgramLimits& limits_;
+  const int num_sweeps_;
 
   std::vector<int> first_pair_;     // [sweep], and the number of pairs
   std::vector<int> first_after_;    // [sweep], and the number of after edges

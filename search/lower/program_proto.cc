@@ -158,10 +158,11 @@ std::vector<std::vector<std::vector<int>>> ChunkRanks(const StepProblem& step) {
   for (size_t s = 0; s < step.sweeps.size(); ++s) {
     const SweepOrigin& origin = step.sweeps[s];
     const int module = step.sub_microbatches[origin.sub_microbatch].module;
+    std::vector<int>& chunks = ranks[module][origin.segment];
+    // One sweep of a segment says it for all.
+    if (!chunks.empty() && chunks.front() >= 0) continue;
     const std::vector<Stage>& stages = step.problem.sweeps[s].stages;
-    for (size_t k = 0; k < stages.size(); ++k) {
-      ranks[module][origin.segment][k] = stages[k].rank;
-    }
+    for (size_t k = 0; k < stages.size(); ++k) chunks[k] = stages[k].rank;
   }
   return ranks;
 }
@@ -210,12 +211,14 @@ PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
                         const v1::PlanIdentity& identity, int threads) {
   const int ranks = static_cast<int>(programs.ranks.size());
   std::string split;
+  std::vector<std::vector<std::vector<int>>> chunk_ranks;
   std::vector<std::string> actions(ranks);
   std::vector<std::string> digests(ranks);
   WorkerPool pool(std::min(threads, ranks));
   pool.Run(ranks + 1, [&](int, int r) {
     if (r == ranks) {
       split = SplitToProto(step).SerializeAsString();
+      chunk_ranks = ChunkRanks(step);
     } else {
       actions[r] = SerializeActions(step, programs, r);
       digests[r] = Sha256(actions[r]);
@@ -223,8 +226,8 @@ PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
   });
   PlanBytes plan;
   plan.plan_digest = PlanDigest(identity, split, digests);
-  const auto chunk_ranks = ChunkRanks(step);
-  for (int r = 0; r < ranks; ++r) {
+  plan.programs.resize(ranks);
+  pool.Run(ranks, [&](int, int r) {
     v1::Program program;
     *program.mutable_identity() = identity;
     program.set_plan_digest(plan.plan_digest);
@@ -233,8 +236,8 @@ PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
     program.set_split(split);
     program.set_actions(std::move(actions[r]));
     AddChoices(step, chunk_ranks, &program);
-    plan.programs.push_back(program.SerializeAsString());
-  }
+    plan.programs[r] = program.SerializeAsString();
+  });
   return plan;
 }
 

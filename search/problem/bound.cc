@@ -370,6 +370,10 @@ int64_t LowerBound(const ProblemGraph& graph) {
 }
 
 int64_t FlowLowerBound(const ProblemGraph& graph) {
+  return FindLowerBounds(graph).flow_ns;
+}
+
+LowerBounds FindLowerBounds(const ProblemGraph& graph) {
   const PathBound path = ComputePathBound(graph);
   FlowEnd start(graph, path, /*reversed=*/false);
   FlowEnd end(graph, path, /*reversed=*/true);
@@ -386,7 +390,7 @@ int64_t FlowLowerBound(const ProblemGraph& graph) {
       bound = std::max(bound, head + path.work[r] + tail);
     }
   }
-  return static_cast<int64_t>(bound);
+  return {static_cast<int64_t>(path.bound), static_cast<int64_t>(bound)};
 }
 
 }  // namespace pipeweaver::search

@@ -42,6 +42,13 @@ int64_t LowerBound(const ProblemGraph& graph);
 // O(ranks * edges). As times, it may need all 64 bits.
 int64_t FlowLowerBound(const ProblemGraph& graph);
 
+// Both at once, for less than one after the other.
+struct LowerBounds {
+  int64_t path_ns = 0;  // LowerBound
+  int64_t flow_ns = 0;  // FlowLowerBound
+};
+LowerBounds FindLowerBounds(const ProblemGraph& graph);
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_PROBLEM_BOUND_H_

@@ -66,6 +66,9 @@ TEST(FlowLowerBoundTest, ShortSweepsInFrontDoNotFillThePipeline) {
   // the long B, seen from the end, 40 before it.
   EXPECT_EQ(LowerBound(long_graph), 105);
   EXPECT_EQ(FlowLowerBound(long_graph), 159);
+  const LowerBounds both = FindLowerBounds(long_graph);
+  EXPECT_EQ(both.path_ns, 105);
+  EXPECT_EQ(both.flow_ns, 159);
 }
 
 TEST(FlowLowerBoundTest, FindsTheLongSweepsAmongShortOnesOfEveryLength) {

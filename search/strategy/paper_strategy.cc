@@ -46,7 +46,8 @@ class TreeSearch {
         model_(graph, plan),
         scheduler_(model_),
         choices_(graph),
-        bound_ns_(LowerBound(graph)),
+        bound_ns_(options.lower_bound_ns ? *options.lower_bound_ns
+                                         : LowerBound(graph)),
         random_(options.seed) {
     // Producers before consumers; a group's sweeps keep this order.
     std::vector<int32_t> group_of_component(plan.components.size(), -1);

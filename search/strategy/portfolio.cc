@@ -78,7 +78,8 @@ class Search {
         options_(options),
         model_(graph, plan),
         rules_(model_),
-        bound_ns_(LowerBound(graph)),
+        bound_ns_(options.lower_bound_ns ? *options.lower_bound_ns
+                                         : LowerBound(graph)),
         start_(Clock::now()),
         pool_(options.threads) {
     for (int i = 0; i < options.threads; ++i) {

@@ -41,6 +41,8 @@ struct SearchOptions {
   // SearchResult::settings of a problem like this one, to start from; may be
   // empty. Any numbers are taken; what makes no sense is ignored.
   std::vector<int32_t> warm_settings;
+  // LowerBound of the problem (search/problem/bound.h), where it is known.
+  std::optional<int64_t> lower_bound_ns;
 };
 
 struct SearchResult {

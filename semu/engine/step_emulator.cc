@@ -159,15 +159,17 @@ class Emulator {
   absl::Status Run() {
     for (int r = 0; r < num_ranks_; ++r) RunRank(r);
     while (true) {
-      int64_t next_ns = kNever;
-      for (Resource* resource : resources_) {
-        next_ns = std::min(next_ns, resource->NextEventNs(now_ns_));
+      std::array<int64_t, kNumResources> next_ns;
+      for (size_t i = 0; i < resources_.size(); ++i) {
+        next_ns[i] = resources_[i]->NextEventNs(now_ns_);
       }
-      if (next_ns == kNever) break;
-      now_ns_ = next_ns;
+      now_ns_ = *std::min_element(next_ns.begin(), next_ns.end());
+      if (now_ns_ == kNever) break;
       for (size_t i = 0; i < resources_.size(); ++i) {
         ended_[i].clear();
-        resources_[i]->AdvanceTo(now_ns_, &ended_[i]);
+        if (next_ns[i] == now_ns_) {
+          resources_[i]->AdvanceTo(now_ns_, &ended_[i]);
+        }
       }
       for (int r : ended_[kCompute]) EndOp(r);
       for (int t : ended_[kLinks]) {
