@@ -1,4 +1,5 @@
-// Tests of planning several replicas together, and of replaying that.
+// Tests of planning, several replicas together, and of replaying that; and of
+// what is refused.
 
 #include <sstream>
 #include <string>
@@ -86,6 +87,16 @@ TEST_F(MoveWithTest, RefusesWhatCannotHold) {
       RunPlanCommand, {job_, light_, "--move-with", heavy_, "--save", saved_});
   EXPECT_EQ(timed.code, kExitBadInput);
   EXPECT_THAT(timed.err, HasSubstr("--save: needs --budget-evals"));
+}
+
+TEST_F(MoveWithTest, AFolderIsNoInput) {
+  const std::string folder = ::testing::TempDir();
+  for (const Outcome& outcome :
+       {Ctl(RunPlanCommand, {folder}), Ctl(RunPlanCommand, {job_, folder}),
+        Ctl(RunReplayCommand, {folder})}) {
+    EXPECT_EQ(outcome.code, kExitBadInput);
+    EXPECT_THAT(outcome.err, HasSubstr("is a folder"));
+  }
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <fstream>
-#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
+#include "profiler/text_source.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/calibration/corrected_costs.h"
 #include "semu/cost/measured/profile_layers.h"
@@ -20,6 +20,8 @@
 
 namespace pipeweaver::ctl {
 namespace {
+
+constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
 // Keeps the first error of a parse.
 class FirstError : public google::protobuf::io::ErrorCollector {
@@ -37,13 +39,17 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message& message) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const absl::StatusOr<std::string> text =
+      profiler::ReadTextFile(path, kMaxFileBytes);
+  if (!text.ok()) {
+    return absl::IsNotFound(text.status())
+               ? text.status()
+               : absl::InvalidArgumentError(text.status().message());
+  }
   FirstError error;
   google::protobuf::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &message)) {
+  if (!parser.ParseFromString(*text, &message)) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": ", error.text, " (expected ",
                      message.GetDescriptor()->full_name(), " as text)"));

@@ -19,8 +19,8 @@
 
 namespace pipeweaver::ctl {
 
-// Reads a message as protobuf text. Errors: NOT_FOUND, INVALID_ARGUMENT naming
-// file, line and what is wrong.
+// Reads a message as protobuf text, plain or gzip. Errors: NOT_FOUND,
+// INVALID_ARGUMENT naming file, line and what is wrong.
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message& message);
 
