@@ -1,6 +1,5 @@
 #include "server/ctl/planning_input.h"
 
-#include <chrono>
 #include <fstream>
 #include <optional>
 #include <utility>
@@ -103,17 +102,11 @@ void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option(
       "--profile", profile_file,
       "measured layers of the job: a file with a v1.Profile as text");
-  app.add_option("--seed", seed, "of the sample batch and of the search")
-      ->capture_default_str();
-  app.add_option("--budget-evals", budget_evals,
-                 "schedules to evaluate; fixes the plan's bytes")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--budget-ms", budget_ms, "time of the search")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--threads", threads, "of the search")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
+  search.AddTo(app);
+}
+
+CLI::Validator PlanStrategy() {
+  return CLI::IsMember(search::MakeStepPlanner()->StrategyNames());
 }
 
 search::PrepareOptions MeasuredBy(const v1::Profile& profile,
@@ -147,7 +140,7 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
   if (arguments.batch_file.empty()) {
     semu::SampleOptions sample;
     sample.microbatches = arguments.microbatches;
-    sample.seed = arguments.seed;
+    sample.seed = arguments.search.seed;
     PW_ASSIGN_OR_RETURN(input.batch_proto,
                         semu::SampleBatch(input.job_proto, sample));
   } else {
@@ -156,18 +149,6 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
   PW_ASSIGN_OR_RETURN(input.batch,
                       semu::BatchFromProto(input.batch_proto, job));
   return input;
-}
-
-search::SearchOptions SearchOptionsOf(const PlanningArguments& arguments) {
-  search::SearchOptions options;
-  options.seed = arguments.seed;
-  options.threads = arguments.threads;
-  options.budget.evaluations = arguments.budget_evals;
-  if (arguments.budget_evals == 0) {
-    options.budget.deadline = std::chrono::steady_clock::now() +
-                              std::chrono::milliseconds(arguments.budget_ms);
-  }
-  return options;
 }
 
 }  // namespace pipeweaver::ctl
