@@ -190,6 +190,17 @@ class ProgramCheckTest(unittest.TestCase):
                      lambda a, s: a.kind.__setitem__(0, 99))
         self.refuses("must be below", lambda a, s:
                      a.sub_microbatch.__setitem__(0, 10 ** 6))
+        self.refuses(r"actions.edge_sub_microbatch\[0\]: 1000000: must be at",
+                     lambda a, s: a.edge_sub_microbatch.__setitem__(0, 10 ** 6))
+        self.refuses(r"actions.chunk\[0\]: 9: no chunk of `choices` is it",
+                     lambda a, s: a.chunk.__setitem__(0, 9))
+        self.refuses(r"actions.chunk\[0\]: .* and segment 9",
+                     lambda a, s: a.segment.__setitem__(0, 9))
+
+        def choose(a, s):
+            i = list(a.kind).index(1)
+            a.choice[i] = 99
+        self.refuses(r"actions.choice\[\d+\]: 99: must be below its", choose)
 
     def test_refuses_posts_out_of_order_and_lost_waits(self):
         def swap(a, s):
