@@ -30,11 +30,12 @@ done
 # shellcheck source=deploy/packages.sh
 source "$root/deploy/packages.sh"
 install_packages "${BUILD_PACKAGES[@]}"
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
 cd "$root"
 echo "building (the first time takes some minutes)"
 bazel build --noshow_progress --ui_event_filters=-info //server:pipeweaver_server \
   //server/ctl:pipeweaverctl //client_agents/standin:pipeweaver_trainer
-mkdir -p "$out"
 ctl=bazel-bin/server/ctl/pipeweaverctl
 jobs=(vlm-s t2v-s)
 

@@ -44,20 +44,22 @@ install_packages() {
     as_root=(sudo)
   fi
   echo "installing Debian packages: ${missing[*]}"
-  # A package may bring a service; nothing here needs it started.
-  local policy=/usr/sbin/policy-rc.d
-  local made_policy=
-  if [[ ! -e $policy ]]; then
-    printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
-    "${as_root[@]}" chmod +x "$policy"
-    made_policy=1
-  fi
-  local status=0
-  {
+  # In a subshell, so that its traps leave the caller's alone.
+  (
+    # A package may bring a service; nothing here needs it started.
+    policy=/usr/sbin/policy-rc.d
+    made_policy=
+    trap '[[ -z $made_policy ]] || "${as_root[@]}" rm -f "$policy"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    if [[ ! -e $policy ]]; then
+      made_policy=1
+      printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+      "${as_root[@]}" chmod +x "$policy"
+    fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq &&
       "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
         --no-install-recommends "${missing[@]}" >/dev/null
-  } || status=$?
-  [[ -z $made_policy ]] || "${as_root[@]}" rm -f "$policy"
-  return "$status"
+  )
 }

@@ -2,7 +2,8 @@
 // SIGTERM or SIGINT.
 //
 // Exit codes: 0 after a drain, or when --validate finds nothing wrong; 1 when
-// it cannot start; 2 for a config that breaks a rule.
+// it cannot start; 2 for a
+// config that breaks a rule, or an argument that is not a flag.
 
 #include <google/protobuf/text_format.h>
 #include <pthread.h>
@@ -13,17 +14,17 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "profiler/text_source.h"
 #include "search/planner.h"
 #include "semu/base/status_macros.h"
 #include "server/clock.h"
@@ -74,17 +75,18 @@ PW_CONFIG_FIELDS(PW_DEFINE_FLAG)
 namespace pipeweaver::server {
 namespace {
 
+constexpr std::size_t kMaxConfigBytes = std::size_t{64} << 20;
+
 absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
   v1::ServerConfig config;
   if (const std::string path = absl::GetFlag(FLAGS_config); !path.empty()) {
-    std::ifstream in(path);
-    std::ostringstream text;
-    text << in.rdbuf();
-    if (!in) {
+    const absl::StatusOr<std::string> text =
+        profiler::ReadTextFile(path, kMaxConfigBytes);
+    if (!text.ok()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("config: cannot read '", path, "'"));
+          absl::StrCat("config: ", text.status().message()));
     }
-    PW_ASSIGN_OR_RETURN(config, ParseConfig(text.str(), path));
+    PW_ASSIGN_OR_RETURN(config, ParseConfig(*text, path));
   }
 #define PW_OVERRIDE(type, name)                   \
   if (auto value = absl::GetFlag(FLAGS_##name)) { \
@@ -152,6 +154,11 @@ int main(int argc, char** argv) {
   pipeweaver::server::KeepFreedMemory();
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
   absl::SetProgramUsageMessage("plans training steps; see ServerConfig");
-  absl::ParseCommandLine(argc, argv);
+  const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
+  if (arguments.size() > 1) {
+    spdlog::error("{}: not a flag; a configuration is given as --config=FILE",
+                  arguments[1]);
+    return 2;
+  }
   return pipeweaver::server::Run();
 }

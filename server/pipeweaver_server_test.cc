@@ -209,6 +209,10 @@ v1::SubmitStepRequest Submission(const v1::Job& job,
 TEST(PipeweaverServerTest, BadFlagsEndItWithTwo) {
   EXPECT_EQ(ServerProcess({"--validate", "--planner_threads=-1"}).Wait(), 2);
   EXPECT_EQ(ServerProcess({"--config=/nonexistent"}).Wait(), 2);
+  EXPECT_EQ(
+      ServerProcess({"--validate", "--config=" + ::testing::TempDir()}).Wait(),
+      2);
+  EXPECT_EQ(ServerProcess({"--validate", "server.textproto"}).Wait(), 2);
 }
 
 TEST(PipeweaverServerTest, ValidatePrintsTheConfigWithFlagsOverTheFile) {

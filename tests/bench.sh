@@ -18,6 +18,7 @@
 # files and measured ops are read from $PIPEWEAVER_SHARED, by default ../shared.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+caller=$PWD
 cd "$root"
 # shellcheck source=deploy/packages.sh
 source deploy/packages.sh
@@ -46,6 +47,7 @@ case $name in
     out=bench-out
     if [[ ${1:-} == --out ]]; then
       out=$2
+      [[ $out == /* ]] || out=$caller/$out
       shift 2
     fi
     install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}" "${BENCH_PACKAGES[@]}"
@@ -70,7 +72,7 @@ case $name in
     ;;
   ops) run_target //tests/ops:leave_one_out "$@" ;;
   *)
-    sed -n '2,18s/^# \{0,1\}//p' "$0"
+    sed -n '2,18s/^# \{0,1\}//p' "$root/tests/bench.sh"
     [[ $name == help ]]
     ;;
 esac

@@ -22,6 +22,11 @@ bool IsCompute(int kind) {
   return kind >= v1::ACTION_KIND_FORWARD && kind <= v1::ACTION_KIND_WEIGHT_GRAD;
 }
 
+bool IsCopy(int kind) {
+  return kind == v1::ACTION_KIND_OFFLOAD || kind == v1::ACTION_KIND_RELOAD ||
+         kind == v1::ACTION_KIND_WAIT_COPY;
+}
+
 bool IsPost(int kind) {
   return kind == v1::ACTION_KIND_POST_SEND || kind == v1::ACTION_KIND_POST_RECV;
 }
@@ -111,10 +116,47 @@ absl::Status CheckCompute(const v1::ActionColumns& a, int i, PairState& pair) {
   return absl::OkStatus();
 }
 
+// Number of choices of each of the rank's chunks: module, segment, chunk.
+using ChoiceCounts = std::map<std::tuple<uint32_t, uint32_t, uint32_t>, int>;
+
+// The indices of an action's sub-microbatch, chunk, choice and other end.
+absl::Status CheckIndices(const CheckedProgram& checked,
+                          const ChoiceCounts& choices, int i) {
+  const v1::ActionColumns& a = checked.actions;
+  const uint32_t sub_microbatches = checked.split.module_size();
+  if (a.sub_microbatch(i) >= sub_microbatches) {
+    return Broken("sub_microbatch", i, a.sub_microbatch(i),
+                  absl::StrCat("must be below ", sub_microbatches));
+  }
+  if (a.edge_sub_microbatch(i) > sub_microbatches) {
+    return Broken("edge_sub_microbatch", i, a.edge_sub_microbatch(i),
+                  absl::StrCat("must be at most ", sub_microbatches));
+  }
+  const uint32_t module =
+      checked.split.module(static_cast<int>(a.sub_microbatch(i)));
+  const auto chunk = choices.find({module, a.segment(i), a.chunk(i)});
+  if (chunk == choices.end()) {
+    return Broken("chunk", i, a.chunk(i),
+                  absl::StrCat("no chunk of `choices` is it, with module ",
+                               module, " and segment ", a.segment(i)));
+  }
+  if ((IsCompute(a.kind(i)) || IsCopy(a.kind(i))) &&
+      a.choice(i) >= static_cast<uint32_t>(chunk->second)) {
+    return Broken(
+        "choice", i, a.choice(i),
+        absl::StrCat("must be below its chunk's choices, ", chunk->second));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckActions(const CheckedProgram& checked) {
   const v1::ActionColumns& a = checked.actions;
   const uint32_t ranks = checked.program.rank_digests_size();
-  const uint32_t sub_microbatches = checked.split.module_size();
+  ChoiceCounts choices;
+  for (const v1::ChunkChoices& chunk : checked.program.choices()) {
+    choices[{chunk.module(), chunk.segment(), chunk.chunk()}] =
+        chunk.choices_size();
+  }
   std::map<std::tuple<uint32_t, uint32_t, uint32_t>, PairState> pairs;
   std::map<uint32_t, int> waiting;  // transfer -> kind of its post
   int64_t last_transfer = -1;
@@ -124,10 +166,8 @@ absl::Status CheckActions(const CheckedProgram& checked) {
         kind > v1::ACTION_KIND_GRADS_READY) {
       return Broken("kind", i, kind, "no such action");
     }
-    if (kind != v1::ACTION_KIND_GRADS_READY &&
-        a.sub_microbatch(i) >= sub_microbatches) {
-      return Broken("sub_microbatch", i, a.sub_microbatch(i),
-                    absl::StrCat("must be below ", sub_microbatches));
+    if (absl::Status status = CheckIndices(checked, choices, i); !status.ok()) {
+      return status;
     }
     if (IsCompute(kind)) {
       if (absl::Status status = CheckCompute(

@@ -20,7 +20,9 @@ struct CheckedProgram {
 };
 
 // Checks digests, key, rank, and that
-// - all columns are of one length, kinds and indices in range;
+// - all columns are of one length, kinds in range, and every index names
+//   something of the program: a sub-microbatch of its split, a chunk and a
+//   choice of its `choices`, one of its ranks;
 // - posts come in ascending order of transfers, each once;
 // - every wait follows its post and every post has its wait;
 // - a forward comes before its backward, an input gradient before its weight

@@ -61,6 +61,9 @@ v1::Program MakeProgram(const v1::ActionColumns& actions) {
   *program.mutable_identity()->mutable_key() = MakeKey();
   program.set_split(split.SerializeAsString());
   program.set_actions(actions.SerializeAsString());
+  v1::ChunkChoices* chunk = program.add_choices();
+  chunk->add_choices();
+  chunk->add_choices();
   program.add_rank_digests(Sha256(program.actions()));
   program.add_rank_digests(Sha256("rank 1"));
   program.set_plan_digest(
@@ -108,6 +111,16 @@ TEST(ProgramCheckTest, NamesTheColumnThatBreaksARule) {
               HasSubstr("actions.choice: 9 values"));
   EXPECT_THAT(ErrorAfter([](auto& a) { a.set_sub_microbatch(0, 1); }),
               HasSubstr("actions.sub_microbatch[0]: 1: must be below 1"));
+  EXPECT_THAT(ErrorAfter([](auto& a) { a.set_sub_microbatch(7, 1); }),
+              HasSubstr("actions.sub_microbatch[7]: 1: must be below 1"));
+  EXPECT_THAT(ErrorAfter([](auto& a) { a.set_edge_sub_microbatch(1, 2); }),
+              HasSubstr("actions.edge_sub_microbatch[1]: 2: must be at most"));
+  EXPECT_THAT(ErrorAfter([](auto& a) { a.set_segment(1, 1); }),
+              HasSubstr("actions.chunk[1]: 0: no chunk of `choices` is it"));
+  EXPECT_THAT(ErrorAfter([](auto& a) { a.set_chunk(0, 3); }),
+              HasSubstr("actions.chunk[0]: 3: no chunk of `choices` is it"));
+  EXPECT_THAT(ErrorAfter([](auto& a) { a.set_choice(0, 2); }),
+              HasSubstr("actions.choice[0]: 2: must be below its chunk's"));
   EXPECT_THAT(ErrorAfter([](auto& a) { a.set_peer(1, 2); }),
               HasSubstr("actions.peer[1]: 2: must be another rank below 2"));
   EXPECT_THAT(ErrorAfter([](auto& a) { a.set_peer(1, 0); }),

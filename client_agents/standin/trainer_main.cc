@@ -90,7 +90,9 @@ struct Trainer {
 template <typename Message>
 absl::StatusOr<Message> ReadTextProto(const std::string& path) {
   std::ifstream in(path);
-  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  in.peek();  // fails on a folder, where the iterators would throw
+  std::string text;
+  if (in) text.assign(std::istreambuf_iterator<char>(in), {});
   Message message;
   if (!in || !google::protobuf::TextFormat::ParseFromString(text, &message)) {
     return absl::InvalidArgumentError(
@@ -686,7 +688,11 @@ absl::StatusOr<Trainer> ReadTrainer() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "walks a job's steps with the planner's programs; see the file comment");
-  absl::ParseCommandLine(argc, argv);
+  const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
+  if (arguments.size() > 1) {
+    std::cerr << arguments[1] << ": not a flag\n";
+    return 2;
+  }
   const absl::StatusOr<pipeweaver::client::Trainer> trainer =
       pipeweaver::client::ReadTrainer();
   if (!trainer.ok()) {

@@ -290,11 +290,12 @@ absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes) {
   int64_t start_ns = 0;
   for (int i = 0; i < n; ++i) {
     ProgramRow row;
-    const int kind = columns.kind(i) - v1::ACTION_KIND_FORWARD;
-    if (kind < 0 || kind >= kNumActionKinds) {
-      return Invalid("actions.kind", i, columns.kind(i), "is no ActionKind");
+    const int kind = columns.kind(i);
+    if (kind < v1::ACTION_KIND_FORWARD ||
+        kind >= v1::ACTION_KIND_FORWARD + kNumActionKinds) {
+      return Invalid("actions.kind", i, kind, "is no ActionKind");
     }
-    row.kind = static_cast<ActionKind>(kind);
+    row.kind = static_cast<ActionKind>(kind - v1::ACTION_KIND_FORWARD);
     row.sub_microbatch = columns.sub_microbatch(i);
     if (row.sub_microbatch >= static_cast<uint32_t>(subs)) {
       return Invalid("actions.sub_microbatch", i, row.sub_microbatch,

@@ -3,6 +3,7 @@
 #include "search/lower/program_proto.h"
 
 #include <functional>
+#include <limits>
 #include <random>
 #include <string>
 
@@ -171,6 +172,11 @@ TEST(ProgramProtoTest, NamesWhatIsWrongInTheColumns) {
        [](auto& c, auto&) { c.set_kind(0, v1::ACTION_KIND_UNSPECIFIED); }},
       {"program.actions.kind[0]: 99, is no ActionKind",
        [](auto& c, auto&) { c.set_kind(0, static_cast<v1::ActionKind>(99)); }},
+      {"program.actions.kind[0]: -2147483648, is no ActionKind",
+       [](auto& c, auto&) {
+         c.set_kind(0, static_cast<v1::ActionKind>(
+                           std::numeric_limits<int32_t>::min()));
+       }},
       {"program.actions.sub_microbatch[0]: 4294967295, must be below",
        [](auto& c, auto&) { c.set_sub_microbatch(0, 4294967295u); }},
       {"must be another rank below",

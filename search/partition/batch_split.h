@@ -1,5 +1,7 @@
 // Splits every microbatch's items of a module into sub-microbatches of
-// near-equal cost.
+// near-equal cost. Trainers compute the same split for themselves: what changes
+// here changes in client_agents/python/pipeweaver/split.py too (both are tested
+// on testdata/).
 
 #ifndef SEARCH_PARTITION_BATCH_SPLIT_H_
 #define SEARCH_PARTITION_BATCH_SPLIT_H_

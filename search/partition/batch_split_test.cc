@@ -1,13 +1,27 @@
 // Splits are complete, even and deterministic.
+//
+// testdata/batch_split.json holds splits of many short items, which the twin in
+// client_agents/python is tested on as well. To write it anew:
+//   PIPEWEAVER_UPDATE=$PWD/search/partition/testdata/batch_split.json
+//       bazel-bin/search/partition/batch_split_test
+// (on one line), then look at the difference.
 
 #include "search/partition/batch_split.h"
 
+#include <google/protobuf/util/json_util.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <random>
 #include <set>
+#include <sstream>
+#include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "search/partition/layer_partition.h"
@@ -150,6 +164,71 @@ TEST(SplitBatchTest, ShapeBucketsBoundAndPad) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.status().message(),
               HasSubstr("item 2 of module \"backbone\" has 4097 tokens"));
+}
+
+std::string ToJson(const google::protobuf::Message& message) {
+  std::string text;
+  EXPECT_TRUE(google::protobuf::util::MessageToJsonString(message, &text).ok());
+  return text;
+}
+
+// Some of these fall into other groups where the arithmetic of the limits
+// changes at all.
+TEST(SplitBatchTest, EqualsTheVectors) {
+  constexpr char kVectors[] = "search/partition/testdata/batch_split.json";
+  struct Items {
+    int seed, count, least, most;  // tokens from least to most
+  };
+  constexpr Items kTexts[] = {
+      {53, 341, 5, 40}, {106, 341, 5, 40}, {128, 341, 5, 40}, {1, 341, 5, 40},
+      {2, 120, 5, 40},  {3, 100, 1, 400},  {4, 60, 300, 500}};
+  v1::Job job_proto = *semu::MakeSetup("vlm-s");
+  const semu::Job job = *semu::JobFromProto(job_proto);
+  const semu::Layout layout = SizesOnly({4096, 512});
+  for (size_t m = 0; m < layout.modules.size(); ++m) {
+    v1::ModuleLayout& module = *job_proto.mutable_layout()->add_modules();
+    module.set_module(job.modules[m].name);
+    module.set_sub_microbatch_tokens(layout.modules[m].sub_microbatch_tokens);
+  }
+  v1::BatchMetadata batch_proto;
+  for (const Items& texts : kTexts) {
+    std::mt19937 random(texts.seed);
+    v1::Microbatch& microbatch = *batch_proto.add_microbatches();
+    v1::ModuleItems& text = *microbatch.add_items();
+    text.set_module(1);
+    for (int i = 0; i < texts.count; ++i) {
+      text.add_tokens(texts.least + random() % (texts.most - texts.least + 1));
+    }
+    // An image in each text, of 16 tokens for one there.
+    v1::ModuleItems& images = *microbatch.add_items();
+    v1::ItemUses& uses = *microbatch.add_uses();
+    for (int i = 0; i < texts.count; ++i) {
+      images.add_tokens(1 + random() % (16 * text.tokens(i)));
+      uses.add_producer_item(i);
+      uses.add_consumer_item(i);
+    }
+  }
+  const auto batch = semu::BatchFromProto(batch_proto, job);
+  ASSERT_TRUE(batch.ok()) << batch.status();
+  const auto split = SplitBatch(job, layout, *batch);
+  ASSERT_TRUE(split.ok()) << split.status();
+  // [module, microbatch, items]
+  const std::string subs = absl::StrJoin(
+      *split, ",\n", [](std::string* out, const SubMicrobatch& sub) {
+        absl::StrAppend(out, "[", sub.module, ",", sub.microbatch, ",[",
+                        absl::StrJoin(sub.items, ","), "]]");
+      });
+  const std::string vectors = absl::StrCat(
+      "{\"job\":", ToJson(job_proto), ",\n\"batch\":", ToJson(batch_proto),
+      ",\n\"sub_microbatches\":[\n", subs, "\n]}\n");
+  if (const char* path = std::getenv("PIPEWEAVER_UPDATE"); path != nullptr) {
+    std::ofstream(path) << vectors;
+    return;
+  }
+  std::ifstream file(kVectors);
+  std::stringstream golden;
+  golden << file.rdbuf();
+  EXPECT_TRUE(golden.str() == vectors) << kVectors << " differs";
 }
 
 TEST(ShapeOfTest, ConditionsCountByItem) {

@@ -27,6 +27,12 @@ absl::Status TooLarge(absl::string_view what, int64_t most_bytes) {
                     absl::StrCat("at most ", most_bytes, " bytes unpacked"));
 }
 
+absl::Status Unreadable(const std::string& path, int code) {
+  return FieldError(path,
+                    absl::StrCat("not readable (", std::strerror(code), ")"),
+                    "must be a file that can be read");
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> Gunzip(absl::string_view packed,
@@ -78,10 +84,7 @@ absl::StatusOr<std::string> ReadInputFile(const std::string& path,
                                           int64_t most_bytes) {
   const std::unique_ptr<FILE, int (*)(FILE*)> file(
       std::fopen(path.c_str(), "rb"), std::fclose);
-  if (file == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat("cannot open ", path, ": ", std::strerror(errno)));
-  }
+  if (file == nullptr) return Unreadable(path, errno);
   std::string content;
   std::string block(kBlockBytes, '\0');
   while (true) {
@@ -92,9 +95,7 @@ absl::StatusOr<std::string> ReadInputFile(const std::string& path,
     }
     if (got < block.size()) break;
   }
-  if (std::ferror(file.get()) != 0) {
-    return FieldError(path, std::strerror(errno), "a readable file");
-  }
+  if (std::ferror(file.get()) != 0) return Unreadable(path, errno);
   if (absl::EndsWith(path, ".gz")) return Gunzip(content, most_bytes);
   return content;
 }

@@ -14,9 +14,8 @@ namespace pipeweaver::search {
 // The most bytes a file may hold once unpacked: a guard against gzip bombs.
 inline constexpr int64_t kMostInputBytes = int64_t{1} << 30;
 
-// Returns the content of `path`. Errors: NOT_FOUND when it cannot be opened,
-// INVALID_ARGUMENT when it is no regular file, damaged gzip, or larger than
-// `most_bytes`.
+// Returns the content of `path`. Errors: INVALID_ARGUMENT naming the path
+// when it cannot be read, is damaged gzip, or larger than `most_bytes`.
 absl::StatusOr<std::string> ReadInputFile(const std::string& path,
                                           int64_t most_bytes = kMostInputBytes);
 

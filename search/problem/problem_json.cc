@@ -417,8 +417,9 @@ std::string ScheduleToJson(const Problem& problem, const Schedule& schedule,
       if (entry.kind == StageKind::kForward) {
         absl::StrAppend(&out, ", \"choice\": ", entry.choice);
       }
-      absl::StrAppend(&out, ", \"start_ns\": ", interval.start_ns,
-                      ", \"end_ns\": ", interval.end_ns, "}");
+      absl::StrAppend(
+          &out, ", \"start_ns\": ", static_cast<uint64_t>(interval.start_ns),
+          ", \"end_ns\": ", static_cast<uint64_t>(interval.end_ns), "}");
     }
     out += "]";
   }

@@ -160,5 +160,21 @@ TEST(ParseScheduleJsonTest, TakesTheChoiceFromF) {
   }
 }
 
+TEST(ScheduleToJsonTest, TimesMayNeedAll64Bits) {
+  const auto problem = ParseProblemJson(ProblemText(""));
+  ASSERT_TRUE(problem.ok());
+  Schedule schedule;
+  schedule.ranks = {{{StageKind::kForward, 0, 0, 0}}, {}};
+  StageTimes times;
+  constexpr uint64_t kStart = uint64_t{1} << 63;
+  times.ranks = {
+      {{static_cast<int64_t>(kStart), static_cast<int64_t>(kStart + 7)}}, {}};
+  const std::string text = ScheduleToJson(*problem, schedule, times, {});
+  EXPECT_NE(text.find("\"start_ns\": 9223372036854775808, "
+                      "\"end_ns\": 9223372036854775815"),
+            std::string::npos)
+      << text;
+}
+
 }  // namespace
 }  // namespace pipeweaver::search

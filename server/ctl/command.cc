@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "semu/base/check.h"
@@ -42,6 +43,20 @@ std::optional<ExitCode> ParseArguments(CLI::App& app,
     return app.exit(error, io.out, io.err) == 0 ? kExitOk : kExitUsage;
   }
   return std::nullopt;
+}
+
+CLI::Validator WholeNumber(uint64_t least, uint64_t most) {
+  return CLI::Validator(
+      [least, most](std::string& text) -> std::string {
+        uint64_t value = 0;
+        if (!absl::SimpleAtoi(text, &value) || value < least || value > most) {
+          return absl::StrCat(text, ": must be a whole number from ", least,
+                              " to ", most);
+        }
+        text = absl::StrCat(value);
+        return "";
+      },
+      absl::StrCat("in [", least, " - ", most, "]"));
 }
 
 void AddOutputOption(CLI::App& app, std::string& output) {

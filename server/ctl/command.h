@@ -4,6 +4,7 @@
 #define SERVER_CTL_COMMAND_H_
 
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <ostream>
@@ -45,6 +46,10 @@ ExitCode Report(const absl::Status& status, const CommandIo& io);
 std::optional<ExitCode> ParseArguments(CLI::App& app,
                                        absl::Span<const std::string> args,
                                        const CommandIo& io);
+
+// A whole number within bounds, for Option::transform. CLI11 by itself takes -1
+// for the largest number and 010 for eight.
+CLI::Validator WholeNumber(uint64_t least, uint64_t most);
 
 // Adds `-o json|table` to `app`.
 void AddOutputOption(CLI::App& app, std::string& output);

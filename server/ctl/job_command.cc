@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "absl/strings/escaping.h"
@@ -241,10 +242,14 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   remove->add_option("NAME", name, "the job's name")->required();
   CLI::App* plan = app.add_subcommand("plan", "a step's sealed plan");
   plan->add_option("NAME", name, "the job's name")->required();
-  plan->add_option("STEP", step, "the step")->required();
+  plan->add_option("STEP", step, "the step")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
+      ->required();
   plan->add_option("--attempt", attempt, "the run's attempt")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
       ->capture_default_str();
   plan->add_option("--replica", replica, "the data-parallel replica")
+      ->transform(WholeNumber(0, std::numeric_limits<uint32_t>::max()))
       ->capture_default_str();
   std::string profile_path;
   CLI::App* upload =

@@ -87,7 +87,7 @@ v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
   v1::SavedRequest saved;
   *saved.mutable_job() = input.job_proto;
   *saved.mutable_batch() = input.batch_proto;
-  saved.set_seed(arguments.seed);
+  saved.set_seed(arguments.search.seed);
   saved.set_budget_evaluations(plan.report.evaluations);
   saved.set_strategy(strategy);
   if (input.profile) *saved.mutable_profile() = *input.profile;
@@ -146,15 +146,15 @@ absl::Status PlanTogether(const PlanningArguments& arguments,
   PW_ASSIGN_OR_RETURN(const PlanningInput input,
                       ReadPlanningInput(arguments, *planner));
   PW_RETURN_IF_ERROR(CheckReplicas(input.job->job, others.size() + 1));
-  if (!save.empty() && arguments.budget_evals == 0) {
+  if (!save.empty() && arguments.search.budget_evals == 0) {
     return absl::InvalidArgumentError(
         "--save: needs --budget-evals where replicas are planned together");
   }
   v1::SavedRequest saved;
   *saved.mutable_job() = input.job_proto;
   *saved.mutable_batch() = input.batch_proto;
-  saved.set_seed(arguments.seed);
-  saved.set_budget_evaluations(arguments.budget_evals);
+  saved.set_seed(arguments.search.seed);
+  saved.set_budget_evaluations(arguments.search.budget_evals);
   if (input.profile) *saved.mutable_profile() = *input.profile;
   std::vector<semu::Batch> batches = {input.batch};
   for (const std::string& path : others) {
@@ -165,7 +165,7 @@ absl::Status PlanTogether(const PlanningArguments& arguments,
   }
   PW_ASSIGN_OR_RETURN(
       const JointPlans joint,
-      PlanReplicas(*planner, *input.job, batches, SearchOptionsOf(arguments)));
+      PlanReplicas(*planner, *input.job, batches, arguments.search.Options()));
   std::vector<std::string> columns = PlanColumns();
   columns.insert(columns.begin(), "replica");
   columns.push_back("microbatches");
@@ -201,7 +201,7 @@ absl::Status Plan(const PlanningArguments& arguments,
                       ReadPlanningInput(arguments, *planner));
   search::PlanOptions options;
   options.strategy = strategy;
-  options.search = SearchOptionsOf(arguments);
+  options.search = arguments.search.Options();
   PW_ASSIGN_OR_RETURN(const StepPlan plan,
                       planner->Plan(*input.job, input.batch, options));
   if (!save.empty()) {
@@ -231,7 +231,7 @@ absl::Status Compare(const PlanningArguments& arguments,
   for (const std::string& strategy : strategies) {
     search::PlanOptions options;
     options.strategy = strategy;
-    options.search = SearchOptionsOf(arguments);
+    options.search = arguments.search.Options();
     const absl::StatusOr<StepPlan> plan =
         planner->Plan(*input.job, input.batch, options);
     std::vector<Table::Cell> row;
@@ -335,7 +335,8 @@ int RunPlanCommand(absl::Span<const std::string> args, const CommandIo& io) {
   std::vector<std::string> others;
   std::string output = "table";
   arguments.AddTo(app);
-  app.add_option("--strategy", strategy, "default: the portfolio");
+  app.add_option("--strategy", strategy, "default: the portfolio")
+      ->check(PlanStrategy());
   app.add_option("--save", save, "file for the request, to `replay`");
   app.add_option("--move-with", others,
                  "batches of the step's other replicas (v1.BatchMetadata as "
@@ -360,7 +361,8 @@ int RunCompareCommand(absl::Span<const std::string> args, const CommandIo& io) {
   std::string output = "table";
   arguments.AddTo(app);
   app.add_option("--strategies", strategies, "names; default: all")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(PlanStrategy());
   AddOutputOption(app, output);
   if (const auto code = ParseArguments(app, args, io)) return *code;
   const absl::Status status =
@@ -375,7 +377,7 @@ int RunReplayCommand(absl::Span<const std::string> args, const CommandIo& io) {
   int threads = 2;
   app.add_option("FILE", path, "what `plan --save` wrote")->required();
   app.add_option("--threads", threads, "of the search; the bytes do not change")
-      ->check(CLI::Range(1, 256))
+      ->transform(WholeNumber(1, 256))
       ->capture_default_str();
   if (const auto code = ParseArguments(app, args, io)) return *code;
   bool same = false;

@@ -1,4 +1,5 @@
-// Tests of planning several replicas together, and of replaying that.
+// Tests of planning, several replicas together, and of replaying that; and of
+// what is refused.
 
 #include <sstream>
 #include <string>
@@ -86,6 +87,34 @@ TEST_F(MoveWithTest, RefusesWhatCannotHold) {
       RunPlanCommand, {job_, light_, "--move-with", heavy_, "--save", saved_});
   EXPECT_EQ(timed.code, kExitBadInput);
   EXPECT_THAT(timed.err, HasSubstr("--save: needs --budget-evals"));
+}
+
+TEST_F(MoveWithTest, WrongArgumentsAreUsage) {
+  for (const std::vector<std::string>& flags :
+       std::vector<std::vector<std::string>>{
+           {"--seed", "-1"},
+           {"--budget-ms", "99999999999999999"},
+           {"--budget-evals", "0"},
+           {"--budget-ms", "5", "--budget-evals", "5"},
+           {"--strategy", "none"}}) {
+    std::vector<std::string> args = {job_, light_};
+    args.insert(args.end(), flags.begin(), flags.end());
+    EXPECT_EQ(Ctl(RunPlanCommand, args).code, kExitUsage)
+        << ::testing::PrintToString(args);
+  }
+  EXPECT_EQ(
+      Ctl(RunCompareCommand, {job_, light_, "--strategies", "list,none"}).code,
+      kExitUsage);
+}
+
+TEST_F(MoveWithTest, AFolderIsNoInput) {
+  const std::string folder = ::testing::TempDir();
+  for (const Outcome& outcome :
+       {Ctl(RunPlanCommand, {folder}), Ctl(RunPlanCommand, {job_, folder}),
+        Ctl(RunReplayCommand, {folder})}) {
+    EXPECT_EQ(outcome.code, kExitBadInput);
+    EXPECT_THAT(outcome.err, HasSubstr("is a folder"));
+  }
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 #include "server/ctl/planning_input.h"
 
-#include <chrono>
 #include <fstream>
-#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -10,6 +8,7 @@
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
+#include "profiler/text_source.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/calibration/corrected_costs.h"
 #include "semu/cost/measured/profile_layers.h"
@@ -20,6 +19,8 @@
 
 namespace pipeweaver::ctl {
 namespace {
+
+constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
 // Keeps the first error of a parse.
 class FirstError : public google::protobuf::io::ErrorCollector {
@@ -37,13 +38,17 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message& message) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  const std::string text((std::istreambuf_iterator<char>(in)), {});
+  const absl::StatusOr<std::string> text =
+      profiler::ReadTextFile(path, kMaxFileBytes);
+  if (!text.ok()) {
+    return absl::IsNotFound(text.status())
+               ? text.status()
+               : absl::InvalidArgumentError(text.status().message());
+  }
   FirstError error;
   google::protobuf::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &message)) {
+  if (!parser.ParseFromString(*text, &message)) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": ", error.text, " (expected ",
                      message.GetDescriptor()->full_name(), " as text)"));
@@ -97,17 +102,11 @@ void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option(
       "--profile", profile_file,
       "measured layers of the job: a file with a v1.Profile as text");
-  app.add_option("--seed", seed, "of the sample batch and of the search")
-      ->capture_default_str();
-  app.add_option("--budget-evals", budget_evals,
-                 "schedules to evaluate; fixes the plan's bytes")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--budget-ms", budget_ms, "time of the search")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--threads", threads, "of the search")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
+  search.AddTo(app);
+}
+
+CLI::Validator PlanStrategy() {
+  return CLI::IsMember(search::MakeStepPlanner()->StrategyNames());
 }
 
 search::PrepareOptions MeasuredBy(const v1::Profile& profile,
@@ -141,7 +140,7 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
   if (arguments.batch_file.empty()) {
     semu::SampleOptions sample;
     sample.microbatches = arguments.microbatches;
-    sample.seed = arguments.seed;
+    sample.seed = arguments.search.seed;
     PW_ASSIGN_OR_RETURN(input.batch_proto,
                         semu::SampleBatch(input.job_proto, sample));
   } else {
@@ -150,18 +149,6 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
   PW_ASSIGN_OR_RETURN(input.batch,
                       semu::BatchFromProto(input.batch_proto, job));
   return input;
-}
-
-search::SearchOptions SearchOptionsOf(const PlanningArguments& arguments) {
-  search::SearchOptions options;
-  options.seed = arguments.seed;
-  options.threads = arguments.threads;
-  options.budget.evaluations = arguments.budget_evals;
-  if (arguments.budget_evals == 0) {
-    options.budget.deadline = std::chrono::steady_clock::now() +
-                              std::chrono::milliseconds(arguments.budget_ms);
-  }
-  return options;
 }
 
 }  // namespace pipeweaver::ctl

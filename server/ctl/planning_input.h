@@ -16,11 +16,12 @@
 #include "pipeweaver/v1/profile.pb.h"
 #include "search/planner.h"
 #include "semu/model/batch.h"
+#include "server/ctl/search_flags.h"
 
 namespace pipeweaver::ctl {
 
-// Reads a message as protobuf text. Errors: NOT_FOUND, INVALID_ARGUMENT naming
-// file, line and what is wrong.
+// Reads a message as protobuf text, plain or gzip. Errors: NOT_FOUND,
+// INVALID_ARGUMENT naming file, line and what is wrong.
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message& message);
 
@@ -40,13 +41,13 @@ struct PlanningArguments {
   std::string batch_file;    // empty: a sample batch
   int microbatches = 64;     // of a sample batch
   std::string profile_file;  // empty: no measured layers
-  uint64_t seed = 1;         // of the sample batch and of the search
-  int64_t budget_evals = 0;
-  int64_t budget_ms = 50;
-  int threads = 2;
+  SearchFlags search;        // its seed is the sample batch's too
 
   void AddTo(CLI::App& app);
 };
+
+// The name of a strategy or a baseline, for Option::check.
+CLI::Validator PlanStrategy();
 
 // A job made ready, and a batch of it.
 struct PlanningInput {
@@ -64,9 +65,6 @@ search::PrepareOptions MeasuredBy(const v1::Profile& profile,
 
 absl::StatusOr<PlanningInput> ReadPlanningInput(
     const PlanningArguments& arguments, const search::StepPlanner& planner);
-
-// The search that the arguments ask for, its time counted from now.
-search::SearchOptions SearchOptionsOf(const PlanningArguments& arguments);
 
 }  // namespace pipeweaver::ctl
 

@@ -2,11 +2,8 @@
 
 #include "server/ctl/schedule_command.h"
 
-#include <chrono>
 #include <cstdint>
-#include <limits>
 #include <memory>
-#include <optional>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -14,7 +11,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
@@ -30,18 +26,12 @@
 #include "search/strategy/strategy.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
+#include "server/ctl/search_flags.h"
 
 namespace pipeweaver::ctl {
 namespace {
 
-constexpr char kUsage[] =
-    "usage: pipeweaverctl schedule PROBLEM.json[.gz] "
-    "[--budget-ms N | --budget-evals N] [--seed S] [--threads T] "
-    "[--strategy NAME]\n"
-    "       pipeweaverctl simulate PROBLEM.json[.gz] SCHEDULE.json[.gz]\n";
-
 constexpr int64_t kDefaultBudgetMs = 1000;
-constexpr int kMostThreads = 256;
 
 // The one JSON object that a refused input gets.
 int Refuse(const absl::Status& status, std::ostream& err) {
@@ -51,77 +41,6 @@ int Refuse(const absl::Status& status, std::ostream& err) {
       << ", \"value\": " << search::JsonString(parts.value)
       << ", \"rule\": " << search::JsonString(parts.rule) << "}\n";
   return kExitBadInput;
-}
-
-struct ScheduleFlags {
-  std::string problem_path;
-  std::string strategy = "portfolio";
-  int64_t budget_ms = 0;
-  int64_t budget_evaluations = 0;
-  uint64_t seed = 1;
-  int threads = 2;
-};
-
-absl::StatusOr<ScheduleFlags> ParseScheduleFlags(
-    absl::Span<const std::string> args) {
-  ScheduleFlags flags;
-  for (size_t i = 0; i < args.size(); ++i) {
-    const std::string& arg = args[i];
-    if (arg.substr(0, 2) != "--") {
-      if (!flags.problem_path.empty()) {
-        return absl::InvalidArgumentError(absl::StrCat("unexpected ", arg));
-      }
-      flags.problem_path = arg;
-      continue;
-    }
-    std::string name = arg, value;
-    if (const size_t equals = arg.find('='); equals != std::string::npos) {
-      name = arg.substr(0, equals);
-      value = arg.substr(equals + 1);
-    } else if (i + 1 < args.size()) {
-      value = args[++i];
-    } else {
-      return absl::InvalidArgumentError(absl::StrCat(name, " needs a value"));
-    }
-    const auto number = [&](int64_t least, int64_t most,
-                            int64_t& to) -> absl::Status {
-      if (absl::SimpleAtoi(value, &to) && to >= least && to <= most) {
-        return absl::OkStatus();
-      }
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, " is ", value, ": must be from ", least, " to ", most));
-    };
-    int64_t parsed = 0;
-    if (name == "--budget-ms") {
-      PW_RETURN_IF_ERROR(number(1, 86'400'000, flags.budget_ms));
-    } else if (name == "--budget-evals") {
-      PW_RETURN_IF_ERROR(number(1, std::numeric_limits<int64_t>::max(),
-                                flags.budget_evaluations));
-    } else if (name == "--seed") {
-      if (!absl::SimpleAtoi(value, &flags.seed)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("--seed is ", value, ": must be an integer >= 0"));
-      }
-    } else if (name == "--threads") {
-      PW_RETURN_IF_ERROR(number(1, kMostThreads, parsed));
-      flags.threads = static_cast<int>(parsed);
-    } else if (name == "--strategy") {
-      flags.strategy = value;
-    } else {
-      return absl::InvalidArgumentError(absl::StrCat("unknown flag ", name));
-    }
-  }
-  if (flags.problem_path.empty()) {
-    return absl::InvalidArgumentError("no problem file given");
-  }
-  if (flags.budget_ms > 0 && flags.budget_evaluations > 0) {
-    return absl::InvalidArgumentError(
-        "--budget-ms and --budget-evals exclude each other");
-  }
-  if (flags.budget_ms == 0 && flags.budget_evaluations == 0) {
-    flags.budget_ms = kDefaultBudgetMs;
-  }
-  return flags;
 }
 
 absl::StatusOr<search::Problem> ReadProblem(const std::string& path) {
@@ -156,34 +75,28 @@ std::string BubblesText(const search::Problem& problem,
 
 int RunScheduleCommand(absl::Span<const std::string> args,
                        const CommandIo& io) {
-  const absl::StatusOr<ScheduleFlags> flags = ParseScheduleFlags(args);
-  if (!flags.ok()) {
-    io.err << flags.status().message() << "\n" << kUsage;
-    return kExitUsage;
-  }
+  CLI::App app("Solves a problem file and prints the schedule.",
+               "pipeweaverctl schedule");
+  std::string problem_path;
+  std::string strategy_name = search::StrategyNames().front();
+  SearchFlags flags;
+  flags.budget_ms = kDefaultBudgetMs;
+  app.add_option("PROBLEM", problem_path, "problem file, .json or .json.gz")
+      ->required();
+  flags.AddTo(app);
+  app.add_option("--strategy", strategy_name, "how to search")
+      ->check(CLI::IsMember(search::StrategyNames()))
+      ->capture_default_str();
+  if (const auto code = ParseArguments(app, args, io)) return *code;
   const std::unique_ptr<search::Strategy> strategy =
-      search::MakeStrategy(flags->strategy);
-  if (strategy == nullptr) {
-    io.err << "--strategy is " << flags->strategy << ": must be one of "
-           << absl::StrJoin(search::StrategyNames(), ", ") << "\n"
-           << kUsage;
-    return kExitUsage;
-  }
-  const absl::StatusOr<search::Problem> problem =
-      ReadProblem(flags->problem_path);
+      search::MakeStrategy(strategy_name);
+  PW_CHECK(strategy != nullptr);
+  const absl::StatusOr<search::Problem> problem = ReadProblem(problem_path);
   if (!problem.ok()) return Refuse(problem.status(), io.err);
 
   const search::ProblemGraph graph = search::BuildProblemGraph(*problem);
-  search::SearchOptions options;
-  options.seed = flags->seed;
-  options.threads = flags->threads;
-  options.budget.evaluations = flags->budget_evaluations;
-  if (flags->budget_ms > 0) {
-    options.budget.deadline = std::chrono::steady_clock::now() +
-                              std::chrono::milliseconds(flags->budget_ms);
-  }
   const absl::StatusOr<search::SearchResult> result =
-      strategy->Solve(graph, options);
+      strategy->Solve(graph, flags.Options());
   if (!result.ok()) return Refuse(result.status(), io.err);
 
   const absl::StatusOr<search::StageTimes> times =
@@ -204,13 +117,18 @@ int RunScheduleCommand(absl::Span<const std::string> args,
 
 int RunSimulateCommand(absl::Span<const std::string> args,
                        const CommandIo& io) {
-  if (args.size() != 2) {
-    io.err << kUsage;
-    return kExitUsage;
-  }
-  const absl::StatusOr<search::Problem> problem = ReadProblem(args[0]);
+  CLI::App app("Times a given schedule of a problem file.",
+               "pipeweaverctl simulate");
+  std::string problem_path;
+  std::string schedule_path;
+  app.add_option("PROBLEM", problem_path, "problem file, .json or .json.gz")
+      ->required();
+  app.add_option("SCHEDULE", schedule_path, "schedule file, .json or .json.gz")
+      ->required();
+  if (const auto code = ParseArguments(app, args, io)) return *code;
+  const absl::StatusOr<search::Problem> problem = ReadProblem(problem_path);
   if (!problem.ok()) return Refuse(problem.status(), io.err);
-  const absl::StatusOr<std::string> text = search::ReadInputFile(args[1]);
+  const absl::StatusOr<std::string> text = search::ReadInputFile(schedule_path);
   if (!text.ok()) return Refuse(text.status(), io.err);
   const absl::StatusOr<search::Schedule> schedule =
       search::ParseScheduleJson(*problem, *text);

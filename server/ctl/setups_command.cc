@@ -1,6 +1,7 @@
 // pipeweaverctl setups: the built-in jobs.
 
 #include <filesystem>
+#include <limits>
 #include <string>
 #include <system_error>
 
@@ -79,6 +80,7 @@ int RunSetupsCommand(absl::Span<const std::string> args, const CommandIo& io) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app.add_option("--seed", sample.seed, "of the first batch; then counted up")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
       ->capture_default_str();
   AddOutputOption(app, output);
   if (const auto code = ParseArguments(app, args, io)) return *code;

@@ -1,6 +1,7 @@
 // pipeweaverctl trace: a plan as a Chrome trace and as an SVG picture.
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -89,7 +90,7 @@ absl::StatusOr<semu::Timeline> TimelineOfPlan(
                       ReadPlanningInput(arguments, *planner));
   search::PlanOptions options;
   options.strategy = strategy;
-  options.search = SearchOptionsOf(arguments);
+  options.search = arguments.search.Options();
   PW_ASSIGN_OR_RETURN(const search::StepPlan plan,
                       planner->Plan(*input.job, input.batch, options));
   semu::Timeline timeline = search::ProgramTimeline(
@@ -139,18 +140,23 @@ int RunTraceCommand(absl::Span<const std::string> args, const CommandIo& io) {
   uint64_t attempt = 0;
   uint32_t replica = 0;
   step->add_option("JOB", job, "the job's name")->required();
-  step->add_option("STEP", step_number, "the step")->required();
+  step->add_option("STEP", step_number, "the step")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
+      ->required();
   step->add_option("--server", server, "address of the planner")
       ->capture_default_str();
-  step->add_option("--attempt", attempt, "default: the latest");
+  step->add_option("--attempt", attempt, "default: the latest")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()));
   step->add_option("--replica", replica, "the data-parallel replica")
+      ->transform(WholeNumber(0, std::numeric_limits<uint32_t>::max()))
       ->capture_default_str();
 
   CLI::App* plan = app.add_subcommand("plan", "a batch planned here");
   PlanningArguments arguments;
   std::string strategy;
   arguments.AddTo(*plan);
-  plan->add_option("--strategy", strategy, "default: the portfolio");
+  plan->add_option("--strategy", strategy, "default: the portfolio")
+      ->check(PlanStrategy());
 
   CLI::App* files =
       app.add_subcommand("schedule", "a problem and its schedule");

@@ -5,6 +5,7 @@ make them (`image_grid_thw`, `video_grid_thw`, `cu_seqlens`), never pixels.
 Values may be lists, numpy arrays or tensors.
 """
 
+from collections import deque
 from typing import Any, List, Optional, Sequence, Tuple
 
 from pipeweaver.v1 import batch_pb2, job_pb2
@@ -53,19 +54,22 @@ class MetadataBuilder:
     def _path(self, producer: int, consumer: int) -> Tuple[int, int]:
         """Edge into `consumer` by which the producer's items reach it, past
         modules that take over items, and producer tokens for one there."""
-        merged, at = 1, producer
-        for _ in self._job.modules:
+        # Breadth first: the fewest edges, then the first in the job's order.
+        reached = {producer}
+        queue = deque([(producer, 1)])
+        while queue:
+            at, so_far = queue.popleft()
             for i, e in enumerate(self._job.edges):
                 if self._index[e.producer] != at:
                     continue
                 to = self._index[e.consumer]
+                merged = so_far * (e.tokens_merged or 1)
                 if to == consumer:
-                    return i, merged * (e.tokens_merged or 1)
-                if self._job.modules[to].modality == (
+                    return i, merged
+                if to not in reached and self._job.modules[to].modality == (
                         job_pb2.MODALITY_UNSPECIFIED):
-                    merged *= e.tokens_merged or 1
-                    at = to
-                    break
+                    reached.add(to)
+                    queue.append((to, merged))
         raise ValueError(
             f"edges: none leads from {self._job.modules[producer].name!r} to "
             f"{self._job.modules[consumer].name!r}")

@@ -131,7 +131,7 @@ def check_program(program: plan_pb2.Program, key: plan_pb2.PlanKey,
     if program.HasField("moves"):
         _check_moves(program, split)
     _check_lengths(actions)
-    _check_actions(actions, program, len(split.module))
+    _check_actions(actions, program, split)
     return CheckedProgram(program, split, actions)
 
 
@@ -255,22 +255,38 @@ def _check_copy(kind: int, i: int, pair: _Pair) -> None:
 
 
 def _check_actions(a: plan_pb2.ActionColumns, program: plan_pb2.Program,
-                   sub_microbatches: int) -> None:
+                   split: plan_pb2.BatchSplit) -> None:
     ranks = len(program.rank_digests)
+    modules = list(split.module)
+    sub_microbatches = len(modules)
+    choices = {(c.module, c.segment, c.chunk): len(c.choices)
+               for c in program.choices}
     pairs: Dict[Tuple[int, int, int], _Pair] = {}
     waiting: Dict[int, int] = {}  # transfer -> kind of its post
     last_transfer = -1
-    for i, (kind, sub, segment, chunk, choice, transfer, peer) in enumerate(
-            zip(a.kind, a.sub_microbatch, a.segment, a.chunk, a.choice,
-                a.transfer, a.peer)):
+    for i, (kind, sub, segment, chunk, choice, transfer, peer, edge_sub
+            ) in enumerate(zip(a.kind, a.sub_microbatch, a.segment, a.chunk,
+                               a.choice, a.transfer, a.peer,
+                               a.edge_sub_microbatch)):
         if not FORWARD <= kind <= GRADS_READY:
             raise _broken("kind", i, kind, "no such action")
-        if kind == GRADS_READY:
-            continue
         if sub >= sub_microbatches:
             raise _broken("sub_microbatch", i, sub,
                           f"must be below {sub_microbatches}")
+        if edge_sub > sub_microbatches:
+            raise _broken("edge_sub_microbatch", i, edge_sub,
+                          f"must be at most {sub_microbatches}")
+        num_choices = choices.get((modules[sub], segment, chunk))
+        if num_choices is None:
+            raise _broken("chunk", i, chunk,
+                          "no chunk of `choices` is it, with module "
+                          f"{modules[sub]} and segment {segment}")
+        if kind == GRADS_READY:
+            continue
         if kind in COMPUTE or kind in COPIES:
+            if choice >= num_choices:
+                raise _broken("choice", i, choice, "must be below its chunk's "
+                              f"choices, {num_choices}")
             pair = pairs.setdefault((sub, segment, chunk), _Pair())
             if kind in COMPUTE:
                 _check_compute(kind, choice, i, pair)

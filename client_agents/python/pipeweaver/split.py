@@ -69,9 +69,12 @@ def split_items(weights: Sequence[float], groups: int) -> List[List[int]]:
     if groups == 1:
         return [list(range(len(weights)))]
     runs = _best_runs(weights, groups)
+    complete = len(runs) == groups
+    largest = _largest_sum(weights, runs)
+    if complete and largest <= 1.05 * _least_largest_sum(weights, groups):
+        return runs
     longest = _longest_first(weights, groups)
-    if len(runs) == groups and (_largest_sum(weights, runs) <=
-                                1.05 * _largest_sum(weights, longest)):
+    if complete and largest <= 1.05 * _largest_sum(weights, longest):
         return runs
     return longest
 
@@ -113,14 +116,32 @@ def _runs(weights: Sequence[float], groups: int,
     return result
 
 
+def _least_largest_sum(weights: Sequence[float], groups: int) -> float:
+    """No division into groups has a smaller largest sum."""
+    return max(_sum(weights, range(len(weights))) / groups, max(weights))
+
+
+def _enough(weights: Sequence[float], groups: int, limit: float) -> bool:
+    used, total = 1, 0.0
+    for weight in weights:
+        if total + weight > limit:
+            used += 1
+            total = 0.0
+        total += weight
+    return used <= groups
+
+
 def _best_runs(weights: Sequence[float], groups: int) -> List[List[int]]:
     high = _sum(weights, range(len(weights)))
-    low = max(high / groups, max(weights))
-    for _ in range(40):
+    low = _least_largest_sum(weights, groups)
+    if _enough(weights, groups, low):
+        high = low
+    # Halving the range 20 times leaves a millionth of it.
+    for _ in range(20):
         if not low < high:
             break
         middle = low + (high - low) / 2
-        if _largest_sum(weights, _runs(weights, groups, middle)) <= middle:
+        if _enough(weights, groups, middle):
             high = middle
         else:
             low = middle

@@ -194,6 +194,9 @@ class ExecutorTest(unittest.TestCase):
                 if (a.sub_microbatch[i], a.segment[i]) == stage and (
                         k not in (5, 6, 7, 8)):
                     a.chunk[i] = 1
+            for c in list(p.choices):
+                p.choices.add(module=c.module, segment=c.segment, chunk=1,
+                              choices=c.choices)
 
         self.refuses("is not on rank 0", elsewhere)
         self.refuses("is on rank 1", lambda a, p: a.peer.__setitem__(

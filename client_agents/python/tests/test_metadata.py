@@ -8,6 +8,7 @@ import torch
 import models
 from pipeweaver import MetadataBuilder
 from pipeweaver.job import BatchView, JobView
+from pipeweaver.v1 import job_pb2
 
 
 class MetadataTest(unittest.TestCase):
@@ -30,6 +31,34 @@ class MetadataTest(unittest.TestCase):
         self.assertEqual(mb_view.item_tokens[1:4], [[4], [2], [20, 9]])
         # The sounds reach the text through the projector, one for one.
         self.assertEqual(mb_view.uses[1:3], [[(0, 0)], [(0, 1)]])
+
+    def test_items_reach_the_text_past_other_consumers(self):
+        job = job_pb2.Job()
+        for name, modality in (("vision", job_pb2.MODALITY_IMAGE),
+                               ("side", job_pb2.MODALITY_UNSPECIFIED),
+                               ("merger", job_pb2.MODALITY_UNSPECIFIED),
+                               ("dit", job_pb2.MODALITY_VIDEO),
+                               ("text", job_pb2.MODALITY_TEXT)):
+            job.modules.add(name=name, modality=modality)
+        for producer, consumer, merged in (
+                ("vision", "side", 8), ("side", "dit", 1),
+                ("vision", "merger", 2), ("merger", "text", 3)):
+            job.edges.add(producer=producer, consumer=consumer,
+                          tokens_merged=merged)
+        builder = MetadataBuilder(job)
+        mb = builder.vlm_microbatch([4], [[1, 4, 6]])
+        self.assertEqual([u.edge for u in mb.uses], [3])
+        # 24 patches are 4 tokens of the text, no fewer.
+        with self.assertRaisesRegex(ValueError, r"text_lengths\[0\]: shorter"):
+            builder.vlm_microbatch([3], [[1, 4, 6]])
+        # The shorter way, whichever edge comes first.
+        job.edges.add(producer="vision", consumer="text", tokens_merged=6)
+        mb = MetadataBuilder(job).vlm_microbatch([4], [[1, 4, 6]])
+        self.assertEqual([u.edge for u in mb.uses], [4])
+        del job.edges[3:]
+        with self.assertRaisesRegex(
+                ValueError, "edges: none leads from 'vision' to 'text'"):
+            MetadataBuilder(job).vlm_microbatch([4], [[1, 4, 6]])
 
     def test_microbatch_without_images_lists_none(self):
         mb = self.builder.vlm_microbatch([5], torch.empty((0, 3)))

@@ -21,6 +21,8 @@ from pipeweaver.v1 import batch_pb2, job_pb2, plan_pb2
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 VECTORS = REPOSITORY / "search" / "plan" / "testdata" / "safe_order.json"
+SPLIT_VECTORS = (REPOSITORY / "search" / "partition" / "testdata" /
+                 "batch_split.json")
 PROGRAM_VECTORS = REPOSITORY / "search" / "testdata" / "safe_program.json"
 
 
@@ -84,6 +86,17 @@ class SplitTest(unittest.TestCase):
         self.assertEqual(split_items([4.0, 4.0, 1.0, 1.0, 1.0, 1.0], 2),
                          [[0, 2, 4], [1, 3, 5]])
         self.assertEqual(split_items([0.0, 0.0, 5.0], 3), [[0], [1], [2]])
+
+    def test_equals_the_planners_on_many_short_items(self):
+        vectors = json.loads(SPLIT_VECTORS.read_text())
+        job = JobView(json_format.ParseDict(vectors["job"], job_pb2.Job()))
+        batch = BatchView(job, json_format.ParseDict(
+            vectors["batch"], batch_pb2.BatchMetadata()))
+        subs = [[sub.module, sub.microbatch, list(sub.items)]
+                for sub in split_batch(batch).subs]
+        self.assertEqual(len(subs), len(vectors["sub_microbatches"]))
+        for sub, expected in zip(subs, vectors["sub_microbatches"]):
+            self.assertEqual(sub, expected)
 
     def test_every_item_is_in_one_sub_microbatch(self):
         job = JobView(models.make_job("omni", 2))
@@ -177,6 +190,17 @@ class ProgramCheckTest(unittest.TestCase):
                      lambda a, s: a.kind.__setitem__(0, 99))
         self.refuses("must be below", lambda a, s:
                      a.sub_microbatch.__setitem__(0, 10 ** 6))
+        self.refuses(r"actions.edge_sub_microbatch\[0\]: 1000000: must be at",
+                     lambda a, s: a.edge_sub_microbatch.__setitem__(0, 10 ** 6))
+        self.refuses(r"actions.chunk\[0\]: 9: no chunk of `choices` is it",
+                     lambda a, s: a.chunk.__setitem__(0, 9))
+        self.refuses(r"actions.chunk\[0\]: .* and segment 9",
+                     lambda a, s: a.segment.__setitem__(0, 9))
+
+        def choose(a, s):
+            i = list(a.kind).index(1)
+            a.choice[i] = 99
+        self.refuses(r"actions.choice\[\d+\]: 99: must be below its", choose)
 
     def test_refuses_posts_out_of_order_and_lost_waits(self):
         def swap(a, s):

@@ -1,0 +1,72 @@
+// Tests of the commands schedule and simulate: flags, exit codes, errors.
+
+#include "server/ctl/schedule_command.h"
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+namespace pipeweaver::ctl {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Outcome {
+  int code;
+  std::string out;
+  std::string err;
+};
+
+Outcome Ctl(int (*command)(absl::Span<const std::string>, const CommandIo&),
+            const std::vector<std::string>& args) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const int code = command(args, {out, err});
+  return {code, out.str(), err.str()};
+}
+
+TEST(ScheduleCommandTest, HelpTellsMore) {
+  const Outcome schedule = Ctl(RunScheduleCommand, {"--help"});
+  EXPECT_EQ(schedule.code, kExitOk);
+  EXPECT_THAT(schedule.out, HasSubstr("--budget-evals"));
+  const Outcome simulate = Ctl(RunSimulateCommand, {"--help"});
+  EXPECT_EQ(simulate.code, kExitOk);
+  EXPECT_THAT(simulate.out, HasSubstr("SCHEDULE"));
+}
+
+TEST(ScheduleCommandTest, WrongArgumentsAreUsage) {
+  for (const std::vector<std::string>& args :
+       std::vector<std::vector<std::string>>{
+           {},
+           {"p.json", "other.json"},
+           {"p.json", "--nothing"},
+           {"p.json", "--seed", "-1"},
+           {"p.json", "--threads", "0"},
+           {"p.json", "--budget-ms", "0"},
+           {"p.json", "--budget-ms", "99999999999999999"},
+           {"p.json", "--budget-ms", "5", "--budget-evals", "5"},
+           {"p.json", "--strategy", "none"}}) {
+    EXPECT_EQ(Ctl(RunScheduleCommand, args).code, kExitUsage)
+        << ::testing::PrintToString(args);
+  }
+  EXPECT_EQ(Ctl(RunSimulateCommand, {"p.json"}).code, kExitUsage);
+}
+
+TEST(ScheduleCommandTest, NamesTheFileThatIsMissing) {
+  const std::string path = ::testing::TempDir() + "/missing.json";
+  for (const Outcome& outcome :
+       {Ctl(RunScheduleCommand, {path, "--budget-ms=5"}),
+        Ctl(RunSimulateCommand, {path, path})}) {
+    EXPECT_EQ(outcome.code, kExitBadInput);
+    const auto error = nlohmann::json::parse(outcome.err);
+    EXPECT_EQ(error["field"], path);
+    EXPECT_THAT(error["value"].get<std::string>(), HasSubstr("No such file"));
+  }
+}
+
+}  // namespace
+}  // namespace pipeweaver::ctl
