@@ -359,8 +359,9 @@ class EndToEndTest(unittest.TestCase):
             hooks = CuptiHooks(str(AGENT), upload)
             for step in range(4):  # every other one is traced
                 hooks.step(step)
-                for tokens in (64, 64, 32):
-                    annotation = LAYER.replace("=64", f"={tokens}")
+                half = LAYER.replace("items=2,tokens=64,sum_squares=2048",
+                                     "items=1,tokens=32,sum_squares=1024")
+                for tokens, annotation in (64, LAYER), (64, LAYER), (32, half):
                     hooks.layer_begin(annotation)
                     fake.fake_cupti_launch(b"gemm", 1000 * tokens, 0)
                     fake.fake_cupti_launch(b"gelu", 10 * tokens, 0)
