@@ -58,6 +58,10 @@ absl::StatusOr<std::string> ReadFile(absl::string_view option,
     return absl::InvalidArgumentError(
         absl::StrCat(option, ": cannot read '", path, "'"));
   }
+  if (text.view().empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        option, ": '", path, "' must be a file that is not empty"));
+  }
   return text.str();
 }
 

@@ -175,6 +175,10 @@ TEST(PlannerClientCreateTest, ChecksItsOptions) {
   EXPECT_THAT(
       std::string(PlannerClient::Create("a:1", options).status().message()),
       HasSubstr("token_file"));
+  options.token_file = ::testing::TempDir();
+  EXPECT_THAT(
+      std::string(PlannerClient::Create("a:1", options).status().message()),
+      HasSubstr("must be a file that is not empty"));
   options = {};
   options.cert_file = "c";
   EXPECT_FALSE(PlannerClient::Create("a:1", options).ok());
