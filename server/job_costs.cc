@@ -23,7 +23,7 @@ int64_t FitAfter(int64_t observations) {
 
 JobCosts::JobCosts(const semu::Job& job,
                    std::shared_ptr<const semu::CostModel> analytic,
-                   std::vector<semu::MeasuredLayer> layers)
+                   const std::vector<semu::MeasuredLayer>& layers)
     : platform_(semu::PlatformOf(job)), analytic_(std::move(analytic)) {
   MutexLock fit_lock(&fit_mutex_);
   calibrator_.emplace();
@@ -241,7 +241,7 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
   if (changed) {
     next.costs = std::make_shared<semu::CorrectedCosts>(
         analytic_,
-        layers_moved ? std::move(layers) : next.costs->measured().points(),
+        layers_moved ? layers : next.costs->measured().points(),
         next.calibration);
   }
   MutexLock lock(&mutex_);

@@ -64,7 +64,7 @@ class JobCosts {
 
   JobCosts(const semu::Job& job,
            std::shared_ptr<const semu::CostModel> analytic,
-           std::vector<semu::MeasuredLayer> layers);
+           const std::vector<semu::MeasuredLayer>& layers);
 
   // The latest version published.
   std::shared_ptr<const CostVersion> current() const;

@@ -57,12 +57,14 @@ double MeanError(const std::vector<CostObservation>& observations,
 double Speed(const std::vector<CostObservation>& observations,
              const std::array<double, kNumCostParts>& factors) {
   std::vector<double> logs;
+  logs.reserve(observations.size());
   for (const CostObservation& observation : observations) {
     logs.push_back(std::log(static_cast<double>(observation.measured_ns) /
                             Corrected(observation, factors)));
   }
   const double middle = Median(logs);
   std::vector<double> deviations;
+  deviations.reserve(logs.size());
   for (const double log : logs) deviations.push_back(std::abs(log - middle));
   const double error = kErrorOfMedian * kDeviationOfMedian *
                        Median(std::move(deviations)) /
