@@ -240,8 +240,7 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
   }
   if (changed) {
     next.costs = std::make_shared<semu::CorrectedCosts>(
-        analytic_,
-        layers_moved ? layers : next.costs->measured().points(),
+        analytic_, layers_moved ? layers : next.costs->measured().points(),
         next.calibration);
   }
   MutexLock lock(&mutex_);
