@@ -1,7 +1,6 @@
 // Tests of planning, several replicas together, and of replaying that; and of
 // what is refused.
 
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -12,26 +11,13 @@
 #include "semu/model/setups.h"
 #include "server/ctl/command.h"
 #include "server/ctl/planning_input.h"
+#include "server/ctl/testing/run_command.h"
 
 namespace pipeweaver::ctl {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-struct Outcome {
-  int code;
-  std::string out;
-  std::string err;
-};
-
-Outcome Ctl(int (*command)(absl::Span<const std::string>, const CommandIo&),
-            const std::vector<std::string>& args) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = command(args, {out, err});
-  return {code, out.str(), err.str()};
-}
 
 class MoveWithTest : public ::testing::Test {
  protected:

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <fstream>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -13,23 +12,15 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "profiler/profile_file.h"
+#include "server/ctl/testing/run_command.h"
 
 namespace pipeweaver::ctl {
 namespace {
 
 using ::testing::HasSubstr;
 
-struct Outcome {
-  int code;
-  std::string out;
-  std::string err;
-};
-
 Outcome Profile(const std::vector<std::string>& args) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = RunProfileCommand(args, {out, err});
-  return {code, out.str(), err.str()};
+  return Ctl(RunProfileCommand, args);
 }
 
 std::string WriteFile(const std::string& name, const std::string& text) {

@@ -2,32 +2,18 @@
 
 #include "server/ctl/schedule_command.h"
 
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "server/ctl/testing/run_command.h"
 
 namespace pipeweaver::ctl {
 namespace {
 
 using ::testing::HasSubstr;
-
-struct Outcome {
-  int code;
-  std::string out;
-  std::string err;
-};
-
-Outcome Ctl(int (*command)(absl::Span<const std::string>, const CommandIo&),
-            const std::vector<std::string>& args) {
-  std::ostringstream out;
-  std::ostringstream err;
-  const int code = command(args, {out, err});
-  return {code, out.str(), err.str()};
-}
 
 TEST(ScheduleCommandTest, HelpTellsMore) {
   const Outcome schedule = Ctl(RunScheduleCommand, {"--help"});
