@@ -7,7 +7,7 @@ BUILD_PACKAGES=(
   bazel-skylib libabsl-dev libgrpc++-dev protobuf-compiler
   protobuf-compiler-grpc libprotobuf-dev prometheus-cpp-dev libssl-dev
   libspdlog-dev nlohmann-json3-dev libcli11-dev zlib1g-dev liblmdb-dev
-  libhiredis-dev
+  libhiredis-dev libjemalloc-dev
 )
 
 # The tests, on top: GoogleTest, the fuzzers' and analysers' compiler, a real

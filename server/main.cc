@@ -29,7 +29,6 @@
 #include "semu/base/status_macros.h"
 #include "server/clock.h"
 #include "server/config.h"
-#include "server/keep_freed_memory.h"
 #include "server/plan_simulator.h"
 #include "server/server.h"
 #include "server/subgraph_costs.h"
@@ -151,7 +150,6 @@ int Run() {
 }  // namespace pipeweaver::server
 
 int main(int argc, char** argv) {
-  pipeweaver::server::KeepFreedMemory();
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
   absl::SetProgramUsageMessage("plans training steps; see ServerConfig");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);

@@ -40,7 +40,6 @@
 #include "semu/model/setups.h"
 #include "server/clock.h"
 #include "server/config.h"
-#include "server/keep_freed_memory.h"
 #include "server/server.h"
 
 ABSL_FLAG(std::string, setup, "vlm-s", "job to plan");
@@ -326,7 +325,6 @@ class Benchmark {
 }  // namespace pipeweaver::server
 
 int main(int argc, char** argv) {
-  pipeweaver::server::KeepFreedMemory();
   absl::ParseCommandLine(argc, argv);
   pipeweaver::server::Benchmark benchmark;
   benchmark.Latency();
