@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kProposalsPerStopCheck = 16;
 constexpr int kFarthestShift = 12;
+constexpr int kCriticalTries = 40;
 constexpr int kBits = 64;  // of a word of dirty_
 
 }  // namespace
@@ -108,7 +109,18 @@ OrderSearch::Bytes OrderSearch::BytesOf(Task task) const {
 void OrderSearch::Load(const TaskOrder& order) {
   const int tasks = 3 * graph_.pairs;
   ways_ = order.ways;
-  sequence_ = order.tasks;
+  sequence_.clear();
+  exists_.assign(tasks, 0);
+  for (const Task task : order.tasks) {
+    sequence_.push_back(task);
+    exists_[task] = 1;
+    // A W that is fused away keeps a place, so that it can come back.
+    const int pair = TaskPair(task);
+    if (TaskKind(task) == kGradientTask &&
+        graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] != 0) {
+      sequence_.push_back(3 * pair + kWeightTask);
+    }
+  }
   position_.assign(tasks, -1);
   rank_prev_.assign(tasks, -1);
   rank_next_.assign(tasks, -1);
@@ -118,6 +130,7 @@ void OrderSearch::Load(const TaskOrder& order) {
   left_ns_.assign(tasks, 0);
   live_before_.assign(tasks, 0);
   dirty_.assign(sequence_.size() / kBits + 1, 0);
+  changed_.clear();
   const auto link = [&] {
     std::fill(rank_last_.begin(), rank_last_.end(), -1);
     std::vector<int64_t> live(graph_.ranks, 0);
@@ -125,6 +138,7 @@ void OrderSearch::Load(const TaskOrder& order) {
       const Task task = sequence_[i];
       const int r = graph_.pair_rank[TaskPair(task)];
       position_[task] = static_cast<int32_t>(i);
+      if (!Exists(task)) continue;
       rank_prev_[task] = rank_last_[r];
       rank_next_[task] = -1;
       if (rank_last_[r] >= 0) rank_next_[rank_last_[r]] = task;
@@ -135,15 +149,21 @@ void OrderSearch::Load(const TaskOrder& order) {
     }
   };
   link();
-  ForwardPass(0, static_cast<int>(sequence_.size()) - 1);
+  for (const Task task : sequence_) {
+    if (Exists(task)) end_ns_[task] = EndOf(task);
+  }
   // In order of start times, what a move must reorder stands close together.
   std::vector<int32_t> place = position_;
+  const auto start_of = [this](Task task) {
+    return Exists(task) ? StartOf(task)
+                        : end_ns_[3 * TaskPair(task) + kGradientTask];
+  };
   std::stable_sort(sequence_.begin(), sequence_.end(), [&](Task a, Task b) {
-    const int64_t start_a = StartOf(a), start_b = StartOf(b);
+    const int64_t start_a = start_of(a), start_b = start_of(b);
     return start_a != start_b ? start_a < start_b : place[a] < place[b];
   });
   link();
-  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  RefreshAll();
 }
 
 void OrderSearch::MarkDirty(Task task) {
@@ -151,19 +171,10 @@ void OrderSearch::MarkDirty(Task task) {
   dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
 }
 
-// Recomputes end times from position `from` through `to`, and behind them
-// wherever changes reach.
-void OrderSearch::ForwardPass(int from, int to) {
-  for (int i = from; i <= to; ++i) {
-    const Task task = sequence_[i];
-    end_ns_[task] = EndOf(task);
-    const Task next = rank_next_[task];
-    if (next >= 0 && position_[next] > to) MarkDirty(next);
-    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-      if (position_[after_[e].task] > to) MarkDirty(after_[e].task);
-    }
-  }
-  for (size_t word = to / kBits; word < dirty_.size(); ++word) {
+// Recomputes end times of what is dirty, in the order of the sequence, and
+// behind it wherever changes reach.
+void OrderSearch::ForwardPass(size_t first_word) {
+  for (size_t word = first_word; word < dirty_.size(); ++word) {
     while (dirty_[word] != 0) {
       const int bit = std::countr_zero(dirty_[word]);
       dirty_[word] &= dirty_[word] - 1;
@@ -197,23 +208,13 @@ int64_t OrderSearch::EndOf(Task task) const {
   return start + length_ns_[task];
 }
 
-// As ForwardPass, for the time left from a task's start, from position `from`
-// down.
-void OrderSearch::BackwardPass(int from, int to) {
-  for (int i = from; i >= to; --i) {
-    const Task task = sequence_[i];
-    left_ns_[task] = LeftOf(task);
-    const Task prev = rank_prev_[task];
-    if (prev >= 0 && position_[prev] < to) MarkDirty(prev);
-    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      if (position_[before_[e].task] < to) MarkDirty(before_[e].task);
-    }
-  }
-  for (int word = to / kBits; word >= 0; --word) {
+// As ForwardPass, for the time left from a task's start, the other way.
+void OrderSearch::BackwardPass(size_t last_word) {
+  for (size_t word = last_word + 1; word-- > 0;) {
     while (dirty_[word] != 0) {
       const int bit = kBits - 1 - std::countl_zero(dirty_[word]);
       dirty_[word] &= ~(uint64_t{1} << bit);
-      const Task task = sequence_[word * kBits + bit];
+      const Task task = sequence_[static_cast<int>(word) * kBits + bit];
       const int64_t old_ns = left_ns_[task], new_ns = LeftOf(task);
       if (new_ns == old_ns) continue;
       left_ns_[task] = new_ns;
@@ -244,18 +245,58 @@ int64_t OrderSearch::LeftOf(Task task) const {
   return left + length_ns_[task];
 }
 
-// Brings times up to date after a change of the tasks that stand from
-// first_changed to last_changed in the sequence, and their links.
-void OrderSearch::Refresh(int first_changed, int last_changed) {
-  ForwardPass(first_changed, last_changed);
-  BackwardPass(last_changed, first_changed);
+// Brings times up to date after tasks changed their lengths or their neighbours
+// on the rank.
+void OrderSearch::Refresh() {
+  size_t first_word = dirty_.size(), last_word = 0;
+  const auto mark = [&] {
+    for (const Task task : changed_) {
+      if (task < 0 || !Exists(task)) continue;
+      MarkDirty(task);
+      const size_t word = position_[task] / kBits;
+      first_word = std::min(first_word, word);
+      last_word = std::max(last_word, word);
+    }
+  };
+  mark();
+  ForwardPass(first_word);
+  mark();
+  if (first_word <= last_word) BackwardPass(last_word);
+  changed_.clear();
+  FindMakespan();
+}
+
+void OrderSearch::RefreshAll() {
+  for (const Task task : sequence_) {
+    if (Exists(task)) end_ns_[task] = EndOf(task);
+  }
+  for (size_t i = sequence_.size(); i-- > 0;) {
+    if (Exists(sequence_[i])) left_ns_[sequence_[i]] = LeftOf(sequence_[i]);
+  }
+  changed_.clear();
+  FindMakespan();
+}
+
+void OrderSearch::FindMakespan() {
   makespan_ns_ = 0;
   for (int r = 0; r < graph_.ranks; ++r) {
     if (rank_last_[r] >= 0) {
       makespan_ns_ = std::max(makespan_ns_, end_ns_[rank_last_[r]]);
     }
   }
-  TraceCriticalPath();
+  critical_.clear();
+}
+
+// A task on a longest path: tried at random first, which costs less than to
+// follow one.
+Task OrderSearch::PickCritical() {
+  const auto tasks = static_cast<uint32_t>(sequence_.size());
+  for (int i = 0; i < kCriticalTries; ++i) {
+    const Task task = sequence_[RandomBelow(tasks)];
+    if (StartOf(task) + left_ns_[task] == makespan_ns_) return task;
+  }
+  if (critical_.empty()) TraceCriticalPath();
+  return critical_[RandomBelow(critical_.size())];
 }
 
 void OrderSearch::TraceCriticalPath() {
@@ -335,8 +376,7 @@ bool OrderSearch::DependsOnMarked(Task task) const {
 // Makes the rank's neighbours `first`, `second` change places: in the sequence,
 // what depends on `first` moves behind both, the rest before them. False and no
 // change when `second` depends on `first`.
-bool OrderSearch::Swap(Task first, Task second, int& first_changed,
-                       int& last_changed) {
+bool OrderSearch::Swap(Task first, Task second) {
   const int from = position_[first], to = position_[second];
   depending_.clear();
   rest_.clear();
@@ -377,8 +417,7 @@ bool OrderSearch::Swap(Task first, Task second, int& first_changed,
   }
   live_before_[second] = live_before_[first];
   live_before_[first] = live_before_[second] + BytesOf(second).after;
-  first_changed = std::min(first_changed, from);
-  last_changed = std::max(last_changed, to);
+  changed_.insert(changed_.end(), {prev, second, first, next});
   return true;
 }
 
@@ -392,7 +431,7 @@ bool OrderSearch::Accept(int64_t estimate_ns, double temperature) {
 
 // Two neighbours on a rank, one of them critical, change places.
 bool OrderSearch::ProposeSwap(double temperature) {
-  const Task task = critical_[RandomBelow(critical_.size())];
+  const Task task = PickCritical();
   Task first = rank_prev_[task], second = task;
   if (first < 0 || (Random() & 1) != 0) {
     first = task;
@@ -400,17 +439,18 @@ bool OrderSearch::ProposeSwap(double temperature) {
     if (second < 0) return false;
   }
   if (TaskPair(first) == TaskPair(second)) return false;
-  if (!Accept(EstimateSwap(first, second), temperature)) return false;
+  const int64_t estimate_ns = EstimateSwap(first, second);
+  if (!Accept(estimate_ns, temperature)) return false;
   if (!MemoryAllowsSwap(first, second)) return false;
-  int first_changed = position_[first], last_changed = position_[second];
-  if (!Swap(first, second, first_changed, last_changed)) return false;
-  Refresh(first_changed, last_changed);
+  if (estimate_ns > makespan_ns_) SaveBest();
+  if (!Swap(first, second)) return false;
+  Refresh();
   return true;
 }
 
 // A critical task moves several places along its rank.
 bool OrderSearch::ProposeShift(double temperature) {
-  const Task task = critical_[RandomBelow(critical_.size())];
+  const Task task = PickCritical();
   const bool earlier = (Random() & 1) != 0;
   const int places = 2 + static_cast<int>(RandomBelow(kFarthestShift - 1));
   const int64_t limit = graph_.limit_bytes[graph_.pair_rank[TaskPair(task)]];
@@ -461,13 +501,12 @@ bool OrderSearch::ProposeShift(double temperature) {
     latest = std::max(latest, starts[i] + left);
   }
   if (!Accept(latest, temperature)) return false;
-  int first_changed = position_[task], last_changed = position_[task];
+  SaveBest();
   const size_t passes = window_.size() - 1;
   size_t done = 0;
   while (done < passes) {
     const bool moved =
-        earlier ? Swap(rank_prev_[task], task, first_changed, last_changed)
-                : Swap(task, rank_next_[task], first_changed, last_changed);
+        earlier ? Swap(rank_prev_[task], task) : Swap(task, rank_next_[task]);
     if (!moved) break;
     ++done;
   }
@@ -477,19 +516,20 @@ bool OrderSearch::ProposeShift(double temperature) {
     // the whole way: go back.
     for (; done > 0; --done) {
       const bool back =
-          earlier ? Swap(task, rank_next_[task], first_changed, last_changed)
-                  : Swap(rank_prev_[task], task, first_changed, last_changed);
+          earlier ? Swap(task, rank_next_[task]) : Swap(rank_prev_[task], task);
       PW_CHECK(back);
     }
   }
-  Refresh(first_changed, last_changed);
+  Refresh();
   return true;
 }
 
 void OrderSearch::SetPair(int pair) {
   for (int kind = 0; kind < 3; ++kind) {
     const Task task = 3 * pair + kind;
-    if (Exists(task)) length_ns_[task] = LengthOf(task);
+    if (!Exists(task)) continue;
+    length_ns_[task] = LengthOf(task);
+    changed_.push_back(task);
   }
 }
 
@@ -528,17 +568,15 @@ void OrderSearch::Unlink(Task task) {
   } else {
     rank_last_[graph_.pair_rank[TaskPair(task)]] = prev;
   }
-  const int at = position_[task];
-  sequence_.erase(sequence_.begin() + at);
-  for (size_t i = at; i < sequence_.size(); ++i) {
-    position_[sequence_[i]] = static_cast<int32_t>(i);
-  }
-  position_[task] = -1;
+  exists_[task] = 0;
+  rank_prev_[task] = rank_next_[task] = -1;
   length_ns_[task] = left_ns_[task] = end_ns_[task] = 0;
+  changed_.insert(changed_.end(), {prev, next});
 }
 
 void OrderSearch::LinkAfter(Task task, Task before) {
   const Task next = rank_next_[before];
+  exists_[task] = 1;
   rank_prev_[task] = before;
   rank_next_[task] = next;
   rank_next_[before] = task;
@@ -547,11 +585,20 @@ void OrderSearch::LinkAfter(Task task, Task before) {
   } else {
     rank_last_[graph_.pair_rank[TaskPair(task)]] = task;
   }
-  const int at = position_[before] + 1;
-  sequence_.insert(sequence_.begin() + at, task);
-  dirty_.resize(sequence_.size() / kBits + 1, 0);
-  for (size_t i = at; i < sequence_.size(); ++i) {
-    position_[sequence_[i]] = static_cast<int32_t>(i);
+  changed_.insert(changed_.end(), {before, task, next});
+  const auto put = [this](Task at, int place) {
+    sequence_[place] = at;
+    position_[at] = place;
+  };
+  const int at = position_[task];
+  if (at <= position_[before]) {
+    const int place = position_[before];
+    for (int i = at; i < place; ++i) put(sequence_[i + 1], i);
+    put(task, place);
+  } else if (next >= 0 && at > position_[next]) {
+    const int place = position_[before] + 1;
+    for (int i = at; i > place; --i) put(sequence_[i - 1], i);
+    put(task, place);
   }
 }
 
@@ -561,7 +608,7 @@ bool OrderSearch::ProposeFuse(double temperature) {
   const bool split = (Random() & 1) != 0;
   int pair = static_cast<int>(RandomBelow(graph_.pairs));
   if (split) {
-    const Task task = critical_[RandomBelow(critical_.size())];
+    const Task task = PickCritical();
     if (TaskKind(task) != kGradientTask) return false;
     pair = TaskPair(task);
   }
@@ -581,6 +628,7 @@ bool OrderSearch::ProposeFuse(double temperature) {
     if (!Accept(StartOf(gradient) + choice.backward_ns + tail, temperature)) {
       return false;
     }
+    SaveBest();
     // The fused backward's own bytes; the rest of the rank only gains.
     ways_.fused[pair] = 1;
     if (live_before_[gradient] + BytesOf(gradient).peak >
@@ -591,15 +639,15 @@ bool OrderSearch::ProposeFuse(double temperature) {
     for (Task at = rank_next_[gradient]; at != weight; at = rank_next_[at]) {
       live_before_[at] -= choice.weight_grad_bytes;
     }
-    const int last_changed = position_[weight];
     Unlink(weight);
-    length_ns_[gradient] = LengthOf(gradient);
-    Refresh(position_[gradient], last_changed - 1);
+    SetPair(pair);
+    Refresh();
     return true;
   }
   // The place for W: before the first idle time of the rank behind I.
   Task before = gradient;
   const int64_t limit = graph_.limit_bytes[graph_.pair_rank[pair]];
+  SaveBest();
   ways_.fused[pair] = 0;
   const Bytes bytes = BytesOf(gradient);
   const int64_t live = live_before_[gradient];
@@ -624,10 +672,9 @@ bool OrderSearch::ProposeFuse(double temperature) {
   }
   LinkAfter(weight, before);
   live_before_[weight] = live_before_[before] + BytesOf(before).after;
-  length_ns_[gradient] = LengthOf(gradient);
-  length_ns_[weight] = LengthOf(weight);
+  SetPair(pair);
   const int64_t old_makespan = makespan_ns_;
-  Refresh(position_[gradient], position_[weight]);
+  Refresh();
   const int64_t estimate = makespan_ns_;
   makespan_ns_ = old_makespan;
   if (Accept(estimate, temperature)) {
@@ -637,11 +684,10 @@ bool OrderSearch::ProposeFuse(double temperature) {
   for (Task at = rank_next_[gradient]; at != weight; at = rank_next_[at]) {
     live_before_[at] -= choice.weight_grad_bytes;
   }
-  const int last_changed = position_[weight];
   Unlink(weight);
   ways_.fused[pair] = 1;
-  length_ns_[gradient] = LengthOf(gradient);
-  Refresh(position_[gradient], last_changed - 1);
+  SetPair(pair);
+  Refresh();
   return false;
 }
 
@@ -674,7 +720,7 @@ void OrderSearch::ChangeWay(int pair, int choice, bool fused,
 
 // A pair changes choice and fusing together.
 bool OrderSearch::ProposeWay(double temperature) {
-  int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
+  int pair = TaskPair(PickCritical());
   if ((Random() & 1) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
   if (graph_.mode[pair] != PairMode::kSplit) return false;
   const auto choices = graph_.choices_of(pair);
@@ -686,10 +732,11 @@ bool OrderSearch::ProposeWay(double temperature) {
   const Task weight = 3 * pair + kWeightTask;
   const Task weight_prev = was_fused ? gradient : rank_prev_[weight];
   const int64_t old_makespan = makespan_ns_;
+  SaveBest();
   ChangeWay(pair, choice, !was_fused, gradient);
   bool good = MemoryAllowsPair(pair);
   if (good) {
-    Refresh(0, static_cast<int>(sequence_.size()) - 1);
+    Refresh();
     const int64_t makespan = makespan_ns_;
     makespan_ns_ = old_makespan;
     good = Accept(makespan, temperature);
@@ -697,13 +744,13 @@ bool OrderSearch::ProposeWay(double temperature) {
   }
   if (good) return true;
   ChangeWay(pair, old_choice, was_fused, weight_prev);
-  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  Refresh();
   return false;
 }
 
 // A pair, mostly a critical one, changes its choice.
 bool OrderSearch::ProposeChoice(double temperature) {
-  int pair = TaskPair(critical_[RandomBelow(critical_.size())]);
+  int pair = TaskPair(PickCritical());
   if ((Random() & 3) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
   const auto choices = graph_.choices_of(pair);
   if (choices.size() < 2 || !graph_.has_backward(pair)) return false;
@@ -713,6 +760,7 @@ bool OrderSearch::ProposeChoice(double temperature) {
       (ways_.fused[pair] != 0 && !choices[new_choice].has_backward())) {
     return false;
   }
+  SaveBest();
   ways_.choice[pair] = new_choice;
   const Task forward = 3 * pair + kForwardTask;
   const Task gradient = 3 * pair + kGradientTask;
@@ -729,13 +777,14 @@ bool OrderSearch::ProposeChoice(double temperature) {
   }
   RecountPair(pair);
   SetPair(pair);
-  Refresh(position_[forward], position_[Exists(weight) ? weight : gradient]);
+  Refresh();
   return true;
 }
 
 void OrderSearch::RecountMemory() {
   std::vector<int64_t> live(graph_.ranks, 0);
   for (const Task task : sequence_) {
+    if (!Exists(task)) continue;
     const int r = graph_.pair_rank[TaskPair(task)];
     live_before_[task] = live[r];
     live[r] += BytesOf(task).after;
@@ -790,19 +839,12 @@ int OrderSearch::FuseWhereSlack() {
     } else {
       rank_last_[graph_.pair_rank[pair]] = weight_prev;
     }
-    position_[weight] = -1;
+    exists_[weight] = 0;
+    rank_prev_[weight] = rank_next_[weight] = -1;
     length_ns_[weight] = left_ns_[weight] = end_ns_[weight] = 0;
   }
-  if (fused > 0) {
-    sequence_.erase(std::remove_if(sequence_.begin(), sequence_.end(),
-                                   [this](Task task) { return !Exists(task); }),
-                    sequence_.end());
-    for (size_t i = 0; i < sequence_.size(); ++i) {
-      position_[sequence_[i]] = static_cast<int32_t>(i);
-    }
-    RecountMemory();
-  }
-  Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  if (fused > 0) RecountMemory();
+  RefreshAll();
   return fused;
 }
 
@@ -852,12 +894,21 @@ int OrderSearch::SpeedUpWhereMemoryAllows() {
     SetPair(step.pair);
     ++changed;
   }
-  if (changed > 0) Refresh(0, static_cast<int>(sequence_.size()) - 1);
+  if (changed > 0) RefreshAll();
   return changed;
 }
 
+void OrderSearch::SaveBest() {
+  if (!best_unsaved_) return;
+  Save(*best_);
+  best_unsaved_ = false;
+}
+
 void OrderSearch::Save(TaskOrder& to) const {
-  to.tasks = sequence_;
+  to.tasks.clear();
+  for (const Task task : sequence_) {
+    if (Exists(task)) to.tasks.push_back(task);
+  }
   to.ways = ways_;
   to.makespan_ns = makespan_ns_;
 }
@@ -865,6 +916,7 @@ void OrderSearch::Save(TaskOrder& to) const {
 int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
   random_.seed(options.seed);
   if (best.tasks.empty() || makespan_ns_ < best.makespan_ns) Save(best);
+  best_ = &best;
   const double temperature =
       options.temperature * static_cast<double>(best.makespan_ns);
   int64_t moves = 0;
@@ -886,8 +938,12 @@ int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
     } else {
       moved = ProposeSwap(temperature);
     }
-    if (moved && makespan_ns_ < best.makespan_ns) Save(best);
+    if (moved && makespan_ns_ < best.makespan_ns) {
+      best.makespan_ns = makespan_ns_;
+      best_unsaved_ = true;
+    }
   }
+  SaveBest();
   return moves;
 }
 

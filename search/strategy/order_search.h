@@ -75,24 +75,27 @@ class OrderSearch {
   // Calls visit(before, after, delay) for every dependency between tasks.
   template <typename Visitor>
   void ForEachDependency(const Visitor& visit) const;
-  bool Exists(Task task) const { return position_[task] >= 0; }
+  bool Exists(Task task) const { return exists_[task] != 0; }
   int64_t StartOf(Task task) const { return end_ns_[task] - length_ns_[task]; }
   int64_t TailOf(Task task) const { return left_ns_[task] - length_ns_[task]; }
   int64_t LengthOf(Task task) const;
   Bytes BytesOf(Task task) const;
   void SetPair(int pair);
   void MarkDirty(Task task);
-  void ForwardPass(int from, int to);
-  void BackwardPass(int from, int to);
+  void ForwardPass(size_t first_word);
+  void BackwardPass(size_t last_word);
   int64_t EndOf(Task task) const;
   int64_t LeftOf(Task task) const;
-  void Refresh(int first_changed, int last_changed);
+  void Refresh();
+  void RefreshAll();
+  void FindMakespan();
+  Task PickCritical();
   void TraceCriticalPath();
   bool MemoryAllowsSwap(Task first, Task second) const;
   bool MemoryAllowsPair(int pair) const;
   void RecountPair(int pair);
   int64_t EstimateSwap(Task first, Task second) const;
-  bool Swap(Task first, Task second, int& first_changed, int& last_changed);
+  bool Swap(Task first, Task second);
   bool DependsOnMarked(Task task) const;
   bool ProposeSwap(double temperature);
   bool ProposeShift(double temperature);
@@ -110,6 +113,9 @@ class OrderSearch {
         32);
   }
   void RecountMemory();
+  // Writes the order down if it is better than what stands in *best_. Called
+  // before a change that may make it worse, not at every gain.
+  void SaveBest();
 
   const ProblemGraph& graph_;
   // Dependencies between tasks, both ways.
@@ -119,16 +125,23 @@ class OrderSearch {
 
   Ways ways_;
   std::vector<Task> sequence_;
-  std::vector<int32_t> position_;            // [task]: in sequence_, or -1
+  std::vector<int32_t>
+      position_;                 // [task]: in sequence_; -1: not of this graph
+  std::vector<uint8_t> exists_;  // [task]: not so for a W that is fused away
   std::vector<Task> rank_prev_, rank_next_;  // [task], or -1
   std::vector<Task> rank_last_;              // [rank], or -1
   std::vector<int64_t> length_ns_, end_ns_, left_ns_, live_before_;  // [task]
   std::vector<uint64_t> dirty_;  // bits: positions whose times are out of date
+  // Tasks whose lengths or neighbours changed since times were up to date; may
+  // name a task twice, and -1 or a W that is fused away for none.
+  std::vector<Task> changed_;
   int64_t makespan_ns_ = 0;
-  std::vector<Task> critical_;   // one critical path, from the end
+  std::vector<Task> critical_;   // one critical path, from the end, or empty
   std::vector<uint8_t> marked_;  // [task]
   std::vector<Task> depending_, rest_, window_;
   std::mt19937_64 random_;
+  TaskOrder* best_ = nullptr;  // of the walk under way
+  bool best_unsaved_ = false;  // the order as it stands is the best
 };
 
 }  // namespace pipeweaver::search

@@ -38,8 +38,10 @@ using Clock = std::chrono::steady_clock;
 constexpr double kRuleShare = 0.5;
 constexpr double kLargeRuleShare = 0.85;
 constexpr double kLeastWalk = 1;
-// Orders of groups from which rules are varied, and the share of the rules'
-// budget that the first may take.
+// Orders of groups from which rules are varied: one for so many schedules that
+// rules are good for, and at most so many; and the share of the rules' budget
+// that the first may take.
+constexpr double kEvaluationsPerDescent = 150;
 constexpr size_t kDescents = 4;
 constexpr double kFirstDescentShare = 0.7;
 // The share of the rules' budget in which settings that did well before are
@@ -52,7 +54,7 @@ constexpr double kEvaluationsPerStart = 330;
 constexpr int kElites = 3;
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
-constexpr int64_t kMovesPerEvaluation = 32;
+constexpr int64_t kMovesPerEvaluation = 64;
 constexpr int kRulesPerBatch = 8;
 // Evaluations left without a limit; may be multiplied by small numbers.
 constexpr int64_t kNoLimit = int64_t{1} << 48;
@@ -275,7 +277,10 @@ class Search {
     SortByMakespan(starts);
     if (starts.size() > kDescents) starts.resize(kDescents);
     Compare(starts);
-    for (size_t i = 0; i < starts.size(); ++i) {
+    const double descents = std::max(
+        1.0, RuleShare() * ExpectedEvaluations() / kEvaluationsPerDescent);
+    for (size_t i = 0;
+         i < starts.size() && static_cast<double>(i + 1) <= descents; ++i) {
       Descend(starts[i],
               RuleShare() * (kFirstDescentShare + (1 - kFirstDescentShare) *
                                                       static_cast<double>(i) /
