@@ -41,7 +41,7 @@ constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied: one for so many schedules that
 // rules are good for, and at most so many; and the share of the rules' budget
 // that the first may take.
-constexpr double kEvaluationsPerDescent = 150;
+constexpr double kEvaluationsPerDescent = 75;
 constexpr size_t kDescents = 4;
 constexpr double kFirstDescentShare = 0.7;
 // The share of the rules' budget in which settings that did well before are
