@@ -2,10 +2,14 @@
 
 #include "server/config.h"
 
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <thread>
 
@@ -75,6 +79,27 @@ absl::Status CheckPem(absl::string_view field, const std::string& path) {
   return absl::OkStatus();
 }
 
+// The certificate and the key that it was made for.
+absl::Status CheckKeyPair(const std::string& cert_file,
+                          const std::string& key_file) {
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(
+      SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
+  absl::Status status;
+  if (SSL_CTX_use_certificate_chain_file(context.get(), cert_file.c_str()) !=
+      1) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("cert_file: '", cert_file, "' holds no certificate"));
+  } else if (SSL_CTX_use_PrivateKey_file(context.get(), key_file.c_str(),
+                                         SSL_FILETYPE_PEM) != 1) {
+    status = absl::InvalidArgumentError(absl::StrCat(
+        "key_file: '", key_file,
+        "' does not hold the key of the certificate in cert_file '", cert_file,
+        "'"));
+  }
+  ERR_clear_error();
+  return status;
+}
+
 absl::Status CheckTls(const v1::ServerConfig& config) {
   if (config.cert_file().empty() != config.key_file().empty()) {
     return absl::InvalidArgumentError(
@@ -89,6 +114,7 @@ absl::Status CheckTls(const v1::ServerConfig& config) {
   }
   PW_RETURN_IF_ERROR(CheckPem("cert_file", config.cert_file()));
   PW_RETURN_IF_ERROR(CheckPem("key_file", config.key_file()));
+  PW_RETURN_IF_ERROR(CheckKeyPair(config.cert_file(), config.key_file()));
   if (config.client_ca_file().empty()) return absl::OkStatus();
   return CheckPem("client_ca_file", config.client_ca_file());
 }

@@ -292,10 +292,11 @@ void Metrics::OnReport(const std::string& job, double ratio) {
   if (it != job_gauges_.end()) it->second.measured_over_predicted->Set(ratio);
 }
 
-void Metrics::OnCosts(const std::string& job, const CostVersion& version) {
-  if (version.number > 0) cost_versions_->Increment();
+void Metrics::OnCosts(const std::string& job, const CostVersion& version,
+                      bool is_new) {
   const semu::Calibration& calibration = version.calibration;
-  if (version.number > 0) {
+  if (is_new) {
+    cost_versions_->Increment();
     spdlog::info(
         "job '{}': costs version {}: {} measured layers, {} stage times with a "
         "mean error of {:.4f} before and {:.4f} after calibration",

@@ -76,7 +76,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
                     const PlanTimings& timings) override;
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
   void OnReport(const std::string& job, double ratio) override;
-  void OnCosts(const std::string& job, const CostVersion& version) override;
+  void OnCosts(const std::string& job, const CostVersion& version,
+               bool is_new) override;
   void OnCostsRefused(const std::string& job,
                       const absl::Status& status) override;
   // Also says so in the log when a replica's drift begins and when it ends.

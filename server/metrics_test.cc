@@ -51,7 +51,7 @@ void Exercise(Metrics& metrics) {
   version.calibration.error_before = 0.25;
   version.calibration.error_after = 0.125;
   version.extra_reserve_bytes = {0, 64};
-  metrics.OnCosts("vlm", version);
+  metrics.OnCosts("vlm", version, /*is_new=*/true);
   metrics.OnCostsRefused("vlm", absl::ResourceExhaustedError("full"));
   metrics.OnDrift({"vlm", 1, 0, 0},
                   {semu::Drift{0, 100, 150, 0.5, 0.03}, true, 1});

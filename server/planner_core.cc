@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "search/cost_observations.h"
 #include "search/joint_planner.h"
+#include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::server {
@@ -61,6 +64,7 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       registry_(options.max_jobs),
       table_(options.steps),
       pool_(options.planner_threads, options.max_queued),
+      fallbacks_(options.planner_threads, std::numeric_limits<int>::max()),
       keeper_([this] { KeepDeadlines(); }) {}
 
 PlannerCore::~PlannerCore() { Stop(); }
@@ -75,6 +79,7 @@ void PlannerCore::Stop() {
   stopping_ = true;
   table_.AbandonPending(absl::UnavailableError("the server shuts down"));
   pool_.Stop();
+  fallbacks_.Stop();
 }
 
 void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
@@ -99,11 +104,12 @@ void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
 }
 
 void PlannerCore::Begin(const RegisteredJob& job) {
-  table_.BeginAttempt(job.name, job.attempt);
-  pool_.DropCancelled();
+  // A repeated request gets the answer that it got before.
+  if (!table_.BeginAttempt(job.name, job.attempt)) return;
+  DropCancelled();
   if (observer_ == nullptr) return;
   observer_->OnJobRegistered(job.name, job.attempt);
-  observer_->OnCosts(job.name, *job.cost_version);
+  observer_->OnCosts(job.name, *job.cost_version, /*is_new=*/false);
 }
 
 std::shared_ptr<JobCosts> PlannerCore::CostsOf(
@@ -192,7 +198,7 @@ absl::Status PlannerCore::RemoveJob(const std::string& job) {
     table_.EndJob(job);
     if (observer_ != nullptr) observer_->OnJobRemoved(job);
   }
-  pool_.DropCancelled();
+  DropCancelled();
   return absl::OkStatus();
 }
 
@@ -260,41 +266,57 @@ void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
   JointSteps ready;
   {
     MutexLock lock(&joint_mutex_);
-    const auto [it, first] = joint_.try_emplace(key);
+    const auto it = joint_.try_emplace(key).first;
     JointSteps& joint = it->second;
-    if (first) joint.start_at = request.submitted_at + *request.joint_wait;
-    // A step withdrawn meanwhile may have been submitted again.
-    for (size_t n = std::erase_if(
-             joint.steps, [](const auto& s) { return s->cancelled->load(); });
-         n > 0; --n) {
-      pool_.Release();
-    }
-    joint.steps.push_back(step);
-    if (joint.steps.size() == replicas) {
-      ready = std::move(joint);
-      joint_.erase(it);
-    }
+    joint.push_back(step);
+    // One withdrawn meanwhile may have been submitted again; this one may have
+    // been withdrawn by now.
+    DropCancelled(joint);
+    if (joint.size() == replicas) ready = std::move(joint);
+    if (joint.empty() || !ready.empty()) joint_.erase(it);
   }
-  if (ready.steps.empty()) {
+  if (ready.empty()) {
     WakeKeeper();
   } else {
     EnqueueJointly(std::move(ready));
   }
 }
 
+void PlannerCore::DropCancelled(JointSteps& joint) {
+  for (size_t n = std::erase_if(
+           joint, [](const auto& step) { return step->cancelled->load(); });
+       n > 0; --n) {
+    pool_.Release();
+  }
+}
+
+void PlannerCore::DropCancelled() {
+  pool_.DropCancelled();
+  MutexLock lock(&joint_mutex_);
+  for (auto it = joint_.begin(); it != joint_.end();) {
+    DropCancelled(it->second);
+    it = it->second.empty() ? joint_.erase(it) : std::next(it);
+  }
+}
+
+Clock::TimePoint PlannerCore::StartOf(const JointSteps& joint) {
+  const StepRequest& first = *joint.front()->request;
+  return first.submitted_at + *first.joint_wait;
+}
+
 void PlannerCore::EnqueueJointly(JointSteps joint) {
   // One task takes one of their places.
-  for (size_t i = 1; i < joint.steps.size(); ++i) pool_.Release();
+  for (size_t i = 1; i < joint.size(); ++i) pool_.Release();
   PlanningPool::Task task;
-  task.job = joint.steps[0]->request->key.job;
-  for (const auto& step : joint.steps) {
+  task.job = joint[0]->request->key.job;
+  for (const auto& step : joint) {
     if (step->request->seal_at.has_value()) {
       task.needed_at = std::min(task.needed_at, *step->request->seal_at);
     }
   }
   // Each step is left out by itself when it is cancelled.
   task.cancelled = std::make_shared<std::atomic<bool>>(false);
-  task.run = [this, steps = std::move(joint.steps)](bool dropped) {
+  task.run = [this, steps = std::move(joint)](bool dropped) {
     if (!dropped) PlanJointSteps(steps);
   };
   pool_.Enqueue(std::move(task));
@@ -305,7 +327,7 @@ std::vector<PlannerCore::JointSteps> PlannerCore::TakeJointDue(
   std::vector<JointSteps> due;
   MutexLock lock(&joint_mutex_);
   for (auto it = joint_.begin(); it != joint_.end();) {
-    if (it->second.start_at > now) {
+    if (StartOf(it->second) > now) {
       ++it;
       continue;
     }
@@ -319,7 +341,8 @@ std::optional<Clock::TimePoint> PlannerCore::NextJointStart() const {
   std::optional<Clock::TimePoint> next;
   MutexLock lock(&joint_mutex_);
   for (const auto& [key, joint] : joint_) {
-    next = std::min(next.value_or(joint.start_at), joint.start_at);
+    const Clock::TimePoint start = StartOf(joint);
+    next = std::min(next.value_or(start), start);
   }
   return next;
 }
@@ -327,7 +350,7 @@ std::optional<Clock::TimePoint> PlannerCore::NextJointStart() const {
 absl::Status PlannerCore::CancelStep(const StepKey& key) {
   PW_RETURN_IF_ERROR(CheckKey(key).status());
   PW_RETURN_IF_ERROR(table_.Cancel(key));
-  pool_.DropCancelled();
+  DropCancelled();
   return absl::OkStatus();
 }
 
@@ -503,7 +526,7 @@ void PlannerCore::Reprice(const std::string& name) {
   prepared.profile_digest = codec_->ProfileDigest(*prepared.plannable);
   MutexLock lock(&lifecycle_mutex_);
   if (registry_.Reprice(name, std::move(prepared)) && observer_ != nullptr) {
-    observer_->OnCosts(name, *version);
+    observer_->OnCosts(name, *version, /*is_new=*/true);
   }
 }
 
@@ -578,10 +601,10 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
                                 : PlanOrigin::kSearchCut;
   const int64_t after_search_ns = plan->report.check_ns + plan->report.lower_ns;
   const Clock::TimePoint planned = clock_->Now();
-  SealPlan(
-      *step, *request.job, std::make_shared<search::StepPlan>(*std::move(plan)),
-      origin, warm == nullptr ? std::string() : warm->plan_digest,
-      /*joint_batch_digests=*/"", Nanoseconds(started - request.submitted_at));
+  SealPlan(*step, *request.job,
+           std::make_shared<search::StepPlan>(*std::move(plan)), origin,
+           warm == nullptr ? std::string() : warm->plan_digest,
+           /*joint=*/nullptr, Nanoseconds(started - request.submitted_at));
   registry_.NoteSealTime(
       request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
 }
@@ -602,17 +625,18 @@ void PlannerCore::PlanJointSteps(
 
   search::PlanOptions options;
   search::SearchBudget& budget = options.search.budget;
-  options.search.seed = steps[0]->request->seed;
+  JointSearch joint;
+  joint.seed = steps[0]->request->seed;
+  options.search.seed = joint.seed;
   options.search.threads = ThreadsForSearch();
   budget.cancelled = &stopping_;
-  std::string batch_digests;
   std::vector<const semu::Batch*> batches;
   bool time_budget = false;
   std::optional<Clock::TimePoint> needed;
   for (const auto& step : steps) {
     const StepRequest& request = *step->request;
     batches.push_back(&request.batch);
-    absl::StrAppend(&batch_digests, request.batch_digest);
+    absl::StrAppend(&joint.batch_digests, request.batch_digest);
     budget.evaluations += request.budget_evaluations;
     time_budget |= request.budget_evaluations == 0;
     if (request.seal_at.has_value()) {
@@ -624,6 +648,7 @@ void PlannerCore::PlanJointSteps(
     }
   }
   if (time_budget) budget.evaluations = 0;
+  joint.budget_evaluations = budget.evaluations;
   budget.deadline = started + count * (time_budget ? options_.search_budget
                                                    : options_.max_search);
   bool cut = !time_budget;
@@ -649,8 +674,8 @@ void PlannerCore::PlanJointSteps(
   std::vector<absl::StatusOr<search::StepPlan>> plans =
       search::PlanJointly(*planner_, plannable, batches, options);
   if (dealt.has_value()) {
-    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut,
-                   batch_digests, started);
+    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint,
+                   started);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -668,7 +693,7 @@ void PlannerCore::PlanJointSteps(
     const Clock::TimePoint planned = clock_->Now();
     SealPlan(step, registered,
              std::make_shared<search::StepPlan>(*std::move(plans[i])), origin,
-             /*warm_start_digest=*/"", batch_digests,
+             /*warm_start_digest=*/"", &joint,
              Nanoseconds(started - step.request->submitted_at));
     registry_.NoteSealTime(
         job, after_search_ns + Nanoseconds(clock_->Now() - planned));
@@ -676,7 +701,8 @@ void PlannerCore::PlanJointSteps(
 }
 
 PlanIdentity PlannerCore::IdentityOf(const StepRequest& request,
-                                     const RegisteredJob& job) {
+                                     const RegisteredJob& job,
+                                     const JointSearch* joint) {
   PlanIdentity identity;
   identity.key = request.key;
   identity.job_digest = job.job_digest;
@@ -686,6 +712,11 @@ PlanIdentity PlannerCore::IdentityOf(const StepRequest& request,
   identity.seed = request.seed;
   identity.budget_evaluations = request.budget_evaluations;
   identity.duration_noise = request.duration_noise;
+  if (joint != nullptr) {
+    identity.joint_batch_digests = joint->batch_digests;
+    identity.seed = joint->seed;
+    identity.budget_evaluations = joint->budget_evaluations;
+  }
   return identity;
 }
 
@@ -693,7 +724,7 @@ void PlannerCore::SealDealtSteps(
     const std::vector<std::shared_ptr<const PendingStep>>& steps,
     const search::DealtBatches& dealt, const RegisteredJob& job,
     std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-    const std::string& joint_batch_digests, Clock::TimePoint started) {
+    const JointSearch& joint, Clock::TimePoint started) {
   const Clock::TimePoint planned = clock_->Now();
   int64_t after_search_ns = 0;
   const auto fall_back = [&](const absl::Status& status) {
@@ -705,11 +736,10 @@ void PlannerCore::SealDealtSteps(
     const StepRequest& request = *steps[i]->request;
     after_search_ns += plans[i]->report.check_ns + plans[i]->report.lower_ns;
     UnsealedPlan& plan = unsealed.emplace_back();
-    plan.identity = IdentityOf(request, job);
+    plan.identity = IdentityOf(request, job, &joint);
     plan.identity.origin = plans[i]->report.finished || !cut
                                ? PlanOrigin::kSearchFinished
                                : PlanOrigin::kSearchCut;
-    plan.identity.joint_batch_digests = joint_batch_digests;
     plan.timings.queue_ns = Nanoseconds(started - request.submitted_at);
     plan.timings.submit_to_seal_ns =
         Nanoseconds(clock_->Now() - request.submitted_at);
@@ -747,12 +777,11 @@ void PlannerCore::SealDealtSteps(
 void PlannerCore::SealPlan(const PendingStep& step, const RegisteredJob& job,
                            std::shared_ptr<const search::StepPlan> plan,
                            PlanOrigin origin, std::string warm_start_digest,
-                           std::string joint_batch_digests, int64_t queue_ns) {
+                           const JointSearch* joint, int64_t queue_ns) {
   const StepRequest& request = *step.request;
-  PlanIdentity identity = IdentityOf(request, job);
+  PlanIdentity identity = IdentityOf(request, job, joint);
   identity.warm_start_digest = std::move(warm_start_digest);
   identity.origin = origin;
-  identity.joint_batch_digests = std::move(joint_batch_digests);
   PlanTimings timings;
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
@@ -790,8 +819,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
   const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, *request.job, like->plan, PlanOrigin::kCached,
-             like->plan_digest,
-             /*joint_batch_digests=*/"", queue_ns);
+             like->plan_digest, /*joint=*/nullptr, queue_ns);
     return;
   }
   auto safe = planner_->PlanSafe(*request.job->plannable, request.batch);
@@ -801,7 +829,22 @@ void PlannerCore::SealFallback(const PendingStep& step,
   }
   SealPlan(step, *request.job,
            std::make_shared<search::StepPlan>(*std::move(safe)),
-           PlanOrigin::kSafe, std::string(), std::string(), queue_ns);
+           PlanOrigin::kSafe, std::string(), /*joint=*/nullptr, queue_ns);
+}
+
+void PlannerCore::EnqueueFallback(
+    const std::shared_ptr<const PendingStep>& step) {
+  PlanningPool::Task task;
+  task.job = step->request->key.job;
+  task.needed_at = *step->request->seal_at;
+  task.cancelled = step->cancelled;
+  task.run = [this, step](bool dropped) {
+    if (dropped || step->cancelled->load()) return;
+    SealFallback(*step, absl::OkStatus());
+    DropCancelled();
+  };
+  PW_CHECK(fallbacks_.Reserve());
+  fallbacks_.Enqueue(std::move(task));
 }
 
 void PlannerCore::WakeKeeper() {
@@ -830,8 +873,7 @@ void PlannerCore::KeepDeadlines() {
       EnqueueJointly(std::move(joint));
     }
     const auto due = table_.TakeDue(now);
-    for (const auto& step : due) SealFallback(*step, absl::OkStatus());
-    if (!due.empty()) pool_.DropCancelled();
+    for (const auto& step : due) EnqueueFallback(step);
     table_.DropExpired(now);
   }
 }

@@ -180,9 +180,12 @@ class PlannerCore {
 
   // Replicas of a step that wait to be planned together. Each holds a place in
   // the pool's queue.
-  struct JointSteps {
-    std::vector<std::shared_ptr<const PendingStep>> steps;
-    Clock::TimePoint start_at;
+  using JointSteps = std::vector<std::shared_ptr<const PendingStep>>;
+  // What replicas' plans made in one search have in common.
+  struct JointSearch {
+    std::string batch_digests;       // of all, in the order of replicas
+    uint64_t seed = 0;               // of the first replica that takes part
+    int64_t budget_evaluations = 0;  // of all together; 0: time alone
   };
   using JointKey = std::tuple<std::string, uint64_t, uint64_t>;
 
@@ -190,6 +193,15 @@ class PlannerCore {
   // Lets the step wait for the other replicas; enqueues them if it is the last.
   void JoinStep(const std::shared_ptr<const PendingStep>& step);
   void EnqueueJointly(JointSteps joint);
+  // When those that are there, at least one, are planned without the others.
+  static Clock::TimePoint StartOf(const JointSteps& joint);
+  // Forgets steps that were withdrawn, abandoned or sealed, and gives their
+  // places back. Call after setting flags.
+  void DropCancelled();
+  void DropCancelled(JointSteps& joint)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(joint_mutex_);
+  // A step whose time has come gets a plan without a search.
+  void EnqueueFallback(const std::shared_ptr<const PendingStep>& step);
   // Those whose wait is over, or when the next one's will be.
   std::vector<JointSteps> TakeJointDue(Clock::TimePoint now);
   std::optional<Clock::TimePoint> NextJointStart() const;
@@ -202,15 +214,17 @@ class PlannerCore {
       const std::vector<std::shared_ptr<const PendingStep>>& steps,
       const search::DealtBatches& dealt, const RegisteredJob& job,
       std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-      const std::string& joint_batch_digests, Clock::TimePoint started);
-  // The identity of a step's plan made with `job`, as far as both say.
+      const JointSearch& joint, Clock::TimePoint started);
+  // The identity of a step's plan made with `job`, as far as the arguments say;
+  // `joint` is null for a step planned alone.
   static PlanIdentity IdentityOf(const StepRequest& request,
-                                 const RegisteredJob& job);
+                                 const RegisteredJob& job,
+                                 const JointSearch* joint);
   // Seals `plan`, made with `job`, under the step's key unless somebody was
   // first.
   void SealPlan(const PendingStep& step, const RegisteredJob& job,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
-                std::string warm_start_digest, std::string joint_batch_digests,
+                std::string warm_start_digest, const JointSearch* joint,
                 int64_t queue_ns);
   void SealFailure(const PendingStep& step, const absl::Status& status);
   // Seals without a search: a like batch's plan, else the safe program.
@@ -248,6 +262,9 @@ class PlannerCore {
   JobRegistry registry_;
   StepTable table_;
   PlanningPool pool_;
+  // For steps whose time has come: they wait behind no search, and the jobs
+  // take turns.
+  PlanningPool fallbacks_;
 
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);

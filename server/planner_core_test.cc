@@ -184,6 +184,61 @@ TEST_F(PlannerCoreTest, WaitingReplicasAreWithdrawnAndHoldNoPlaces) {
   }
 }
 
+TEST_F(PlannerCoreTest, JointStepsThatEndBeforeTheirTimeHoldNothing) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::minutes(10);
+  // Each more often than the queue has places.
+  for (uint64_t step = 0; step < 20; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 1}, 7, {}, 0, wait).ok()) << step;
+    ASSERT_TRUE(core_.CancelStep({"vlm", 1, step, 1}).ok());
+  }
+  for (uint64_t step = 20; step < 40; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 1}, 7, milliseconds(30), 0, wait).ok())
+        << step;
+    clock_.Advance(milliseconds(28));
+    EXPECT_EQ((*Read({"vlm", 1, step, 1}))->identity.origin, PlanOrigin::kSafe);
+  }
+  for (int attempt = 2; attempt < 22; ++attempt) {
+    Register("vlm", absl::StrCat("run ", attempt));
+    ASSERT_TRUE(
+        Submit({"vlm", static_cast<uint64_t>(attempt), 0, 1}, 7, {}, 0, wait)
+            .ok())
+        << attempt;
+  }
+  EXPECT_TRUE(planner_.calls().empty());
+}
+
+TEST_F(PlannerCoreTest, AWithdrawnStepStartsNoWait) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::seconds(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 7, {}, 0, wait).ok());
+  ASSERT_TRUE(core_.CancelStep({"vlm", 1, 0, 1}).ok());
+  clock_.Advance(milliseconds(900));
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 0, wait).ok());
+  clock_.Advance(milliseconds(900));
+  // The other replica comes in time.
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 9, {}, 0, wait).ok());
+  EXPECT_EQ((*Read({"vlm", 1, 0, 1}))->identity.joint_batch_digests,
+            "batch 9batch 8");
+}
+
+TEST_F(PlannerCoreTest, JointPlansNameTheBudgetOfTheirSearch) {
+  Register("vlm", "a");
+  const auto wait = std::chrono::seconds(1);
+  for (const uint32_t replica : {0, 1}) {
+    ASSERT_TRUE(
+        Submit({"vlm", 1, 0, replica}, 7, {}, 100 + replica, wait).ok());
+    ASSERT_TRUE(
+        Submit({"vlm", 1, 1, replica}, 8, {}, 100 * replica, wait).ok());
+  }
+  for (const uint32_t replica : {0, 1}) {
+    EXPECT_EQ((*Read({"vlm", 1, 0, replica}))->identity.budget_evaluations,
+              201);
+    // A replica without one: time bounds the search of all.
+    EXPECT_EQ((*Read({"vlm", 1, 1, replica}))->identity.budget_evaluations, 0);
+  }
+}
+
 // Two replicas of two microbatches, in one module of one layer.
 class MovesTest : public PlannerCoreTest {
  protected:
@@ -501,6 +556,41 @@ TEST_F(PlannerCoreTest, ANewAttemptEndsSearchesOfTheOldOne) {
   ASSERT_TRUE(Submit({"vlm", 2, 0, 0}, 5).ok());
   planner_.Finish(5);
   EXPECT_TRUE(Read({"vlm", 2, 0, 0}).ok());
+}
+
+class CostsObserver final : public PlannerObserver {
+ public:
+  void OnCosts(const std::string&, const CostVersion&, bool is_new) override {
+    ++(is_new ? new_versions : old_versions);
+  }
+  std::atomic<int> new_versions = 0, old_versions = 0;
+};
+
+TEST(PlannerCoreObserverTest, ARepeatedRegistrationIsNotObserved) {
+  FakeClock clock;
+  PuppetPlanner planner;
+  TextCodec codec;
+  CostsObserver observer;
+  PlannerCore core(PlannerCoreOptions(), &planner, &codec, &clock, &observer);
+  Registration registration;
+  registration.job.name = "vlm";
+  registration.job.parallelism.pipeline_parallel = 2;
+  registration.job_digest = "digest";
+  const auto run = [&](const std::string& request_id) {
+    registration.request_id = request_id;
+    std::promise<void> done;
+    core.RegisterJob(registration, NotCancelled(), [&](const auto& job) {
+      EXPECT_TRUE(job.ok()) << job.status();
+      done.set_value();
+    });
+    done.get_future().wait();
+  };
+  run("a");
+  run("a");
+  EXPECT_EQ(observer.old_versions, 1);
+  run("b");
+  EXPECT_EQ(observer.old_versions, 2);
+  EXPECT_EQ(observer.new_versions, 0);
 }
 
 TEST_F(PlannerCoreTest, TheQueueIsBounded) {

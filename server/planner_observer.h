@@ -36,10 +36,11 @@ class PlannerObserver {
                         double measured_over_predicted) {
     (void)job, (void)measured_over_predicted;
   }
-  // A version of the job's costs is in use from the next step on; the first one
-  // comes with the registration.
-  virtual void OnCosts(const std::string& job, const CostVersion& version) {
-    (void)job, (void)version;
+  // A version of the job's costs is in use from the next step on: a new one, or
+  // with an attempt the one that it begins with.
+  virtual void OnCosts(const std::string& job, const CostVersion& version,
+                       bool is_new) {
+    (void)job, (void)version, (void)is_new;
   }
   // A version was not taken up: the job cannot be planned with it.
   virtual void OnCostsRefused(const std::string& job,

@@ -41,6 +41,11 @@ constexpr auto kDrainPoll = std::chrono::milliseconds(2);
 // are health watches, which end with their clients only.
 constexpr auto kLastAnswers = std::chrono::milliseconds(100);
 
+// A connection to the metrics page that asks for nothing holds a thread until
+// the time is up: some are left for those that ask.
+constexpr char kMetricsThreads[] = "4";
+constexpr char kMetricsTimeoutMs[] = "2000";
+
 std::shared_ptr<grpc::ServerCredentials> MakeCredentials(
     const v1::ServerConfig& config) {
   if (config.cert_file().empty()) return grpc::InsecureServerCredentials();
@@ -163,7 +168,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     // prometheus-cpp reports errors by exceptions: they end here.
     try {
       parts->exposer =
-          std::make_unique<prometheus::Exposer>(config.metrics_address(), 1);
+          std::make_unique<prometheus::Exposer>(std::vector<std::string>{
+              "listening_ports", config.metrics_address(), "num_threads",
+              kMetricsThreads, "request_timeout_ms", kMetricsTimeoutMs});
     } catch (const std::exception& error) {
       return absl::UnavailableError(
           absl::StrCat("metrics_address: cannot bind '",

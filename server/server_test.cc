@@ -24,6 +24,7 @@
 #include "client_agents/cc/planner_client.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/config.h"
 #include "server/testing/raw_stream.h"
 #include "server/testing/test_server.h"
 
@@ -132,6 +133,21 @@ TEST(ServerTest, TlsIsMutualWhenAskedFor) {
   options.key_file.clear();
   EXPECT_FALSE(ListJobs(address, options).ok());
   EXPECT_FALSE(ListJobs(address, Patience(500)).ok());
+}
+
+TEST(ServerTest, AKeyOfAnotherCertificateIsRefused) {
+  if (!MakeCertificate("one") || !MakeCertificate("two")) {
+    GTEST_SKIP() << "skipped: the openssl command is missing";
+  }
+  v1::ServerConfig config;
+  config.set_cert_file(Temp("one.pem"));
+  config.set_key_file(Temp("two.key"));
+  const absl::Status status = CompleteConfig(config).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("does not hold the key of the certificate"));
+  config.set_key_file(Temp("one.key"));
+  EXPECT_TRUE(CompleteConfig(config).ok());
 }
 
 TEST(ServerTest, ANewCertificateIsTakenWithoutARestart) {

@@ -105,12 +105,12 @@ void StepTable::ReleaseReplicas(const std::string& job, JobSteps& steps,
   steps.replicas.clear();
 }
 
-void StepTable::BeginAttempt(const std::string& job, uint64_t attempt) {
+bool StepTable::BeginAttempt(const std::string& job, uint64_t attempt) {
   Answers answers;
   {
     MutexLock lock(&mutex_);
     JobSteps& steps = jobs_[job];
-    if (attempt <= steps.attempt) return;
+    if (attempt <= steps.attempt) return false;
     ReleaseReplicas(job, steps,
                     absl::AbortedError(absl::StrCat(
                         "attempt: ", steps.attempt, " of job '", job,
@@ -119,6 +119,7 @@ void StepTable::BeginAttempt(const std::string& job, uint64_t attempt) {
     steps.attempt = attempt;
   }
   Send(std::move(answers));
+  return true;
 }
 
 void StepTable::EndJob(const std::string& job) {
@@ -174,15 +175,20 @@ absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
   }
   Answers answers;  // stays empty: nobody waits on a used step
   if (replica->steps.size() >= window) {
-    const auto used =
-        std::find_if(replica->steps.begin(), replica->steps.end(),
-                     [](const auto& item) { return item.second.used; });
+    // A sealed step a whole window behind could not be submitted any more:
+    // ranks that have not read it went without.
+    const auto used = std::find_if(
+        replica->steps.begin(), replica->steps.end(), [&](const auto& item) {
+          return item.second.used ||
+                 (item.second.result.has_value() && key.step >= window &&
+                  item.first <= key.step - window);
+        });
     if (used == replica->steps.end() || used->first > key.step) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("step: job '", key.job, "', replica ", key.replica,
-                       " holds ", replica->steps.size(),
-                       " steps that were not read by all ranks, the limit "
-                       "(max_steps_per_replica): read or cancel some"));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "step: job '", key.job, "', replica ", key.replica, " holds ",
+          replica->steps.size(),
+          " steps that were not read by all ranks, the limit "
+          "(max_steps_per_replica): read some, or cancel those not sealed"));
     }
     StepKey used_key = key;
     used_key.step = used->first;

@@ -86,8 +86,9 @@ class StepTable {
   explicit StepTable(const Options& options) : options_(options) {}
 
   // Steps of this attempt are taken from now on; those of earlier attempts are
-  // dropped, and calls that wait on them get ABORTED.
-  void BeginAttempt(const std::string& job, uint64_t attempt);
+  // dropped, and calls that wait on them get ABORTED. False, and no change, if
+  // it or a later one has begun already.
+  bool BeginAttempt(const std::string& job, uint64_t attempt);
   // Drops the job; calls that wait on it get NOT_FOUND.
   void EndJob(const std::string& job);
 

@@ -147,20 +147,32 @@ TEST_F(StepTableTest, RemovalAnswersThoseWhoWait) {
   EXPECT_EQ(ReadNow(5).status().code(), absl::StatusCode::kNotFound);
 }
 
-TEST_F(StepTableTest, AFullWindowRefusesUntilTheOldestStepIsUsed) {
-  for (int step = 0; step < 3; ++step) SubmitAndSeal(step);
+TEST_F(StepTableTest, AFullWindowRefusesUntilTheOldestStepIsSealed) {
+  const auto oldest = Submit(0);
+  SubmitAndSeal(1);
+  SubmitAndSeal(2);
   const auto full = table_.Submit(MakeRequest(3)).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("max_steps_per_replica"));
-  table_.NoteFetched({"vlm", 1, 0, 0}, 0);
-  EXPECT_FALSE(table_.Submit(MakeRequest(3)).ok());
-  table_.NoteFetched({"vlm", 1, 0, 0}, 1);
+  // Ranks that never read it do not keep later steps out.
+  table_.Seal(*oldest, MakePlan(*oldest->request), At(0));
   EXPECT_TRUE(table_.Submit(MakeRequest(3)).ok());
   EXPECT_THAT(std::string(ReadNow(0).status().message()),
               HasSubstr("has expired"));
   EXPECT_EQ(table_.Submit(MakeRequest(0)).status().code(),
             absl::StatusCode::kOutOfRange);
   EXPECT_EQ(table_.HeldSteps("vlm"), 3);
+}
+
+TEST_F(StepTableTest, AStepWithinTheWindowGivesWayWhenAllRanksHaveReadIt) {
+  SubmitAndSeal(0);
+  SubmitAndSeal(2);
+  SubmitAndSeal(3);
+  EXPECT_FALSE(table_.Submit(MakeRequest(1)).ok());
+  table_.NoteFetched({"vlm", 1, 0, 0}, 0);
+  EXPECT_FALSE(table_.Submit(MakeRequest(1)).ok());
+  table_.NoteFetched({"vlm", 1, 0, 0}, 1);
+  EXPECT_TRUE(table_.Submit(MakeRequest(1)).ok());
 }
 
 TEST_F(StepTableTest, AReportedOrFailedStepCountsAsUsed) {

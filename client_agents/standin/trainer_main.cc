@@ -51,6 +51,11 @@
 #include "pipeweaver/v1/planner_service.pb.h"
 
 ABSL_FLAG(std::string, server, "127.0.0.1:7411", "address of the planner");
+ABSL_FLAG(std::string, ca_file, "",
+          "see PlannerClientOptions, as the next three");
+ABSL_FLAG(std::string, cert_file, "", "");
+ABSL_FLAG(std::string, key_file, "", "");
+ABSL_FLAG(std::string, token_file, "", "");
 ABSL_FLAG(std::string, job_file, "", "v1.Job as protobuf text");
 ABSL_FLAG(std::vector<std::string>, batch_files, {},
           "v1.BatchMetadata as protobuf text, one a step, used in turn");
@@ -105,6 +110,10 @@ absl::StatusOr<Message> ReadTextProto(const std::string& path) {
 absl::StatusOr<PlannerClient> Connect() {
   PlannerClientOptions options;
   options.call_timeout = kCallTimeout;
+  options.ca_file = absl::GetFlag(FLAGS_ca_file);
+  options.cert_file = absl::GetFlag(FLAGS_cert_file);
+  options.key_file = absl::GetFlag(FLAGS_key_file);
+  options.token_file = absl::GetFlag(FLAGS_token_file);
   return PlannerClient::Create(absl::GetFlag(FLAGS_server), options);
 }
 
@@ -286,11 +295,14 @@ absl::StatusOr<std::string> DescribeStep(const Trainer& trainer,
 }
 
 absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
-  absl::StatusOr<PlannerClient> client = Connect();
-  if (!client.ok()) return client.status();
   std::string layout_digest;
-  absl::StatusOr<uint64_t> attempt = Register(trainer, *client, layout_digest);
-  if (!attempt.ok()) return attempt.status();
+  absl::StatusOr<PlannerClient> client = Connect();
+  absl::StatusOr<uint64_t> attempt =
+      client.ok() ? Register(trainer, *client, layout_digest) : client.status();
+  if (!attempt.ok()) {
+    Fail(parent, "submitter", attempt.status());
+    return attempt.status();
+  }
 
   std::mutex mutex;
   std::condition_variable submitted_changed;

@@ -18,6 +18,7 @@ ExitCode ExitCodeOf(const absl::Status& status) {
       return kExitOk;
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kUnauthenticated:
       return kExitUnavailable;
     case absl::StatusCode::kInternal:
     case absl::StatusCode::kDataLoss:

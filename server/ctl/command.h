@@ -23,10 +23,11 @@ namespace pipeweaver::ctl {
 // Exit codes, as `pipeweaverctl help` documents them.
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailed = 1,       // the answer is no: a check failed, bytes differ
-  kExitUsage = 2,        // wrong arguments
-  kExitBadInput = 3,     // an input breaks a rule, or has no valid schedule
-  kExitUnavailable = 4,  // the server cannot be reached, or did not answer
+  kExitFailed = 1,    // the answer is no: a check failed, bytes differ
+  kExitUsage = 2,     // wrong arguments
+  kExitBadInput = 3,  // an input breaks a rule, or has no valid schedule
+  // The server cannot be reached, did not answer, or asks for a token.
+  kExitUnavailable = 4,
 };
 
 // The exit code that `status` ends a command with.

@@ -17,6 +17,7 @@
 #include "semu/base/check.h"
 #include "server/ctl/command.h"
 #include "server/ctl/planning_input.h"
+#include "server/ctl/server_flags.h"
 
 namespace pipeweaver::ctl {
 namespace {
@@ -215,15 +216,14 @@ int ShowPlan(client::PlannerClient& client, const v1::PlanKey& key,
 
 int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   CLI::App app("Asks a running planner about its jobs.", "pipeweaverctl job");
-  std::string server = "127.0.0.1:7411";
+  ServerFlags server;
   std::string output = "table";
   std::string name;
   std::string request_id;
-  uint64_t attempt = 1;
+  uint64_t attempt = 0;
   uint64_t step = 0;
   uint32_t replica = 0;
-  app.add_option("--server", server, "address of the planner")
-      ->capture_default_str();
+  server.AddTo(app);
   AddOutputOption(app, output);
   app.require_subcommand(1);
   app.fallthrough();
@@ -245,9 +245,8 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   plan->add_option("STEP", step, "the step")
       ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
       ->required();
-  plan->add_option("--attempt", attempt, "the run's attempt")
-      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
-      ->capture_default_str();
+  plan->add_option("--attempt", attempt, "default: the latest")
+      ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()));
   plan->add_option("--replica", replica, "the data-parallel replica")
       ->transform(WholeNumber(0, std::numeric_limits<uint32_t>::max()))
       ->capture_default_str();
@@ -260,10 +259,9 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
       ->required();
   if (const auto code = ParseArguments(app, args, io)) return *code;
 
-  absl::StatusOr<client::PlannerClient> client =
-      client::PlannerClient::Create(server, {});
+  absl::StatusOr<client::PlannerClient> client = server.Connect();
   if (!client.ok()) return Report(client.status(), io);
-  const Progress progress(absl::StrCat("waiting for ", server), io.err);
+  const Progress progress(absl::StrCat("waiting for ", server.address), io.err);
   if (list->parsed()) return List(*client, output, io);
   if (describe->parsed()) return Describe(*client, name, output, io);
   if (reg->parsed()) return Register(*client, name, request_id, output, io);
@@ -273,6 +271,13 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   if (plan->parsed()) {
     v1::PlanKey key;
     key.set_job(name);
+    if (attempt == 0) {
+      v1::DescribeJobRequest request;
+      request.set_job(name);
+      const auto job = client->DescribeJob(request);
+      if (!job.ok()) return Report(job.status(), io);
+      attempt = job->attempt();
+    }
     key.set_attempt(attempt);
     key.set_step(step);
     key.set_replica(replica);

@@ -44,7 +44,8 @@ void PrintHelp(std::ostream& out) {
   out << "\n`pipeweaverctl COMMAND --help` tells more.\n\n"
          "Exit codes: 0 done; 1 the answer is no (a check failed, bytes "
          "differ);\n2 wrong arguments; 3 an input breaks a rule or has no "
-         "valid schedule;\n4 the server cannot be reached or did not answer.\n";
+         "valid schedule;\n4 the server cannot be reached, did not answer or "
+         "asks for a token.\n";
 }
 
 int Main(absl::Span<const std::string> args) {

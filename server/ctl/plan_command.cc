@@ -16,6 +16,7 @@
 #include "profiler/profile_file.h"
 #include "search/joint_planner.h"
 #include "search/lower/program_proto.h"
+#include "search/partition/baselines.h"
 #include "search/planner.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
@@ -277,6 +278,13 @@ absl::Status Replay(const std::string& path, int threads, bool& same,
                       planner->Prepare(job, layout, measured));
   PW_ASSIGN_OR_RETURN(const semu::Batch batch,
                       semu::BatchFromProto(saved.batch(), job));
+  const bool searches = !search::BaselineFromName(saved.strategy()).has_value();
+  if (saved.budget_evaluations() < (searches ? 1 : 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": budget_evaluations: ", saved.budget_evaluations(),
+        ", must be ",
+        searches ? "above 0 for a strategy that searches" : "0 or more"));
+  }
   search::PlanOptions options;
   options.strategy = saved.strategy();
   options.search.seed = saved.seed();
@@ -290,11 +298,6 @@ absl::Status Replay(const std::string& path, int threads, bool& same,
                           semu::BatchFromProto(other, job));
     }
     PW_RETURN_IF_ERROR(CheckReplicas(job, batches.size()));
-    if (saved.budget_evaluations() <= 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ": budget_evaluations: ", saved.budget_evaluations(),
-          ", must be above 0"));
-    }
     PW_ASSIGN_OR_RETURN(
         const JointPlans joint,
         PlanReplicas(*planner, *prepared, batches, options.search));

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "pipeweaver/v1/planner_service.pb.h"
@@ -62,6 +63,23 @@ TEST_F(MoveWithTest, SaysWhereMicrobatchesComeFromAndReplays) {
   const Outcome other = Ctl(RunReplayCommand, {saved_});
   EXPECT_EQ(other.code, 1);
   EXPECT_THAT(other.out, HasSubstr("differs"));
+}
+
+TEST_F(MoveWithTest, ReplaysNoSearchWithoutABudget) {
+  ASSERT_EQ(Ctl(RunPlanCommand,
+                {job_, light_, "--budget-evals", "30", "--save", saved_})
+                .code,
+            0);
+  v1::SavedRequest saved;
+  ASSERT_TRUE(ReadTextProto(saved_, saved).ok());
+  for (const int64_t budget : {0, -5}) {
+    saved.set_budget_evaluations(budget);
+    ASSERT_TRUE(WriteTextProto(saved_, saved).ok());
+    const Outcome replay = Ctl(RunReplayCommand, {saved_});
+    EXPECT_EQ(replay.code, kExitBadInput);
+    EXPECT_THAT(replay.err, HasSubstr(absl::StrCat("budget_evaluations: ",
+                                                   budget, ", must be above")));
+  }
 }
 
 TEST_F(MoveWithTest, RefusesWhatCannotHold) {

@@ -16,6 +16,7 @@
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
 #include "semu/model/setups.h"
+#include "server/ctl/command.h"
 
 namespace pipeweaver::ctl {
 namespace {
@@ -97,7 +98,7 @@ void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option("BATCH", batch_file,
                  "a file with a v1.BatchMetadata as text; default: a sample");
   app.add_option("--microbatches", microbatches, "of the sample batch")
-      ->check(CLI::Range(1, 4096))
+      ->transform(WholeNumber(1, 4096))
       ->capture_default_str();
   app.add_option(
       "--profile", profile_file,

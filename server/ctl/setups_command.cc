@@ -74,10 +74,10 @@ int RunSetupsCommand(absl::Span<const std::string> args, const CommandIo& io) {
                  "folder for job.textproto and batch-000.textproto and so on")
       ->needs(name_option);
   app.add_option("--steps", steps, "batches to write")
-      ->check(CLI::Range(1, 1000))
+      ->transform(WholeNumber(1, 1000))
       ->capture_default_str();
   app.add_option("--microbatches", sample.microbatches, "of each batch")
-      ->check(CLI::Range(1, 4096))
+      ->transform(WholeNumber(1, 4096))
       ->capture_default_str();
   app.add_option("--seed", sample.seed, "of the first batch; then counted up")
       ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))

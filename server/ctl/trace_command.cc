@@ -25,6 +25,7 @@
 #include "semu/trace/timeline.h"
 #include "server/ctl/command.h"
 #include "server/ctl/planning_input.h"
+#include "server/ctl/server_flags.h"
 
 namespace pipeweaver::ctl {
 namespace {
@@ -53,10 +54,9 @@ std::vector<std::string> ModuleNames(const v1::Job& job) {
 
 // A step that a server has sealed: the picture is drawn from the very bytes
 // that the ranks get.
-absl::StatusOr<semu::Timeline> TimelineOfStep(const std::string& server,
+absl::StatusOr<semu::Timeline> TimelineOfStep(const ServerFlags& server,
                                               v1::PlanKey key) {
-  PW_ASSIGN_OR_RETURN(client::PlannerClient client,
-                      client::PlannerClient::Create(server, {}));
+  PW_ASSIGN_OR_RETURN(client::PlannerClient client, server.Connect());
   v1::DescribeJobRequest request;
   request.set_job(key.job());
   PW_ASSIGN_OR_RETURN(const v1::DescribeJobResponse job,
@@ -134,7 +134,7 @@ int RunTraceCommand(absl::Span<const std::string> args, const CommandIo& io) {
 
   CLI::App* step =
       app.add_subcommand("step", "a step that a server has sealed");
-  std::string server = "127.0.0.1:7411";
+  ServerFlags server;
   std::string job;
   uint64_t step_number = 0;
   uint64_t attempt = 0;
@@ -143,8 +143,7 @@ int RunTraceCommand(absl::Span<const std::string> args, const CommandIo& io) {
   step->add_option("STEP", step_number, "the step")
       ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()))
       ->required();
-  step->add_option("--server", server, "address of the planner")
-      ->capture_default_str();
+  server.AddTo(*step);
   step->add_option("--attempt", attempt, "default: the latest")
       ->transform(WholeNumber(0, std::numeric_limits<uint64_t>::max()));
   step->add_option("--replica", replica, "the data-parallel replica")
