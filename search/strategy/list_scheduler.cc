@@ -232,6 +232,21 @@ bool ListScheduler::PrepareCell(int cell_index, int64_t limit) {
   return need <= limit;
 }
 
+// Of a pair without a backward, which holds its bytes during F only.
+// REQUIRES: one fits.
+int ListScheduler::FastestThatFits(int pair) const {
+  const auto choices = graph_.choices_of(pair);
+  const int64_t limit = graph_.limit_bytes[graph_.pair_rank[pair]];
+  int best = model_.plan().choice[pair];
+  for (int c = 0; c < choices.size(); ++c) {
+    if (choices[c].activation_bytes <= limit &&
+        choices[c].forward_ns < choices[best].forward_ns) {
+      best = c;
+    }
+  }
+  return best;
+}
+
 void ListScheduler::PrepareMemory(Ways& ways) {
   const SafePlan& plan = model_.plan();
   for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
@@ -280,7 +295,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     const int r = graph_.pair_rank[p];
     if (graph_.has_backward(p) || constrained_[r] == 0) continue;
     if (runs_[p].activation_bytes > graph_.limit_bytes[r]) {
-      ways.choice[p] = plan.choice[p];
+      ways.choice[p] = FastestThatFits(p);
       SetPair(p, ways);
     }
     for (const int c : model_.frozen_for_[graph_.pair_sweep[p]]) {

@@ -195,6 +195,7 @@ class ListScheduler {
 
   void Prepare(const ListRule& rule, const Ways& ways, TaskOrder& order);
   void SetPair(int pair, const Ways& ways);
+  int FastestThatFits(int pair) const;
   void PrepareMemory(Ways& ways);
   bool PrepareCell(int cell_index, int64_t limit);
   void FeedRoots(int rank);

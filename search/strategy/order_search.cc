@@ -62,7 +62,6 @@ OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
     after_[after_fill[from]++] = {to, delay_ns};
   });
   for (int p = 0; p < graph.pairs; ++p) {
-    if (!graph.has_backward(p)) continue;
     can_choose_ = can_choose_ || graph.choices_of(p).size() > 1;
     if (graph.mode[p] != PairMode::kSplit) continue;
     for (const GraphChoice& choice : graph.choices_of(p)) {
@@ -533,12 +532,17 @@ void OrderSearch::SetPair(int pair) {
   }
 }
 
+Task OrderSearch::LastOf(int pair) const {
+  for (const int kind : {kWeightTask, kGradientTask}) {
+    if (Exists(3 * pair + kind)) return 3 * pair + kind;
+  }
+  return 3 * pair + kForwardTask;
+}
+
 // Whether the pair's rank stays within memory from its F to its last task.
 bool OrderSearch::MemoryAllowsPair(int pair) const {
   const int64_t limit = graph_.limit_bytes[graph_.pair_rank[pair]];
-  const Task first = 3 * pair + kForwardTask;
-  Task last = 3 * pair + kGradientTask;
-  if (Exists(3 * pair + kWeightTask)) last = 3 * pair + kWeightTask;
+  const Task first = 3 * pair + kForwardTask, last = LastOf(pair);
   int64_t live = live_before_[first];
   for (Task task = first;; task = rank_next_[task]) {
     const Bytes bytes = BytesOf(task);
@@ -549,9 +553,7 @@ bool OrderSearch::MemoryAllowsPair(int pair) const {
 }
 
 void OrderSearch::RecountPair(int pair) {
-  const Task first = 3 * pair + kForwardTask;
-  Task last = 3 * pair + kGradientTask;
-  if (Exists(3 * pair + kWeightTask)) last = 3 * pair + kWeightTask;
+  const Task first = 3 * pair + kForwardTask, last = LastOf(pair);
   int64_t live = live_before_[first];
   for (Task task = first;; task = rank_next_[task]) {
     live_before_[task] = live;
@@ -753,7 +755,7 @@ bool OrderSearch::ProposeChoice(double temperature) {
   int pair = TaskPair(PickCritical());
   if ((Random() & 3) == 0) pair = static_cast<int>(RandomBelow(graph_.pairs));
   const auto choices = graph_.choices_of(pair);
-  if (choices.size() < 2 || !graph_.has_backward(pair)) return false;
+  if (choices.size() < 2) return false;
   const int old_choice = ways_.choice[pair];
   const int new_choice = static_cast<int>(RandomBelow(choices.size()));
   if (new_choice == old_choice ||
@@ -854,6 +856,7 @@ int OrderSearch::SpeedUpWhereMemoryAllows() {
     int32_t pair, choice;
   };
   const auto length = [this](int pair, const GraphChoice& choice) {
+    if (!graph_.has_backward(pair)) return choice.forward_ns;
     return choice.forward_ns +
            (graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] == 0
                 ? choice.input_grad_ns + choice.weight_grad_ns
@@ -861,7 +864,6 @@ int OrderSearch::SpeedUpWhereMemoryAllows() {
   };
   std::vector<Step> steps;
   for (int p = 0; p < graph_.pairs; ++p) {
-    if (!graph_.has_backward(p)) continue;
     const auto choices = graph_.choices_of(p);
     const GraphChoice& now = choices[ways_.choice[p]];
     for (int c = 0; c < choices.size(); ++c) {

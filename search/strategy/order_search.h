@@ -92,6 +92,7 @@ class OrderSearch {
   Task PickCritical();
   void TraceCriticalPath();
   bool MemoryAllowsSwap(Task first, Task second) const;
+  Task LastOf(int pair) const;
   bool MemoryAllowsPair(int pair) const;
   void RecountPair(int pair);
   int64_t EstimateSwap(Task first, Task second) const;

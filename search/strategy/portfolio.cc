@@ -64,6 +64,11 @@ constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
 constexpr double kColdest = 2e-5;
+// A problem of so few pairs has few moves: walks start so hot that all of them
+// are made, in rounds short enough to cool in.
+constexpr int kTinyPairs = 12;
+constexpr int64_t kTinyMovesPerRound = 128;
+constexpr double kTinyHottest = 1;
 // Share of the walks between exchanges.
 constexpr double kExchangeEvery = 0.15;
 
@@ -346,6 +351,7 @@ class Search {
   // With few, descent gets furthest.
   double HottestFor(int64_t moves_left) const {
     const int64_t effort = moves_left / (2 * graph_.pairs);
+    if (graph_.pairs <= kTinyPairs) return kTinyHottest;
     if (effort < 10) return 0;
     if (effort < 50) return 3e-4;
     if (effort < 300) return 1e-3;
@@ -370,7 +376,8 @@ class Search {
       const int walking =
           static_cast<int>(std::min<int64_t>(kElites, EvaluationsLeft()));
       const int64_t moves = std::min(
-          kMovesPerRound, EvaluationsLeft() / walking * kMovesPerEvaluation);
+          graph_.pairs <= kTinyPairs ? kTinyMovesPerRound : kMovesPerRound,
+          EvaluationsLeft() / walking * kMovesPerEvaluation);
       std::vector<int64_t> made(kElites, 0);
       pool_.Run(walking, [&](int, int i) {
         if (Stopped()) return;

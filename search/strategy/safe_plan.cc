@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <queue>
 #include <string>
 #include <utility>
 #include <vector>
@@ -129,8 +130,7 @@ class ComponentSolver {
     if (PickInOrder() && ForwardsFirst()) return true;
     if (single_sink_) return BranchOnChoices(0) && ForwardsFirst();
     forwards_first_ = false;
-    steps_.clear();
-    return SearchSteps();
+    return StepGreedily() || SearchSteps();
   }
 
   SafeComponent component() const { return {sweeps_, steps_, forwards_first_}; }
@@ -263,8 +263,81 @@ class ComponentSolver {
     return false;
   }
 
+  // The first descent of SearchSteps, without a way back, in time that grows
+  // little faster than the component: every pair run its leanest way, backwards
+  // as soon as they fit, else the last F that is ready and fits.
+  bool StepGreedily() {
+    const auto n = static_cast<int>(pairs_.size());
+    steps_.clear();
+    std::fill(held_.begin(), held_.end(), 0);
+    std::vector<int> waits_forward(n, 0), waits_backward(n, 1);
+    std::priority_queue<int> forwards;
+    // [rank]: ready, and found not to fit when the rank last held less.
+    std::vector<std::vector<int>> stalled_forwards(graph_.ranks);
+    std::vector<std::vector<int>> backwards(graph_.ranks);
+    std::vector<int> ranks_to_try;
+    const auto backward_waits_less = [&](int i) {
+      if (--waits_backward[i] > 0) return;
+      const int r = graph_.pair_rank[pairs_[i]];
+      backwards[r].push_back(i);
+      ranks_to_try.push_back(r);
+    };
+    for (int i = 0; i < n; ++i) {
+      picked_[i] = &ways_[i].front();
+      waits_backward[i] += graph_.consumers_of(pairs_[i]).size();
+      for (const GraphEdge& edge : graph_.producers_of(pairs_[i])) {
+        if (local_[edge.pair] >= 0) ++waits_forward[i];
+      }
+      if (waits_forward[i] == 0) forwards.push(i);
+    }
+    while (true) {
+      while (!ranks_to_try.empty()) {
+        const int r = ranks_to_try.back();
+        ranks_to_try.pop_back();
+        bool moved = false;
+        for (size_t at = 0; at < backwards[r].size();) {
+          const int i = backwards[r][at];
+          const int64_t after = held_[r] - picked_[i]->activation;
+          if (after + picked_[i]->backward > Limit(i)) {
+            ++at;
+            continue;
+          }
+          held_[r] = after;
+          moved = true;
+          backwards[r][at] = backwards[r].back();
+          backwards[r].pop_back();
+          steps_.push_back({pairs_[i], true});
+          for (const GraphEdge& edge : graph_.producers_of(pairs_[i])) {
+            if (local_[edge.pair] >= 0) backward_waits_less(local_[edge.pair]);
+          }
+        }
+        if (!moved) continue;
+        ranks_to_try.push_back(r);
+        for (const int i : stalled_forwards[r]) forwards.push(i);
+        stalled_forwards[r].clear();
+      }
+      if (forwards.empty()) break;
+      const int i = forwards.top();
+      forwards.pop();
+      if (Held(i) + picked_[i]->activation > Limit(i)) {
+        stalled_forwards[graph_.pair_rank[pairs_[i]]].push_back(i);
+        continue;
+      }
+      Held(i) += picked_[i]->activation;
+      steps_.push_back({pairs_[i], false});
+      for (const GraphEdge& edge : graph_.consumers_of(pairs_[i])) {
+        if (--waits_forward[local_[edge.pair]] == 0) {
+          forwards.push(local_[edge.pair]);
+        }
+      }
+      backward_waits_less(i);
+    }
+    return steps_.size() == 2 * pairs_.size();
+  }
+
   // Depth-first search over the order of F steps and their choices.
   bool SearchSteps() {
+    steps_.clear();
     std::fill(held_.begin(), held_.end(), 0);
     std::fill(picked_.begin(), picked_.end(), nullptr);
     state_.assign(pairs_.size(), 0);
@@ -310,9 +383,10 @@ class ComponentSolver {
     if (steps_.size() == 2 * pairs_.size()) return true;
     if (work_ <= kMostWork && seen_.insert(StateKey()).second) {
       // Later sweeps first: they lead to backwards soonest.
-      for (size_t i = pairs_.size(); i-- > 0;) {
+      // Once the work is spent, no branch that is left is tried.
+      for (size_t i = pairs_.size(); i-- > 0 && work_ <= kMostWork;) {
         if (state_[i] != 0 || !Ready(i)) continue;
-        for (size_t w = 0; w < ways_[i].size(); ++w) {
+        for (size_t w = 0; w < ways_[i].size() && work_ <= kMostWork; ++w) {
           const Way& way = ways_[i][w];
           if (Held(i) + way.activation > Limit(i)) {
             Fail(graph_.pair_rank[pairs_[i]], Held(i) + way.activation);

@@ -90,6 +90,33 @@ TEST(SafePlanTest, SeveralSinksMayTakeTurns) {
             std::string::npos);
 }
 
+// A producer of a byte with many consumers of a byte each, room for two.
+TEST(SafePlanTest, ManyConsumersRunOneByOne) {
+  constexpr int kSweeps = 20'000;
+  std::vector<std::vector<Choice>> choices(kSweeps, {Bytes(1, 1)});
+  std::vector<std::vector<int>> after(kSweeps, {0});
+  after[0].clear();
+  const auto plan = FindSafePlan(BuildProblemGraph(OneRank(2, choices, after)));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->components[0].steps.size(), 2u * kSweeps);
+}
+
+// Consumers that each need both halves of many producers, and a byte more than
+// there is: no order of producers helps, and the search for one ends.
+TEST(SafePlanTest, GivesUpOnWhatNoOrderSolves) {
+  constexpr int kHalf = 1500;
+  std::vector<std::vector<Choice>> choices(kHalf, {Bytes(1, 1)});
+  std::vector<std::vector<int>> after(kHalf);
+  std::vector<int> all;
+  for (int i = 0; i < kHalf; ++i) all.push_back(i);
+  for (int i = 0; i < 2; ++i) {
+    choices.push_back({Bytes(kHalf, kHalf)});
+    after.push_back(all);
+  }
+  EXPECT_NE(ErrorOf(OneRank(2 * kHalf - 1, choices, after)).find("rank 0"),
+            std::string::npos);
+}
+
 TEST(SafePlanTest, SweepsWithoutBackwardNeedOnlyTheirOwn) {
   Problem problem = OneRank(10, {{Bytes(10, 0)}, {Bytes(10, 10)}}, {{}, {0}});
   problem.sweeps[0].backward = false;

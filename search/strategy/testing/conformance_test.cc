@@ -258,6 +258,28 @@ TEST_P(StrategyTest, DurationsMayBeAsLongAsTheyComeAndMemoryZero) {
   ExpectValid(BuildProblemGraph(problem), *result);
 }
 
+TEST_P(StrategyTest, StagesWithoutBackwardRunAsFastAsMemoryAllows) {
+  Problem problem;
+  problem.ranks = 1;
+  problem.memory_limit_bytes = {10};
+  Stage stage{.rank = 0, .choices = std::vector<Choice>(3)};
+  const int64_t forward_ns[] = {1, 50, 100}, bytes[] = {11, 10, 1};
+  for (int c = 0; c < 3; ++c) {
+    Choice& choice = stage.choices.Mutable()[c];
+    choice.forward_ns = forward_ns[c];
+    choice.activation_bytes = bytes[c];
+  }
+  Sweep& sweep = problem.sweeps.emplace_back();
+  sweep.id = "frozen";
+  sweep.backward = false;
+  sweep.stages = {stage};
+  SearchOptions options;
+  options.budget.evaluations = 50;
+  const auto result = strategy_->Solve(BuildProblemGraph(problem), options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->makespan_ns, 50);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, StrategyTest, testing::ValuesIn(StrategyNames()),
                          [](const auto& info) {
                            std::string name = info.param;
