@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <tuple>
 
@@ -43,12 +44,24 @@ std::vector<CollectiveTime> SeparateWaiting(
                        });
     }
     const std::size_t count = by_trace.begin()->second.size();
-    const bool matched =
-        by_trace.size() >= 2 &&
-        std::all_of(by_trace.begin(), by_trace.end(), [&](const auto& one) {
-          return one.second.size() == count;
-        });
+    std::set<int64_t> ranks;
+    int64_t group_size = 0;
+    bool matched = by_trace.size() >= 2;
+    for (const auto& [t, positions] : by_trace) {
+      const ImportedTrace& trace = *traces[t];
+      matched = matched && positions.size() == count;
+      if (trace.metadata.rank.has_value()) {
+        matched = ranks.insert(*trace.metadata.rank).second && matched;
+      }
+      const DeviceRecord& record =
+          trace.device_records[times[positions.front()].record];
+      const int64_t called = trace.collectives[record.collective].group_size;
+      group_size =
+          std::max(group_size,
+                   called > 0 ? called : trace.metadata.world_size.value_or(0));
+    }
     if (!matched) continue;
+    const bool complete = static_cast<int64_t>(by_trace.size()) >= group_size;
     for (std::size_t n = 0; n < count; ++n) {
       int64_t transfer_ns = INT64_MAX;
       for (const auto& [trace, positions] : by_trace) {
@@ -58,7 +71,7 @@ std::vector<CollectiveTime> SeparateWaiting(
         CollectiveTime& time = times[positions[n]];
         time.waiting_ns = time.transfer_ns - transfer_ns;
         time.transfer_ns = transfer_ns;
-        time.includes_waiting = false;
+        time.includes_waiting = !complete;
       }
     }
   }

@@ -21,15 +21,17 @@ struct CollectiveTime {
   int64_t transfer_ns = 0;
   // The rest.
   int64_t waiting_ns = 0;
-  // Fewer than two ranks were seen: the transfer may hold waiting.
+  // Not all ranks of the group were seen: the transfer may hold waiting.
   bool includes_waiting = true;
 };
 
 // Times of all collective kernels of `traces`, one trace a rank of the same run
 // and period; ordered by trace and record. The n-th kernel of a process group,
 // kind and kernel name on one rank is the n-th on the others. Where ranks saw
-// unequal numbers of them, or only one rank is there, nothing is matched and
-// waiting stays in. Point-to-point kernels (send_recv) are matched like the
+// unequal numbers of them, only one rank is there, or one is there twice,
+// nothing is matched and waiting stays in. The group is as large as the call
+// says, or else the run; where neither is known, those seen are all.
+// Point-to-point kernels (send_recv) are matched like the
 // rest: in all-to-all and pipelines both ends are in the same call.
 std::vector<CollectiveTime> SeparateWaiting(
     const std::vector<const ImportedTrace*>& traces);

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeweaver.job import SubMicrobatch
 from pipeweaver.torch import StageContext
-from pipeweaver.torch.chunk import ChunkRunner
+from pipeweaver.torch.chunk import ChunkRunner, LayerTracer
 
 MODES = ("keep", "selective", "full", "offload")
 WIDTH = 6
@@ -130,6 +130,22 @@ def run_chunk(layers, mode, split, x=None, data=None):
     return [out[0], *losses, *found], gradients, set(gradients) - early
 
 
+class Recorder(LayerTracer):
+    """Names of the passes told, each ended before the next."""
+
+    def __init__(self):
+        self.passes, self.open = [], False
+
+    def begin(self, layer, what, context):
+        assert not self.open
+        self.passes.append(what)
+        self.open = True
+
+    def end(self):
+        assert self.open
+        self.open = False
+
+
 def run_plain(layers, x=None, data=None):
     torch.manual_seed(5)
     leaf = None if x is None else x.clone().requires_grad_()
@@ -149,6 +165,24 @@ def run_plain(layers, x=None, data=None):
                 p.grad = None
     return [state[0].detach(), *(a.detach() for a in losses),
             *([] if leaf is None else [leaf.grad])], gradients
+
+
+class TracerTest(unittest.TestCase):
+
+    def test_a_pass_that_recomputes_is_no_backward(self):
+        for mode in MODES:
+            for split in (False, True):
+                tracer = Recorder()
+                runner = ChunkRunner([Norms()], torch.device("cpu"),
+                                     tracer=tracer)
+                x = torch.rand(8, WIDTH)
+                out, tape, _ = runner.forward((x,), [True], context_of(),
+                                              [mode], True, split)
+                runner.backward(tape, [out[0]], 1.0, split)
+                told = ["input_grad" if split else "backward"]
+                self.assertEqual(
+                    tracer.passes,
+                    ["forward"] + (told if mode in ("keep", "offload") else []))
 
 
 class SplitTest(unittest.TestCase):

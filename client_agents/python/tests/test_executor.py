@@ -110,7 +110,9 @@ class ExecutorTest(unittest.TestCase):
     def test_hooks_see_every_action(self):
         job = models.make_job("vlm", 1)
         batch = models.make_batch(job, random.Random(1), 2)
-        made = plans.random_plan(JobView(job), batch, 1, key=KEY)
+        # Backwards that recompute are not told.
+        made = plans.random_plan(JobView(job), batch, 2, names=("keep",),
+                                 key=KEY)
         hooks = Recorder()
         _, result = run_plan(0, NoTransport(), job, batch, made, hooks=hooks)
         self.assertEqual((hooks.depth, hooks.layers), (0, 0))

@@ -268,6 +268,37 @@ TEST(ProfileLayersTest, TakesTheJobsLayers) {
   EXPECT_EQ(layers[0].shape.condition_tokens, 5);
   EXPECT_EQ(layers[0].shape.condition_products, 320);
   EXPECT_EQ(layers[0].ns, 77);
+  // Figures that are not given.
+  EXPECT_EQ(layers[0].shape.items, 1);
+  EXPECT_EQ(layers[0].shape.sum_squares, 64 * 64);
+  EXPECT_EQ(layers[0].shape.max_tokens, 64);
+
+  // Which of two unlike layers a point is of, nobody knows.
+  job.modules[0].layers.push_back({Layer(), 2});
+  EXPECT_EQ(MeasuredLayersOf(profile, job).size(), 1u);
+  job.modules[0].layers.back().layer.ffn_size += 1;
+  EXPECT_TRUE(MeasuredLayersOf(profile, job).empty());
+}
+
+TEST(ProfileLayersTest, TokensAreOfEqualItemsWhereNothingElseIsSaid) {
+  Job job;
+  Module module;
+  module.name = "vision";
+  module.layers.push_back({Layer(), 1});
+  job.modules.push_back(module);
+  v1::Profile profile;
+  v1::MeasuredPoint* point = profile.add_points();
+  point->mutable_key()->set_kind(v1::POINT_KIND_LAYER);
+  v1::LayerKey* key = point->mutable_key()->mutable_layer();
+  key->set_module("vision");
+  key->set_layer("transformer");
+  key->set_pass(v1::LAYER_PASS_FORWARD);
+  key->set_tokens(100);
+  key->set_items(4);
+  point->set_median_ns(1);
+  const Shape shape = MeasuredLayersOf(profile, job).at(0).shape;
+  EXPECT_EQ(shape.sum_squares, 4 * 25 * 25);
+  EXPECT_EQ(shape.max_tokens, 25);
 }
 
 }  // namespace

@@ -34,13 +34,30 @@ absl::string_view KindName(LayerKind kind) {
 }
 
 std::optional<LayerSpec> FindLayer(const Job& job, const v1::LayerKey& key) {
+  std::optional<LayerSpec> found;
   for (const Module& module : job.modules) {
     if (module.name != key.module()) continue;
     for (const LayerGroup& group : module.layers) {
-      if (KindName(group.layer.kind) == key.layer()) return group.layer;
+      if (KindName(group.layer.kind) != key.layer()) continue;
+      if (found && *found != group.layer) return std::nullopt;
+      found = group.layer;
     }
   }
-  return std::nullopt;
+  return found;
+}
+
+// The key's figures; those that are not given as of equal items.
+Shape ShapeOf(const v1::LayerKey& key) {
+  Shape shape;
+  shape.tokens = key.tokens();
+  shape.items = std::max<int64_t>(1, key.items());
+  const int64_t longest = (shape.tokens + shape.items - 1) / shape.items;
+  shape.max_tokens = key.max_tokens() > 0 ? key.max_tokens() : longest;
+  shape.sum_squares =
+      key.sum_squares() > 0 ? key.sum_squares() : shape.tokens * longest;
+  shape.condition_tokens = key.condition_tokens();
+  shape.condition_products = key.condition_products();
+  return shape;
 }
 
 std::optional<MeasuredPass> PassOf(v1::LayerPass pass) {
@@ -83,12 +100,7 @@ std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
     measured.tensor_parallel = tensor_parallel;
     measured.context_parallel = context_parallel;
     measured.pass = *pass;
-    measured.shape.items = key.items();
-    measured.shape.tokens = key.tokens();
-    measured.shape.sum_squares = key.sum_squares();
-    measured.shape.max_tokens = key.max_tokens();
-    measured.shape.condition_tokens = key.condition_tokens();
-    measured.shape.condition_products = key.condition_products();
+    measured.shape = ShapeOf(key);
     measured.ns = point.median_ns();
     measured.count = std::min(point.count(), kMaxCount);
     layers.push_back(measured);

@@ -13,11 +13,12 @@ namespace pipeweaver::semu {
 
 // The points of `profile` that name a layer of `job`: module by name, layer by
 // its kind in lower case without the enum's prefix ("transformer", "dit",
-// "embedding", "lm_head", "patch_embed", "projector"), the module's first
-// layers of that kind. A point's median is taken. Parallelism not given is the
-// job's. Left out are points of other modules or parallelism, since a profile
-// may serve several jobs, and those without tokens or time. REQUIRES: the
-// profile is valid (profile_file.h).
+// "embedding", "lm_head", "patch_embed", "projector"). A point's median is
+// taken. Parallelism not given is the job's, and tokens whose items are not
+// given are of one item, or of equal ones. Left out are points of other modules
+// or parallelism, since a profile may serve several jobs, those without tokens
+// or time, and those of a kind of which the module has unlike layers.
+// REQUIRES: the profile is valid (profile_file.h).
 std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
                                             const Job& job);
 

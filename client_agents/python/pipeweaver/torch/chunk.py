@@ -302,7 +302,8 @@ class LayerTracer:
     """Told which layer's pass runs; see Hooks in executor.py."""
 
     def begin(self, layer: int, what: str, context: StageContext) -> None:
-        """what: forward, backward, input_grad or weight_grad."""
+        """what: forward, backward, input_grad or weight_grad. A backward or
+        input_grad that recomputes activations is not told."""
 
     def end(self) -> None:
         """The pass is over."""
@@ -496,11 +497,15 @@ class ChunkRunner:
         gradients: List[Optional[Tensor]] = list(output_gradients)
         while tape.records:
             record = tape.records.pop()
-            self._begin(record.index, "input_grad" if split else "backward",
-                        tape.context)
+            # A pass that runs forwards again takes longer than its name says.
+            traced = record.mode not in (FULL, SELECTIVE)
+            if traced:
+                self._begin(record.index, "input_grad" if split else "backward",
+                            tape.context)
             gradients = self._layer_backward(record, tape, gradients,
                                              loss_scale, split)
-            self._end()
+            if traced:
+                self._end()
         if not gradients:
             gradients = [None] * tape.num_inputs
         return gradients
