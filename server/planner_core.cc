@@ -272,8 +272,10 @@ void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
     // One withdrawn meanwhile may have been submitted again; this one may have
     // been withdrawn by now.
     DropCancelled(joint);
-    if (joint.size() == replicas) ready = std::move(joint);
-    if (joint.empty() || !ready.empty()) joint_.erase(it);
+    if (joint.empty() || joint.size() == replicas) {
+      ready = std::move(joint);
+      joint_.erase(it);
+    }
   }
   if (ready.empty()) {
     WakeKeeper();
