@@ -25,6 +25,9 @@ namespace {
 // Work that the search for one component may spend, in pair steps.
 constexpr int64_t kMostWork = 50'000'000;
 
+// Components times ranks: strategies keep some 100 bytes for each.
+constexpr int64_t kMostCells = int64_t{1} << 24;
+
 // A way to run a pair: choice and fused or not, with what it holds.
 struct Way {
   int32_t choice = 0;
@@ -508,6 +511,12 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph) {
     }
   }
   std::vector<std::vector<int32_t>> components = Components(graph);
+  if (static_cast<int64_t>(components.size()) * graph.ranks > kMostCells) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("segments, ranks: ", components.size(),
+                     " groups of segments that hang together, times ",
+                     graph.ranks, " ranks: must be at most ", kMostCells));
+  }
   for (size_t c = 0; c < components.size(); ++c) {
     for (const int s : components[c]) {
       plan.component_of_sweep[s] = static_cast<int32_t>(c);

@@ -61,7 +61,8 @@ struct SafePlan {
 int64_t BackwardStepBytes(const GraphChoice& choice, PairMode mode, bool fused);
 
 // Errors: RESOURCE_EXHAUSTED when a component does not fit; the message names
-// rank, bytes and limit and says whether no schedule exists or none was found.
+// rank, bytes and limit and says whether no schedule exists or none was found;
+// and for more components times ranks than strategies have memory for.
 absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph);
 
 }  // namespace pipeweaver::search

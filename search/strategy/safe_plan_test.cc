@@ -117,6 +117,17 @@ TEST(SafePlanTest, GivesUpOnWhatNoOrderSolves) {
             std::string::npos);
 }
 
+TEST(SafePlanTest, RefusesMoreThanThereIsMemoryFor) {
+  constexpr int kMany = 4097;
+  Problem problem = OneRank(1, std::vector(kMany, std::vector{Bytes(1, 1)}),
+                            std::vector<std::vector<int>>(kMany));
+  problem.ranks = kMany;
+  problem.memory_limit_bytes.assign(kMany, 1);
+  EXPECT_EQ(ErrorOf(problem),
+            "segments, ranks: 4097 groups of segments that hang together, "
+            "times 4097 ranks: must be at most 16777216");
+}
+
 TEST(SafePlanTest, SweepsWithoutBackwardNeedOnlyTheirOwn) {
   Problem problem = OneRank(10, {{Bytes(10, 0)}, {Bytes(10, 10)}}, {{}, {0}});
   problem.sweeps[0].backward = false;
