@@ -64,7 +64,8 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       registry_(options.max_jobs),
       table_(options.steps),
       pool_(options.planner_threads, options.max_queued),
-      fallbacks_(options.planner_threads, std::numeric_limits<int>::max()),
+      fallbacks_(options.planner_threads + 1, std::numeric_limits<int>::max(),
+                 options.planner_threads),
       keeper_([this] { KeepDeadlines(); }) {}
 
 PlannerCore::~PlannerCore() { Stop(); }

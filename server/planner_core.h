@@ -262,8 +262,8 @@ class PlannerCore {
   JobRegistry registry_;
   StepTable table_;
   PlanningPool pool_;
-  // For steps whose time has come: they wait behind no search, and the jobs
-  // take turns.
+  // For steps whose time has come: they wait behind no search, and a job leaves
+  // a thread to others.
   PlanningPool fallbacks_;
 
   mutable Mutex joint_mutex_;

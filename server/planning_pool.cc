@@ -8,9 +8,11 @@
 
 namespace pipeweaver::server {
 
-PlanningPool::PlanningPool(int threads, int max_queued)
-    : num_threads_(threads), max_queued_(max_queued) {
-  PW_CHECK(threads >= 1 && max_queued >= 1);
+PlanningPool::PlanningPool(int threads, int max_queued, int max_running_of_job)
+    : num_threads_(threads),
+      max_queued_(max_queued),
+      max_running_of_job_(max_running_of_job) {
+  PW_CHECK(threads >= 1 && max_queued >= 1 && max_running_of_job >= 1);
   workers_.reserve(threads);
   for (int i = 0; i < threads; ++i) {
     workers_.emplace_back([this] { Work(); });
@@ -106,22 +108,44 @@ void PlanningPool::Work() {
     Task task;
     {
       MutexLock lock(&mutex_);
-      while (!stopped_ && queued_ == 0) changed_.Wait(&mutex_);
+      auto turn = NextTurn();
+      while (!stopped_ && turn == turns_.end()) {
+        changed_.Wait(&mutex_);
+        turn = NextTurn();
+      }
       if (stopped_) return;
-      task = TakeNext();
+      task = Take(turn);
       ++running_;
+      ++running_of_[task.job];
     }
+    const std::string job = task.job;
     task.run(/*dropped=*/task.cancelled->load());
     // What the task holds goes before the pool counts it as done.
     task = Task();
     MutexLock lock(&mutex_);
     --running_;
+    const auto running = running_of_.find(job);
+    if (--running->second == 0) running_of_.erase(running);
+    // The job may have waited for this.
+    changed_.NotifyOne();
   }
 }
 
-PlanningPool::Task PlanningPool::TakeNext() {
-  const std::string job = turns_.front();
-  turns_.pop_front();
+std::deque<std::string>::iterator PlanningPool::NextTurn() {
+  auto turn = turns_.begin();
+  while (turn != turns_.end()) {
+    const auto running = running_of_.find(*turn);
+    if (running == running_of_.end() || running->second < max_running_of_job_) {
+      break;
+    }
+    ++turn;
+  }
+  return turn;
+}
+
+PlanningPool::Task PlanningPool::Take(std::deque<std::string>::iterator turn) {
+  const std::string job = std::move(*turn);
+  turns_.erase(turn);
   const auto entry = waiting_.find(job);
   auto& tasks = entry->second;
   Task task = std::move(tasks.begin()->second);

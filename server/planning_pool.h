@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -40,8 +41,10 @@ class PlanningPool {
     int running = 0;
   };
 
-  // `threads` >= 1; `max_queued` >= 1 tasks wait at most.
-  PlanningPool(int threads, int max_queued);
+  // `threads` >= 1; `max_queued` >= 1 tasks wait at most; of one job
+  // `max_running_of_job` >= 1 run at a time, so that others find a thread.
+  PlanningPool(int threads, int max_queued,
+               int max_running_of_job = std::numeric_limits<int>::max());
   // Stops.
   ~PlanningPool();
   PlanningPool(const PlanningPool&) = delete;
@@ -70,10 +73,16 @@ class PlanningPool {
   using Order = std::pair<Clock::TimePoint, uint64_t>;
 
   void Work();
-  Task TakeNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The first job in line that may run a task now, or the end of turns_.
+  std::deque<std::string>::iterator NextTurn()
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The next task of the job whose turn it is.
+  Task Take(std::deque<std::string>::iterator turn)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int num_threads_;
   const int max_queued_;
+  const int max_running_of_job_;
 
   mutable Mutex mutex_;
   CondVar changed_;
@@ -81,6 +90,7 @@ class PlanningPool {
   int reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   int queued_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, int> running_of_ ABSL_GUARDED_BY(mutex_);  // by job
   uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   // Jobs with waiting tasks, next turn first; each has an entry in `waiting_`.
   std::deque<std::string> turns_ ABSL_GUARDED_BY(mutex_);

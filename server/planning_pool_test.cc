@@ -1,6 +1,7 @@
 #include "server/planning_pool.h"
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -103,6 +104,43 @@ TEST_F(PoolFixture, StopDropsWhatWaits) {
   WaitFor(1);
   pool_.Stop();
   EXPECT_FALSE(pool_.Reserve());
+}
+
+TEST(PlanningPoolTest, AJobLeavesThreadsToOthers) {
+  PlanningPool pool(/*threads=*/2, /*max_queued=*/10, /*max_running_of_job=*/1);
+  Mutex mutex;
+  CondVar changed;
+  bool open = false;
+  int ran_heavy = 0, ran_light = 0;
+  const auto add = [&](const std::string& job, std::function<void(bool)> run) {
+    ASSERT_TRUE(pool.Reserve());
+    PlanningPool::Task task;
+    task.job = job;
+    task.cancelled = std::make_shared<std::atomic<bool>>(false);
+    task.run = std::move(run);
+    pool.Enqueue(std::move(task));
+  };
+  for (int i = 0; i < 3; ++i) {
+    add("heavy", [&](bool) {
+      MutexLock lock(&mutex);
+      while (!open) changed.Wait(&mutex);
+      ++ran_heavy;
+      changed.NotifyAll();
+    });
+  }
+  for (int i = 0; i < 3; ++i) {
+    add("light", [&](bool) {
+      MutexLock lock(&mutex);
+      ++ran_light;
+      changed.NotifyAll();
+    });
+  }
+  MutexLock lock(&mutex);
+  while (ran_light < 3) changed.Wait(&mutex);
+  EXPECT_EQ(ran_heavy, 0);
+  open = true;
+  changed.NotifyAll();
+  while (ran_heavy < 3) changed.Wait(&mutex);
 }
 
 TEST(PlanningPoolTest, RefusesMoreThanItsBound) {
