@@ -6,6 +6,10 @@
 #
 # PIPEWEAVER_INTEROP_VENV: where; default ~/.cache/pipeweaver/interop.
 set -uo pipefail
+if (($#)); then
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 # shellcheck source=deploy/packages.sh

@@ -33,6 +33,9 @@ bazel_tests() {
   broken=$(grep -cE '^//\S+ +(FAILED|TIMEOUT|NO STATUS|INCOMPLETE|FLAKY)' "$log")
   # A run that breaks before its tests start, a broken build file say.
   if ((status != 0 && broken == 0)); then broken=1; fi
+  local skipped
+  skipped=$(grep -cE '^//\S+ +SKIPPED' "$log")
+  ((skipped == 0)) || echo "$title: $skipped skipped: no CUDA toolkit on this machine"
   echo "$title: $ran passed, $broken failed"
   passed=$((passed + ran))
   failed=$((failed + broken))

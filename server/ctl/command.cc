@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "semu/base/check.h"
 
 namespace pipeweaver::ctl {
@@ -85,9 +86,12 @@ void Table::Print(absl::string_view output, std::ostream& out) const {
     out << array.dump() << "\n";
     return;
   }
+  // Cells of times say their unit, which is not that of the JSON.
+  std::vector<std::string> heads;
   std::vector<size_t> widths;
   for (size_t i = 0; i < columns_.size(); ++i) {
-    size_t width = columns_[i].size();
+    heads.emplace_back(absl::StripSuffix(columns_[i], "_ns"));
+    size_t width = heads[i].size();
     for (const std::vector<Cell>& row : rows_) {
       width = std::max(width, row[i].text.size());
     }
@@ -104,7 +108,7 @@ void Table::Print(absl::string_view output, std::ostream& out) const {
     }
     out << "\n";
   };
-  print_line([&](size_t i) { return columns_[i]; });
+  print_line([&](size_t i) { return heads[i]; });
   for (const std::vector<Cell>& row : rows_) {
     print_line([&](size_t i) { return row[i].text; });
   }

@@ -357,7 +357,7 @@ int RunPlanCommand(absl::Span<const std::string> args, const CommandIo& io) {
 int RunCompareCommand(absl::Span<const std::string> args, const CommandIo& io) {
   CLI::App app(
       "Plans a batch with several strategies; gains are of the first over "
-      "each.",
+      "each. A * marks a system rebuilt here from its paper.",
       "pipeweaverctl compare");
   PlanningArguments arguments;
   std::vector<std::string> strategies;

@@ -320,7 +320,8 @@ class Ranks:
 
     def __init__(self) -> None:
         fork = multiprocessing.get_context("fork")
-        store = tempfile.mktemp(prefix="pipeweaver-accuracy-")
+        self._folder = tempfile.TemporaryDirectory(prefix="pipeweaver-accuracy-")
+        store = os.path.join(self._folder.name, "store")
         self._pipes, self._processes = [], []
         for rank in range(RANKS):
             mine, theirs = fork.Pipe()
@@ -358,6 +359,7 @@ class Ranks:
             process.join(5)
             if process.is_alive():
                 process.kill()
+        self._folder.cleanup()
 
 
 # ---- the planner -------------------------------------------------------------------

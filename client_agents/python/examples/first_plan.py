@@ -1,7 +1,8 @@
 """The least that a trainer does to run under the planner: a first plan.
 
     python3 first_plan.py                           # two processes of its own
-    torchrun --nproc_per_node=2 first_plan.py       # as trainers are started
+    torchrun --nproc_per_node=2 first_plan.py       # as trainers are started; with a
+                                                    # torch from PyPI (Debian's is broken)
 
 The model has the parts of a torchtitan transformer: tok_embeddings, layers, norm,
 output, with blocks that take [batch, sequence, width]. Each step runs a plan and
