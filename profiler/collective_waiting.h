@@ -31,8 +31,8 @@ struct CollectiveTime {
 // unequal numbers of them, only one rank is there, or one is there twice,
 // nothing is matched and waiting stays in. The group is as large as the call
 // says, or else the run; where neither is known, those seen are all.
-// Point-to-point kernels (send_recv) are matched like the
-// rest: in all-to-all and pipelines both ends are in the same call.
+// Point-to-point kernels (send_recv) are matched like the rest: in all-to-all
+// and pipelines both ends are in the same call.
 std::vector<CollectiveTime> SeparateWaiting(
     const std::vector<const ImportedTrace*>& traces);
 

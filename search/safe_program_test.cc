@@ -10,10 +10,7 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <fstream>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -23,6 +20,7 @@
 #include "nlohmann/json.hpp"
 #include "search/partition/layout_planner.h"
 #include "search/planner.h"
+#include "search/testing/golden_file.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
@@ -161,14 +159,8 @@ TEST(SafeProgramTest, EqualsTheVectors) {
     vectors += VectorOf(c, *planner).dump();
   }
   vectors += "\n]\n";
-  if (const char* path = std::getenv("PIPEWEAVER_UPDATE"); path != nullptr) {
-    std::ofstream(path) << vectors;
-    return;
-  }
-  std::ifstream file(kVectors);
-  std::stringstream golden;
-  golden << file.rdbuf();
-  EXPECT_EQ(golden.str(), vectors) << kVectors << " differs";
+  EXPECT_EQ(testing::GoldenText(kVectors, vectors), vectors)
+      << kVectors << " differs";
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 // SIGTERM or SIGINT.
 //
 // Exit codes: 0 after a drain, or when --validate finds nothing wrong; 1 when
-// it cannot start; 2 for a
-// config that breaks a rule, or an argument that is not a flag.
+// it cannot start; 2 for a config that breaks a rule, or an argument that is
+// not a flag.
 
 #include <google/protobuf/text_format.h>
 #include <pthread.h>

@@ -52,10 +52,12 @@
 
 ABSL_FLAG(std::string, server, "127.0.0.1:7411", "address of the planner");
 ABSL_FLAG(std::string, ca_file, "",
-          "see PlannerClientOptions, as the next three");
-ABSL_FLAG(std::string, cert_file, "", "");
-ABSL_FLAG(std::string, key_file, "", "");
-ABSL_FLAG(std::string, token_file, "", "");
+          "PEM file of the authority that signed the planner's certificate");
+ABSL_FLAG(std::string, cert_file, "",
+          "PEM file of the certificate that the planner asks for");
+ABSL_FLAG(std::string, key_file, "", "PEM file of its key");
+ABSL_FLAG(std::string, token_file, "",
+          "file with the bearer token that the planner asks for");
 ABSL_FLAG(std::string, job_file, "", "v1.Job as protobuf text");
 ABSL_FLAG(std::vector<std::string>, batch_files, {},
           "v1.BatchMetadata as protobuf text, one a step, used in turn");

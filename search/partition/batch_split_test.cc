@@ -12,11 +12,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <fstream>
 #include <random>
 #include <set>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -25,6 +22,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "search/partition/layer_partition.h"
+#include "search/testing/golden_file.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/setups.h"
@@ -221,14 +219,8 @@ TEST(SplitBatchTest, EqualsTheVectors) {
   const std::string vectors = absl::StrCat(
       "{\"job\":", ToJson(job_proto), ",\n\"batch\":", ToJson(batch_proto),
       ",\n\"sub_microbatches\":[\n", subs, "\n]}\n");
-  if (const char* path = std::getenv("PIPEWEAVER_UPDATE"); path != nullptr) {
-    std::ofstream(path) << vectors;
-    return;
-  }
-  std::ifstream file(kVectors);
-  std::stringstream golden;
-  golden << file.rdbuf();
-  EXPECT_TRUE(golden.str() == vectors) << kVectors << " differs";
+  EXPECT_TRUE(testing::GoldenText(kVectors, vectors) == vectors)
+      << kVectors << " differs";
 }
 
 TEST(ShapeOfTest, ConditionsCountByItem) {

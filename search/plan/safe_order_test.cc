@@ -8,10 +8,7 @@
 
 #include "search/plan/safe_order.h"
 
-#include <cstdlib>
-#include <fstream>
 #include <random>
-#include <sstream>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -19,6 +16,7 @@
 #include "nlohmann/json.hpp"
 #include "search/plan/plan_checker.h"
 #include "search/plan/testing/random_problem.h"
+#include "search/testing/golden_file.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -234,14 +232,7 @@ TEST(SafeOrderTest, EqualsTheTestVectors) {
     vectors += (i > 0 ? ",\n" : "") + vector.dump();
   }
   vectors += "\n]\n";
-  if (const char* path = std::getenv("PIPEWEAVER_UPDATE"); path != nullptr) {
-    std::ofstream(path) << vectors;
-    return;
-  }
-  std::ifstream file(kVectors);
-  std::stringstream golden;
-  golden << file.rdbuf();
-  EXPECT_EQ(golden.str(), vectors)
+  EXPECT_EQ(testing::GoldenText(kVectors, vectors), vectors)
       << kVectors << " differs; a null schedule means that none fits";
 }
 

@@ -833,17 +833,7 @@ int OrderSearch::FuseWhereSlack() {
     ++fused;
     length_ns_[task] = choice.backward_ns;
     end_ns_[task] = start + choice.backward_ns;
-    const Task weight_prev = rank_prev_[weight],
-               weight_next = rank_next_[weight];
-    rank_next_[weight_prev] = weight_next;
-    if (weight_next >= 0) {
-      rank_prev_[weight_next] = weight_prev;
-    } else {
-      rank_last_[graph_.pair_rank[pair]] = weight_prev;
-    }
-    exists_[weight] = 0;
-    rank_prev_[weight] = rank_next_[weight] = -1;
-    length_ns_[weight] = left_ns_[weight] = end_ns_[weight] = 0;
+    Unlink(weight);
   }
   if (fused > 0) RecountMemory();
   RefreshAll();

@@ -126,9 +126,8 @@ class OrderSearch {
 
   Ways ways_;
   std::vector<Task> sequence_;
-  std::vector<int32_t>
-      position_;                 // [task]: in sequence_; -1: not of this graph
-  std::vector<uint8_t> exists_;  // [task]: not so for a W that is fused away
+  std::vector<int32_t> position_;  // [task]: in sequence_, or -1
+  std::vector<uint8_t> exists_;    // [task]: not so for a W that is fused away
   std::vector<Task> rank_prev_, rank_next_;  // [task], or -1
   std::vector<Task> rank_last_;              // [rank], or -1
   std::vector<int64_t> length_ns_, end_ns_, left_ns_, live_before_;  // [task]

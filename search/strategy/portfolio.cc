@@ -350,8 +350,8 @@ class Search {
   // How hot the walks start: hotter the more moves they have for every task.
   // With few, descent gets furthest.
   double HottestFor(int64_t moves_left) const {
-    const int64_t effort = moves_left / (2 * graph_.pairs);
     if (graph_.pairs <= kTinyPairs) return kTinyHottest;
+    const int64_t effort = moves_left / (2 * graph_.pairs);
     if (effort < 10) return 0;
     if (effort < 50) return 3e-4;
     if (effort < 300) return 1e-3;
