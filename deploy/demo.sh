@@ -75,8 +75,12 @@ for job in "${jobs[@]}"; do
   "$ctl" setups "$job" --out "$out/$job" --steps "$((steps < 100 ? steps : 100))" \
     --microbatches "$microbatches"
   batches=$(printf '%s,' "$out/$job"/batch-*.textproto)
+  # Other batches than those that it trains on, for the layout.
+  "$ctl" setups "$job" --out "$out/$job/samples" --steps 6 --seed 1000 --microbatches "$microbatches" >/dev/null
+  samples=$(printf '%s,' "$out/$job/samples"/batch-*.textproto)
   bazel-bin/client_agents/standin/pipeweaver_trainer --server="$address" \
     --job_file="$out/$job/job.textproto" --batch_files="${batches%,}" \
+    --sample_files="${samples%,}" \
     --steps="$steps" --json_log="$out/$job/steps.jsonl" --header="$header" &
   pids+=($!)
   trainers+=($!)

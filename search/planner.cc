@@ -107,20 +107,35 @@ int64_t LayoutFreeBound(const ProblemGraph& graph) {
   return static_cast<int64_t>(work_ns / graph.ranks);
 }
 
-// The layout of least simulated makespan on batches such as the job's limits
-// allow; deterministic.
+// The layout of least simulated makespan on `samples`, or where there are none
+// on batches such as the job's limits allow; deterministic.
 absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
-                                           const semu::CostModel& costs) {
+                                           const semu::CostModel& costs,
+                                           std::vector<semu::Batch> samples,
+                                           int threads) {
   constexpr int kMicrobatches = 32;
   // Every problem gets about as much effort, as it does when steps are planned
   // within a time: large ones are judged by fewer schedules.
-  constexpr int64_t kStagesPerProblem = 10'000;
   constexpr int64_t kMostEvaluations = 8;
-  const int microbatches =
-      std::max(kMicrobatches, 2 * job.parallelism.pipeline_parallel);
-  const semu::Batch samples[] = {VariedBatch(job, microbatches, 1),
-                                 VariedBatch(job, microbatches, 2)};
-  const semu::Batch held_out = VariedBatch(job, microbatches, 3);
+  int64_t stages_per_problem = 10'000;
+  RefineOptions options;
+  options.threads = threads;
+  size_t held_out = 1;
+  if (samples.empty()) {
+    const int microbatches =
+        std::max(kMicrobatches, 2 * job.parallelism.pipeline_parallel);
+    for (const uint64_t seed : {1, 2, 3}) {
+      samples.push_back(VariedBatch(job, microbatches, seed));
+    }
+  } else {
+    // What is found on real batches is believed sooner, and worth more time.
+    options.convincing = 0.995;
+    options.max_stages = 2'000'000;
+    stages_per_problem = 40'000;
+    held_out = std::max<size_t>(1, samples.size() / 3);
+    // A single one has to do for both.
+    if (samples.size() == 1) samples.push_back(samples[0]);
+  }
   const std::unique_ptr<Strategy> strategy =
       MakeStrategy(StrategyNames().front());
   const auto evaluate =
@@ -129,16 +144,18 @@ absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
     for (const Sweep& sweep : step.problem.sweeps) {
       stages += static_cast<int64_t>(sweep.stages.size());
     }
-    SearchOptions options;
-    options.budget.evaluations =
-        std::clamp<int64_t>(kStagesPerProblem / stages, 1, kMostEvaluations);
+    SearchOptions search;
+    search.budget.evaluations =
+        std::clamp<int64_t>(stages_per_problem / stages, 1, kMostEvaluations);
     PW_ASSIGN_OR_RETURN(
         const SearchResult result,
-        strategy->Solve(BuildProblemGraph(step.problem), options));
+        strategy->Solve(BuildProblemGraph(step.problem), search));
     return result.makespan_ns;
   };
+  const absl::Span<const semu::Batch> all = samples;
   PW_ASSIGN_OR_RETURN(RefinedLayout refined,
-                      RefineLayout(job, costs, samples, held_out, evaluate));
+                      RefineLayout(job, costs, all.first(all.size() - held_out),
+                                   all.last(held_out), evaluate, options));
   return std::move(refined.layout);
 }
 
@@ -175,7 +192,8 @@ class Planner : public StepPlanner {
       prepared->layout = *pinned;
     } else {
       PW_ASSIGN_OR_RETURN(prepared->layout,
-                          ProposeLayout(job, *prepared->costs));
+                          ProposeLayout(job, *prepared->costs, options.samples,
+                                        options.threads));
     }
     PW_ASSIGN_OR_RETURN(MemoryPlan memory,
                         PlanMemory(job, prepared->layout, *prepared->costs));

@@ -49,6 +49,11 @@ struct PrepareOptions {
   // [rank], bytes per GPU, set aside on top of what the memory plan does;
   // empty: none.
   std::vector<int64_t> extra_reserve_bytes;
+  // Such batches as the job will have, for which a layout is proposed; empty:
+  // batches made up from the job's limits.
+  std::vector<semu::Batch> samples;
+  // Of the search for a layout; without influence on it.
+  int threads = 1;
 };
 
 // Figures of a plan; see PlanReport in plan.proto.

@@ -36,7 +36,10 @@ struct CostVersion {
   std::vector<int64_t> extra_reserve_bytes;
 
   search::PrepareOptions Prepare() const {
-    return {costs, extra_reserve_bytes};
+    search::PrepareOptions options;
+    options.costs = costs;
+    options.extra_reserve_bytes = extra_reserve_bytes;
+    return options;
   }
 };
 

@@ -60,6 +60,8 @@ struct Registration {
   // Layout pinned by the trainer, and its digest.
   std::optional<semu::Layout> pinned;
   std::string pinned_digest;
+  // For whose steps a layout is proposed; empty: none were given.
+  std::vector<semu::Batch> samples;
 };
 
 struct JobStats {

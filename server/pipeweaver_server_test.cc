@@ -324,6 +324,43 @@ int64_t SlowestMakespan(client::PlannerClient& client, v1::PlanKey key) {
   return slowest_ns;
 }
 
+TEST(PipeweaverServerTest, ALayoutIsProposedForTheSampleBatches) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  v1::RegisterJobRequest request;
+  request.set_request_id("start");
+  *request.mutable_job() = *semu::MakeSetup("vlm-s");
+  const semu::Job job = *semu::JobFromProto(request.job());
+  search::PrepareOptions options;
+  for (uint64_t seed = 1; seed <= 3; ++seed) {
+    semu::SampleOptions sample;
+    sample.seed = seed;
+    sample.microbatches = 8;
+    *request.add_sample_batches() = *semu::SampleBatch(request.job(), sample);
+    options.samples.push_back(
+        *semu::BatchFromProto(request.sample_batches().at(seed - 1), job));
+  }
+  const auto registered = client.RegisterJob(request);
+  ASSERT_TRUE(registered.ok()) << registered.status();
+  const std::unique_ptr<search::StepPlanner> planner =
+      search::MakeStepPlanner();
+  const auto layout_of = [&](const search::PrepareOptions& prepare) {
+    const auto prepared = planner->Prepare(job, std::nullopt, prepare);
+    EXPECT_TRUE(prepared.ok()) << prepared.status();
+    return CanonicalDigest(semu::LayoutToProto((*prepared)->layout, job));
+  };
+  EXPECT_EQ(registered->layout_digest(), layout_of(options));
+  EXPECT_NE(registered->layout_digest(), layout_of({}));
+
+  // The job is the same without them, and keeps its layout.
+  request.set_request_id("restart");
+  request.clear_sample_batches();
+  const auto again = client.RegisterJob(request);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->layout_digest(), registered->layout_digest());
+  EXPECT_EQ(again->job_digest(), registered->job_digest());
+}
+
 TEST(PipeweaverServerTest, MicrobatchesMoveBetweenReplicas) {
   const auto server = ServerProcess::Serving({});
   client::PlannerClient client = Connect(*server);

@@ -157,9 +157,12 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
             prepared.costs = CostsOf(registration);
             prepared.cost_version = prepared.costs->current();
             // What is known of memory is of the layout before.
-            auto plannable =
-                planner_->Prepare(registration.job, registration.pinned,
-                                  {prepared.cost_version->costs, {}});
+            search::PrepareOptions options;
+            options.costs = prepared.cost_version->costs;
+            options.samples = registration.samples;
+            options.threads = ThreadsForSearch();
+            auto plannable = planner_->Prepare(registration.job,
+                                               registration.pinned, options);
             if (!plannable.ok()) {
               done(plannable.status());
               return;

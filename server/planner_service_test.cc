@@ -499,7 +499,40 @@ INSTANTIATE_TEST_SUITE_P(
                           chunk->set_rank(2);
                           chunk->set_num_layers(5);
                         },
-                        StatusCode::INVALID_ARGUMENT, "rank"}),
+                        StatusCode::INVALID_ARGUMENT, "rank"},
+        BadRegistration{"TooManySamples",
+                        [](v1::RegisterJobRequest* r) {
+                          for (int i = 0; i < 17; ++i) {
+                            *r->add_sample_batches() = SmallBatch(1);
+                          }
+                        },
+                        StatusCode::INVALID_ARGUMENT, "sample_batches: 17"},
+        BadRegistration{"TooManyMicrobatchesInSamples",
+                        [](v1::RegisterJobRequest* r) {
+                          for (int i = 0; i < 2; ++i) {
+                            v1::BatchMetadata* batch = r->add_sample_batches();
+                            for (int b = 0; b < 513; ++b) {
+                              *batch->add_microbatches() =
+                                  SmallBatch(1).microbatches(0);
+                            }
+                          }
+                        },
+                        StatusCode::INVALID_ARGUMENT,
+                        "sample_batches[1]: 1026 microbatches"},
+        BadRegistration{"ForwardOnlySample",
+                        [](v1::RegisterJobRequest* r) {
+                          *r->add_sample_batches() = SmallBatch(1);
+                          r->mutable_sample_batches(0)->set_forward_only(true);
+                        },
+                        StatusCode::INVALID_ARGUMENT,
+                        "sample_batches[0].forward_only: true"},
+        BadRegistration{"BadSample",
+                        [](v1::RegisterJobRequest* r) {
+                          *r->add_sample_batches() = SmallBatch(1);
+                          r->add_sample_batches();
+                        },
+                        StatusCode::INVALID_ARGUMENT,
+                        "sample_batches[1]: number of microbatches is 0"}),
     [](const auto& info) { return info.param.name; });
 
 TEST_F(PlannerServiceTest, ARegisteredNameWithAnotherJobIsRefused) {

@@ -5,6 +5,7 @@
 //
 //   pipeweaver_trainer --server=ADDRESS --job_file=JOB.textproto
 //       --batch_files=A.textproto,B.textproto,... [--steps=N]
+//       [--sample_files=C.textproto,D.textproto,...]
 //
 // Exit codes: 0 all steps ran; 1 a step failed; 2 wrong usage.
 
@@ -61,6 +62,8 @@ ABSL_FLAG(std::string, token_file, "",
 ABSL_FLAG(std::string, job_file, "", "v1.Job as protobuf text");
 ABSL_FLAG(std::vector<std::string>, batch_files, {},
           "v1.BatchMetadata as protobuf text, one a step, used in turn");
+ABSL_FLAG(std::vector<std::string>, sample_files, {},
+          "v1.BatchMetadata as protobuf text, for which a layout is proposed");
 ABSL_FLAG(int, steps, 8, "steps to run");
 ABSL_FLAG(int, ahead, 2, "steps that are submitted ahead");
 ABSL_FLAG(double, time_scale, 0.01, "slept time over predicted time");
@@ -79,6 +82,7 @@ constexpr auto kCallTimeout = std::chrono::seconds(60);
 struct Trainer {
   v1::Job job;
   std::vector<v1::BatchMetadata> batches;
+  std::vector<v1::BatchMetadata> samples;
   int ranks = 0;
   uint64_t steps = 0;
 
@@ -241,6 +245,8 @@ absl::StatusOr<uint64_t> Register(const Trainer& trainer, PlannerClient& client,
   request.set_request_id(
       absl::StrCat("standin-", getpid(), "-", SteadyNowNs()));
   *request.mutable_job() = trainer.job;
+  request.mutable_sample_batches()->Add(trainer.samples.begin(),
+                                        trainer.samples.end());
   absl::StatusOr<v1::RegisterJobResponse> response =
       client.RegisterJob(request);
   if (!response.ok()) return response.status();
@@ -672,11 +678,16 @@ absl::StatusOr<Trainer> ReadTrainer() {
       ReadTextProto<v1::Job>(absl::GetFlag(FLAGS_job_file));
   if (!job.ok()) return job.status();
   trainer.job = *std::move(job);
-  for (const std::string& path : absl::GetFlag(FLAGS_batch_files)) {
-    absl::StatusOr<v1::BatchMetadata> batch =
-        ReadTextProto<v1::BatchMetadata>(path);
-    if (!batch.ok()) return batch.status();
-    trainer.batches.push_back(*std::move(batch));
+  const std::pair<std::vector<std::string>, std::vector<v1::BatchMetadata>*>
+      lists[] = {{absl::GetFlag(FLAGS_batch_files), &trainer.batches},
+                 {absl::GetFlag(FLAGS_sample_files), &trainer.samples}};
+  for (const auto& [paths, batches] : lists) {
+    for (const std::string& path : paths) {
+      absl::StatusOr<v1::BatchMetadata> batch =
+          ReadTextProto<v1::BatchMetadata>(path);
+      if (!batch.ok()) return batch.status();
+      batches->push_back(*std::move(batch));
+    }
   }
   if (trainer.batches.empty()) {
     return absl::InvalidArgumentError("--batch_files: names no file");

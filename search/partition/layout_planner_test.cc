@@ -162,13 +162,13 @@ absl::StatusOr<int64_t> Bound(const StepProblem& step) {
 TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
-  const semu::Batch held_out = VariedBatch(job, 8, 1);
+  const std::vector<semu::Batch> held_out = {VariedBatch(job, 8, 1)};
   const auto refined =
       RefineLayout(job, semu::OpGraphCost(), samples, held_out, Bound);
   ASSERT_TRUE(refined.ok()) << refined.status();
   EXPECT_GT(refined->paper_ns, 0);
   EXPECT_LE(refined->refined_ns, refined->paper_ns);
-  EXPECT_LE(refined->layouts_evaluated, 100);
+  EXPECT_LE(refined->layouts_evaluated, 150);
   EXPECT_TRUE(
       semu::LayoutFromProto(semu::LayoutToProto(refined->layout, job), job)
           .ok());
@@ -183,11 +183,11 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
   // are.
   const StepEvaluator wants_v =
       [](const StepProblem& step) -> absl::StatusOr<int64_t> {
-    int64_t ns = 1'000'000;
+    int64_t descending = 0;
     for (const Sweep& sweep : step.problem.sweeps) {
-      ns -= sweep.stages.front().rank > sweep.stages.back().rank ? 10'000 : 0;
+      descending += sweep.stages.front().rank > sweep.stages.back().rank;
     }
-    return ns;
+    return 1'000'000'000 / (1 + descending);
   };
   v1::Job proto = *semu::MakeSetup("vlm-s");
   for (const bool v_placement : {true, false}) {
@@ -195,7 +195,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
     const semu::Job job = *semu::JobFromProto(proto);
     const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
     const auto refined =
-        RefineLayout(job, semu::OpGraphCost(), samples, samples[0], wants_v);
+        RefineLayout(job, semu::OpGraphCost(), samples, samples, wants_v);
     ASSERT_TRUE(refined.ok());
     bool any = false;
     for (const auto& module : refined->shape.modules) {
@@ -208,7 +208,7 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
 TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
   const semu::Job job = JobOf("vlm-s");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
-  const semu::Batch held_out = UsualBatch(job, 3);
+  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
   for (const bool agrees : {false, true}) {
     // One segment of everything is the shortest, in the samples.
     const StepEvaluator evaluator =
@@ -233,11 +233,45 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
   }
 }
 
+TEST(RefineLayoutTest, ThreadsHaveNoSayInTheLayout) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {VariedBatch(job, 8, 1),
+                                            VariedBatch(job, 8, 2)};
+  const std::vector<semu::Batch> held_out = {VariedBatch(job, 8, 3)};
+  std::string first;
+  for (const int threads : {1, 2, 5}) {
+    const auto refined = RefineLayout(job, semu::OpGraphCost(), samples,
+                                      held_out, Bound, {.threads = threads});
+    ASSERT_TRUE(refined.ok()) << refined.status();
+    const std::string bytes =
+        semu::LayoutToProto(refined->layout, job).SerializeAsString();
+    if (first.empty()) first = bytes;
+    EXPECT_EQ(bytes, first) << threads << " threads";
+  }
+}
+
+TEST(RefineLayoutTest, TakesFewerStagesWhereNothingIsLost) {
+  // Any layout is as good as any other.
+  const StepEvaluator indifferent =
+      [](const StepProblem&) -> absl::StatusOr<int64_t> { return 1000; };
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const auto refined = RefineLayout(job, semu::OpGraphCost(), samples, samples,
+                                    indifferent, {.convincing = 1});
+  ASSERT_TRUE(refined.ok());
+  EXPECT_FALSE(refined->is_paper);
+  for (size_t m = 0; m < job.modules.size(); ++m) {
+    EXPECT_EQ(refined->shape.modules[m].segments, 1);
+    EXPECT_EQ(refined->shape.modules[m].sub_microbatch_tokens,
+              job.max_microbatch_tokens[m]);
+  }
+}
+
 TEST(RefineLayoutTest, StopsAtItsMostStages) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
   const auto refined =
-      RefineLayout(job, semu::OpGraphCost(), samples, samples[0], Bound,
+      RefineLayout(job, semu::OpGraphCost(), samples, samples, Bound,
                    {.max_layouts = 100, .max_stages = 1});
   ASSERT_TRUE(refined.ok());
   EXPECT_EQ(refined->layouts_evaluated, 1);
@@ -252,7 +286,7 @@ TEST(RefineLayoutTest, SaysWhyNothingFits) {
     return absl::ResourceExhaustedError("rank 3 is full");
   };
   const auto refined =
-      RefineLayout(job, semu::OpGraphCost(), samples, samples[0], never);
+      RefineLayout(job, semu::OpGraphCost(), samples, samples, never);
   EXPECT_EQ(refined.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(refined.status().message(), HasSubstr("rank 3 is full"));
 }

@@ -1,31 +1,49 @@
-// Coordinate descent from two starts.
+// Steepest descent, one module at a time, over shapes that are evaluated
+// together.
 
 #include "search/partition/layout_refiner.h"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <utility>
 
-#include "search/partition/batch_split.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
-#include "semu/model/module_graph.h"
 
 namespace pipeweaver::search {
 namespace {
 
 using semu::Job;
 
+// Of a makespan: what is worth a change, what is no loss.
 constexpr double kWorthwhile = 0.999;
+constexpr double kNoWorse = 1.002;
 constexpr double kLightModule = 0.02;
-// Of the best layout's makespan on the first sample: beyond, a layout is not
+// Of the best layout's makespan on the same samples: beyond, a layout is not
 // looked at further.
 constexpr double kHopeless = 1.02;
-// Of the paper's makespan on the held-out batch.
-constexpr double kConvincing = 0.98;
+
+bool AtMost(int64_t ns, double share, int64_t of_ns) {
+  return static_cast<double>(ns) <= share * static_cast<double>(of_ns);
+}
+
+// A shape that was looked at.
+struct Trial {
+  LayoutShape shape;
+  absl::Status status;
+  // After each sample that was evaluated: the sum of makespans so far.
+  std::vector<int64_t> sums_ns;
+  int64_t stages = 0;  // of all samples that were evaluated
+  bool complete = false;
+
+  int64_t makespan_ns() const { return sums_ns.back(); }
+};
 
 class Refiner {
  public:
@@ -36,7 +54,8 @@ class Refiner {
         costs_(costs),
         samples_(samples),
         evaluator_(evaluator),
-        options_(options) {
+        options_(options),
+        pool_(options.threads) {
     semu::Batch all;
     for (const semu::Batch& batch : samples) {
       all.microbatches.insert(all.microbatches.end(),
@@ -46,90 +65,158 @@ class Refiner {
     times_ = MeanLayerTimes(job, all, costs);
   }
 
-  absl::StatusOr<RefinedLayout> Run(const semu::Batch& held_out) {
+  absl::StatusOr<RefinedLayout> Run(absl::Span<const semu::Batch> held_out) {
     const LayoutShape paper = PaperLayoutShape(job_, costs_);
-    Try(paper);
-    result_.paper_ns = best_ns_.value_or(-1);
+    TryAll({paper});
+    const Trial& first = trials_.at(KeyOf(paper));
     LayoutShape whole = paper;
     for (size_t m = 0; m < job_.modules.size(); ++m) {
       whole.modules[m] = {job_.max_microbatch_tokens[m], 1, {false}};
     }
-    Try(whole);
+    TryAll({whole});
+    if (best_ == nullptr) return failure_;
     const std::vector<int> order = HeaviestFirst();
     for (bool better = true; better;) {
       better = false;
+      for (int m : order) better |= TryAll(Neighbours(*best_, m));
+    }
+    const Trial* chosen = FewestStages();
+    while (true) {
+      std::vector<LayoutShape> neighbours;
       for (int m : order) {
-        better |= TrySegments(m);
-        better |= TrySizes(m);
+        std::vector<LayoutShape> more = Neighbours(*chosen, m);
+        std::move(more.begin(), more.end(), std::back_inserter(neighbours));
       }
+      TryAll(neighbours);
+      const Trial* fewer = FewestStages();
+      if (fewer == chosen) break;
+      chosen = fewer;
     }
-    if (!best_ns_.has_value()) return failure_;
-    result_.refined_ns = *best_ns_;
-    result_.layouts_evaluated = tried_;
-    if (result_.paper_ns >= 0 && !Convinces(result_.shape, paper, held_out)) {
-      result_.is_paper = true;
-      result_.shape = paper;
+    RefinedLayout result;
+    result.paper_ns = first.complete ? first.makespan_ns() : -1;
+    result.refined_ns = chosen->makespan_ns();
+    result.layouts_evaluated = static_cast<int>(trials_.size());
+    result.shape = chosen->shape;
+    if (first.complete && !Convinces(chosen->shape, paper, held_out)) {
+      result.is_paper = true;
+      result.shape = paper;
     }
-    result_.layout = PlaceLayers(job_, result_.shape, times_);
-    return std::move(result_);
+    result.layout = PlaceLayers(job_, result.shape, times_);
+    return result;
   }
 
  private:
-  // Evaluates `shape` and takes it if it is worthwhile.
-  bool Try(const LayoutShape& shape) {
-    if (tried_ >= options_.max_layouts ||
-        (tried_ > 0 && stages_ >= options_.max_stages)) {
+  using Key = std::vector<int64_t>;
+
+  static Key KeyOf(const LayoutShape& shape) {
+    Key key;
+    for (const LayoutShape::ModuleShape& m : shape.modules) {
+      key.push_back(m.sub_microbatch_tokens);
+      key.push_back(m.segments);
+      key.insert(key.end(), m.descending.begin(), m.descending.end());
+    }
+    return key;
+  }
+
+  // Evaluates the shapes not seen before, and moves best_ to the best of them;
+  // false if that is not worthwhile.
+  bool TryAll(const std::vector<LayoutShape>& shapes) {
+    // A fixed number at a time, whatever the threads: the limits are looked at
+    // in between.
+    constexpr size_t kTogether = 8;
+    const Trial* best = nullptr;
+    for (auto shape = shapes.begin(); shape != shapes.end();) {
+      std::vector<Trial*> trials;
+      for (; shape != shapes.end() && trials.size() < kTogether; ++shape) {
+        const bool enough =
+            trials_.size() >= static_cast<size_t>(options_.max_layouts) ||
+            stages_ >= options_.max_stages;
+        if (enough && !trials_.empty()) break;
+        const auto [it, is_new] = trials_.try_emplace(KeyOf(*shape));
+        if (!is_new) continue;
+        it->second.shape = *shape;
+        trials.push_back(&it->second);
+      }
+      if (trials.empty()) break;
+      pool_.Run(static_cast<int>(trials.size()),
+                [&](int, int i) { Evaluate(samples_, best_, *trials[i]); });
+      for (const Trial* trial : trials) {
+        stages_ += trial->stages;
+        if (!trial->status.ok()) failure_ = trial->status;
+        if (trial->complete &&
+            (best == nullptr || trial->makespan_ns() < best->makespan_ns())) {
+          best = trial;
+        }
+      }
+    }
+    if (best == nullptr) return false;
+    if (best_ != nullptr &&
+        !AtMost(best->makespan_ns(), kWorthwhile, best_->makespan_ns())) {
       return false;
     }
-    ++tried_;
-    int64_t sum_ns = 0, first_ns = 0;
-    for (size_t i = 0; i < samples_.size(); ++i) {
-      const absl::StatusOr<int64_t> ns = Evaluate(shape, samples_[i]);
-      if (!ns.ok()) {
-        failure_ = ns.status();
-        return false;
-      }
-      if (i == 0) first_ns = *ns;
-      sum_ns += *ns;
-      if (best_ns_.has_value() &&
-          static_cast<double>(first_ns) >
-              kHopeless * static_cast<double>(best_first_ns_)) {
-        return false;
-      }
-    }
-    if (best_ns_.has_value() &&
-        static_cast<double>(sum_ns) >
-            kWorthwhile * static_cast<double>(*best_ns_)) {
-      return false;
-    }
-    best_ns_ = sum_ns;
-    best_first_ns_ = first_ns;
-    result_.shape = shape;
+    best_ = best;
     return true;
   }
 
-  absl::StatusOr<int64_t> Evaluate(const LayoutShape& shape,
-                                   const semu::Batch& batch) {
-    const semu::Layout layout = PlaceLayers(job_, shape, times_);
-    PW_ASSIGN_OR_RETURN(const MemoryPlan memory,
-                        PlanMemory(job_, layout, costs_));
-    PW_ASSIGN_OR_RETURN(
-        const StepProblem step,
-        BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch,
-                         costs_));
-    for (const Sweep& sweep : step.problem.sweeps) {
-      stages_ += static_cast<int64_t>(sweep.stages.size());
+  // Completes `trial` on `batches`, unless it does not fit or is hopeless
+  // beside `best`, which may be null.
+  void Evaluate(absl::Span<const semu::Batch> batches, const Trial* best,
+                Trial& trial) const {
+    const semu::Layout layout = PlaceLayers(job_, trial.shape, times_);
+    trial.status = [&]() -> absl::Status {
+      PW_ASSIGN_OR_RETURN(const MemoryPlan memory,
+                          PlanMemory(job_, layout, costs_));
+      int64_t sum_ns = 0;
+      for (size_t i = 0; i < batches.size(); ++i) {
+        PW_ASSIGN_OR_RETURN(
+            const StepProblem step,
+            BuildStepProblem(job_, layout, memory.activation_limit_bytes,
+                             batches[i], costs_));
+        for (const Sweep& sweep : step.problem.sweeps) {
+          trial.stages += static_cast<int64_t>(sweep.stages.size());
+        }
+        PW_ASSIGN_OR_RETURN(const int64_t makespan_ns, evaluator_(step));
+        sum_ns += makespan_ns;
+        trial.sums_ns.push_back(sum_ns);
+        if (best != nullptr && !AtMost(sum_ns, kHopeless, best->sums_ns[i])) {
+          return absl::OkStatus();
+        }
+      }
+      trial.complete = true;
+      return absl::OkStatus();
+    }();
+  }
+
+  // Of the complete trials as good as the best, null if there is none.
+  const Trial* FewestStages() const {
+    int64_t least_ns = best_->makespan_ns();
+    for (const auto& [key, trial] : trials_) {
+      if (trial.complete) least_ns = std::min(least_ns, trial.makespan_ns());
     }
-    return evaluator_(step);
+    const Trial* fewest = nullptr;
+    for (const auto& [key, trial] : trials_) {
+      if (!trial.complete || !AtMost(trial.makespan_ns(), kNoWorse, least_ns)) {
+        continue;
+      }
+      // Of equals the last: the one of larger sub-microbatches.
+      if (fewest == nullptr || trial.stages < fewest->stages ||
+          (trial.stages == fewest->stages &&
+           trial.makespan_ns() <= fewest->makespan_ns())) {
+        fewest = &trial;
+      }
+    }
+    return fewest;
   }
 
   bool Convinces(const LayoutShape& shape, const LayoutShape& paper,
-                 const semu::Batch& held_out) {
-    const absl::StatusOr<int64_t> ns = Evaluate(shape, held_out);
-    const absl::StatusOr<int64_t> paper_ns = Evaluate(paper, held_out);
-    if (!ns.ok() || !paper_ns.ok()) return ns.ok();
-    return static_cast<double>(*ns) <=
-           kConvincing * static_cast<double>(*paper_ns);
+                 absl::Span<const semu::Batch> held_out) {
+    Trial trials[2];
+    trials[0].shape = shape;
+    trials[1].shape = paper;
+    pool_.Run(2, [&](int, int i) { Evaluate(held_out, nullptr, trials[i]); });
+    if (!trials[0].complete || !trials[1].complete) return trials[0].complete;
+    return AtMost(trials[0].makespan_ns(), options_.convincing,
+                  trials[1].makespan_ns());
   }
 
   std::vector<int> HeaviestFirst() const {
@@ -148,50 +235,45 @@ class Refiner {
     return order;
   }
 
-  bool TrySegments(int module) {
-    const int ranks = job_.parallelism.pipeline_parallel;
+  // The shapes that differ from the trial's in the size or in the segments of
+  // `module`.
+  std::vector<LayoutShape> Neighbours(const Trial& trial, int module) const {
+    const LayoutShape::ModuleShape& now = trial.shape.modules[module];
+    std::vector<LayoutShape> shapes;
+    const auto add = [&](LayoutShape::ModuleShape changed) {
+      LayoutShape shape = trial.shape;
+      shape.modules[module] = std::move(changed);
+      shapes.push_back(std::move(shape));
+    };
+    const int64_t whole = job_.max_microbatch_tokens[module];
+    const int64_t size = now.sub_microbatch_tokens;
+    for (const int64_t tokens :
+         {size / 2, size + size / 2, size * 2, size * 4, whole}) {
+      LayoutShape::ModuleShape changed = now;
+      changed.sub_microbatch_tokens = std::clamp<int64_t>(tokens, 1, whole);
+      add(std::move(changed));
+    }
     const int most =
         std::max(1, std::min(job_.executor.max_segments,
-                             job_.modules[module].NumLayers() / ranks));
-    bool better = false;
+                             job_.modules[module].NumLayers() /
+                                 job_.parallelism.pipeline_parallel));
     for (int segments = 1; segments <= most; ++segments) {
       for (const bool starts_down : {false, true}) {
         for (const bool alternates : {false, true}) {
           const bool ascends = !starts_down && (!alternates || segments == 1);
           if (!ascends && !job_.executor.v_placement) continue;
           if (alternates && segments == 1) continue;
-          if (!best_ns_.has_value()) return false;
-          LayoutShape shape = result_.shape;
-          LayoutShape::ModuleShape& m = shape.modules[module];
-          std::vector<bool> descending(segments);
+          LayoutShape::ModuleShape changed = now;
+          changed.segments = segments;
+          changed.descending.assign(segments, false);
           for (int s = 0; s < segments; ++s) {
-            descending[s] = starts_down != (alternates && s % 2 == 1);
+            changed.descending[s] = starts_down != (alternates && s % 2 == 1);
           }
-          if (segments == m.segments && descending == m.descending) continue;
-          m.segments = segments;
-          m.descending = std::move(descending);
-          better |= Try(shape);
+          add(std::move(changed));
         }
       }
     }
-    return better;
-  }
-
-  bool TrySizes(int module) {
-    if (!best_ns_.has_value()) return false;
-    bool better = false;
-    const int64_t whole = job_.max_microbatch_tokens[module];
-    const int64_t now = result_.shape.modules[module].sub_microbatch_tokens;
-    int64_t before = now;
-    for (int64_t tokens : {now / 2, now * 2, now * 4, whole}) {
-      tokens = std::clamp<int64_t>(tokens, 1, whole);
-      if (tokens == now || tokens == before) continue;
-      before = tokens;
-      LayoutShape shape = result_.shape;
-      shape.modules[module].sub_microbatch_tokens = tokens;
-      better |= Try(shape);
-    }
-    return better;
+    return shapes;
   }
 
   const Job& job_;
@@ -199,23 +281,24 @@ class Refiner {
   const absl::Span<const semu::Batch> samples_;
   const StepEvaluator& evaluator_;
   const RefineOptions& options_;
+  WorkerPool pool_;
   LayerTimes times_;
-  RefinedLayout result_;
-  std::optional<int64_t> best_ns_;
-  int64_t best_first_ns_ = 0;  // of it, on the first sample
-  int64_t stages_ = 0;
+  std::map<Key, Trial> trials_;
+  // What others have to better; null before anything fits. Of trials_.
+  const Trial* best_ = nullptr;
+  int64_t stages_ = 0;  // evaluated
   absl::Status failure_;
-  int tried_ = 0;
 };
 
 }  // namespace
 
 absl::StatusOr<RefinedLayout> RefineLayout(
-    const Job& job, const semu::CostModel& costs,
-    absl::Span<const semu::Batch> samples, const semu::Batch& held_out,
-    const StepEvaluator& evaluator, const RefineOptions& options) {
-  PW_CHECK(!samples.empty());
-  PW_CHECK(options.max_layouts >= 1);
+    const semu::Job& job, const semu::CostModel& costs,
+    absl::Span<const semu::Batch> samples,
+    absl::Span<const semu::Batch> held_out, const StepEvaluator& evaluator,
+    const RefineOptions& options) {
+  PW_CHECK(!samples.empty() && !held_out.empty());
+  PW_CHECK(options.max_layouts >= 1 && options.threads >= 1);
   return Refiner(job, costs, samples, evaluator, options).Run(held_out);
 }
 

@@ -19,47 +19,58 @@
 namespace pipeweaver::search {
 
 // Makespan, in nanoseconds, of a good schedule of the problem; an error when it
-// has none. Must be deterministic for the refinement to be so.
+// has none. Must be deterministic for the refinement to be so, and is called on
+// several threads at once.
 using StepEvaluator =
     std::function<absl::StatusOr<int64_t>(const StepProblem&)>;
 
 struct RefineOptions {
   // Most layouts evaluated. A layout that is clearly worse than the best so far
-  // on the first sample is not evaluated on the others.
-  int max_layouts = 100;
-  // Most stages in the problems evaluated, summed up; what bounds the time. The
-  // paper's layout is always evaluated.
+  // on the first samples is not evaluated on the others.
+  int max_layouts = 150;
+  // Of the problems evaluated, summed up: once so many were, no further layout
+  // is looked at; what bounds the time. The paper's layout is always evaluated.
   int64_t max_stages = 1'000'000;
+  // Of the paper's makespan on the held-out batches: a refined layout that
+  // takes more does not replace the paper's.
+  double convincing = 0.98;
+  // That evaluate layouts; without influence on the result. At least 1.
+  int threads = 1;
 };
 
 struct RefinedLayout {
   LayoutShape shape;
   semu::Layout layout;
-  // Sum of makespans over the samples: of the paper's rule, of the best layout
-  // found. The former is -1 where the paper's layout does not fit.
+  // Sum of makespans over the samples: of the paper's rule, of the refined
+  // layout. The former is -1 where the paper's layout does not fit.
   int64_t paper_ns = -1;
   int64_t refined_ns = 0;
   // `layout` is the paper's: nothing better was found, or not by the held-out
-  // batch.
+  // batches.
   bool is_paper = false;
   int layouts_evaluated = 0;
 };
 
-// Starts from PaperLayoutShape and from the shape with whole microbatches and
-// one segment a module, and changes one module at a time, heaviest first: its
-// segment count together with directions (up, down, and the two alternations,
-// within the executor's capabilities), then its sub-microbatch size (halved,
-// doubled, quadrupled, whole), as long as the sum of makespans falls by 0.1 %.
-// Modules with under 2 % of the arithmetic time stay as they are. What was
-// found replaces the paper's layout only if it is better by 2 % on `held_out`,
-// too.
+// Starts from the better of PaperLayoutShape and the shape with whole
+// microbatches and one segment a module, and changes one module at a time,
+// heaviest first: of its other sub-microbatch sizes (half, one and a half,
+// double, four times, whole) and its other segment counts together with
+// directions (up, down, and the two alternations, within the executor's
+// capabilities), the best, as long as the sum of makespans falls by 0.1 %.
+// Modules with under 2 % of the arithmetic time stay as they are. Of the
+// layouts seen that are within 0.2 % of the best, the one with fewest stages is
+// refined: its steps are planned sooner and its search gets further in the same
+// time. What was found replaces the paper's layout only if the held-out batches
+// agree.
 //
-// `samples` are not empty; layers are placed for their mean. Errors:
-// RESOURCE_EXHAUSTED, of the last layout tried, when none fits.
+// `samples` and `held_out` are not empty; layers are placed for the mean of the
+// samples. Errors: RESOURCE_EXHAUSTED, of the last layout tried, when none
+// fits.
 absl::StatusOr<RefinedLayout> RefineLayout(
     const semu::Job& job, const semu::CostModel& costs,
-    absl::Span<const semu::Batch> samples, const semu::Batch& held_out,
-    const StepEvaluator& evaluator, const RefineOptions& options = {});
+    absl::Span<const semu::Batch> samples,
+    absl::Span<const semu::Batch> held_out, const StepEvaluator& evaluator,
+    const RefineOptions& options = {});
 
 }  // namespace pipeweaver::search
 

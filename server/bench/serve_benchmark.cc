@@ -177,6 +177,12 @@ class Benchmark {
     v1::RegisterJobRequest request;
     request.set_request_id("benchmark");
     *request.mutable_job() = job_;
+    for (int i = 0; i < 6; ++i) {
+      // Other batches than those that are planned.
+      *request.add_sample_batches() = *semu::SampleBatch(
+          job_, {.seed = static_cast<uint64_t>(1'000'000 + i),
+                 .microbatches = absl::GetFlag(FLAGS_microbatches)});
+    }
     const auto registered = client.RegisterJob(request);
     if (!registered.ok()) {
       std::fprintf(stderr, "%s\n", registered.status().ToString().c_str());

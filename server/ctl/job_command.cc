@@ -110,13 +110,18 @@ int Describe(client::PlannerClient& client, const std::string& name,
 }
 
 int Register(client::PlannerClient& client, const std::string& job,
-             const std::string& request_id, absl::string_view output,
+             const std::string& request_id,
+             const std::vector<std::string>& samples, absl::string_view output,
              const CommandIo& io) {
   absl::StatusOr<v1::Job> read = ReadJob(job);
   if (!read.ok()) return Report(read.status(), io);
   v1::RegisterJobRequest request;
   request.set_request_id(request_id);
   *request.mutable_job() = *std::move(read);
+  for (const std::string& path : samples) {
+    absl::Status status = ReadTextProto(path, *request.add_sample_batches());
+    if (!status.ok()) return Report(status, io);
+  }
   const auto response = client.RegisterJob(request);
   if (!response.ok()) return Report(response.status(), io);
   if (!response->layout_confirmed()) {
@@ -238,6 +243,8 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   reg->add_option("--request-id", request_id,
                   "unique for each start of the run")
       ->required();
+  std::vector<std::string> samples;
+  AddSampleOption(*reg, samples);
   CLI::App* remove = app.add_subcommand("remove", "forgets a job");
   remove->add_option("NAME", name, "the job's name")->required();
   CLI::App* plan = app.add_subcommand("plan", "a step's sealed plan");
@@ -264,7 +271,9 @@ int RunJobCommand(absl::Span<const std::string> args, const CommandIo& io) {
   const Progress progress(absl::StrCat("waiting for ", server.address), io.err);
   if (list->parsed()) return List(*client, output, io);
   if (describe->parsed()) return Describe(*client, name, output, io);
-  if (reg->parsed()) return Register(*client, name, request_id, output, io);
+  if (reg->parsed()) {
+    return Register(*client, name, request_id, samples, output, io);
+  }
   if (upload->parsed()) {
     return UploadProfile(*client, name, profile_path, output, io);
   }

@@ -65,6 +65,27 @@ TEST_F(MoveWithTest, SaysWhereMicrobatchesComeFromAndReplays) {
   EXPECT_THAT(other.out, HasSubstr("differs"));
 }
 
+TEST_F(MoveWithTest, ALayoutIsProposedForSampleBatches) {
+  const auto layout = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = {job_, light_,   "--budget-evals",
+                                     "1",  "--save", saved_};
+    args.insert(args.end(), more.begin(), more.end());
+    const Outcome plan = Ctl(RunPlanCommand, args);
+    EXPECT_EQ(plan.code, 0) << plan.err;
+    v1::SavedRequest saved;
+    EXPECT_TRUE(ReadTextProto(saved_, saved).ok());
+    return saved.job().layout().SerializeAsString();
+  };
+  EXPECT_NE(layout({"--sample-batch", heavy_, heavy_, heavy_}), layout({}));
+  // What was planned on it is replayed on it.
+  EXPECT_EQ(Ctl(RunReplayCommand, {saved_}).code, 0);
+
+  const Outcome missing = Ctl(
+      RunPlanCommand, {job_, light_, "--sample-batch", heavy_, "no-such-file"});
+  EXPECT_EQ(missing.code, kExitBadInput);
+  EXPECT_THAT(missing.err, HasSubstr("no-such-file"));
+}
+
 TEST_F(MoveWithTest, ReplaysNoSearchWithoutABudget) {
   ASSERT_EQ(Ctl(RunPlanCommand,
                 {job_, light_, "--budget-evals", "30", "--save", saved_})

@@ -92,6 +92,14 @@ absl::StatusOr<v1::Job> ReadJob(const std::string& name) {
   return job;
 }
 
+void AddSampleOption(CLI::App& app, std::vector<std::string>& paths) {
+  app.add_option(
+      "--sample-batch", paths,
+      "batches such as the job will have, on which a layout is "
+      "chosen where none is pinned: files with a v1.BatchMetadata as "
+      "text; default: batches made up from the job's limits");
+}
+
 void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option("JOB", job, "a set-up's name, or a file with a v1.Job as text")
       ->required();
@@ -103,6 +111,7 @@ void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option(
       "--profile", profile_file,
       "measured layers of the job: a file with a v1.Profile as text");
+  AddSampleOption(app, sample_files);
   search.AddTo(app);
 }
 
@@ -113,10 +122,11 @@ CLI::Validator PlanStrategy() {
 search::PrepareOptions MeasuredBy(const v1::Profile& profile,
                                   const semu::Job& job,
                                   const search::StepPlanner& planner) {
-  return {std::make_shared<semu::CorrectedCosts>(
-              planner.Costs(), semu::MeasuredLayersOf(profile, job),
-              semu::Calibration()),
-          {}};
+  search::PrepareOptions options;
+  options.costs = std::make_shared<semu::CorrectedCosts>(
+      planner.Costs(), semu::MeasuredLayersOf(profile, job),
+      semu::Calibration());
+  return options;
 }
 
 absl::StatusOr<PlanningInput> ReadPlanningInput(
@@ -135,6 +145,17 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
                         profiler::ReadProfileFile(arguments.profile_file));
     options = MeasuredBy(*input.profile, job, planner);
   }
+  for (const std::string& path : arguments.sample_files) {
+    v1::BatchMetadata sample;
+    PW_RETURN_IF_ERROR(ReadTextProto(path, sample));
+    absl::StatusOr<semu::Batch> batch = semu::BatchFromProto(sample, job);
+    if (!batch.ok()) {
+      return absl::Status(batch.status().code(),
+                          absl::StrCat(path, ": ", batch.status().message()));
+    }
+    options.samples.push_back(*std::move(batch));
+  }
+  options.threads = arguments.search.threads;
   PW_ASSIGN_OR_RETURN(input.job, planner.Prepare(job, pinned, options));
   *input.job_proto.mutable_layout() =
       semu::LayoutToProto(input.job->layout, job);

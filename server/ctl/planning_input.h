@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
@@ -35,13 +36,17 @@ absl::Status WriteFile(const std::string& path, const std::string& content);
 // The job that `name` stands for: a built-in set-up, else a file.
 absl::StatusOr<v1::Job> ReadJob(const std::string& name);
 
+// Adds --sample-batch, files for whose batches a layout is proposed.
+void AddSampleOption(CLI::App& app, std::vector<std::string>& paths);
+
 // The arguments that plan, compare and trace have in common.
 struct PlanningArguments {
   std::string job;           // a set-up or a file
   std::string batch_file;    // empty: a sample batch
   int microbatches = 64;     // of a sample batch
   std::string profile_file;  // empty: no measured layers
-  SearchFlags search;        // its seed is the sample batch's too
+  std::vector<std::string> sample_files;
+  SearchFlags search;  // its seed is the sample batch's too
 
   void AddTo(CLI::App& app);
 };

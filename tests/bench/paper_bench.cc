@@ -9,7 +9,8 @@
 //   trace     vlm-s: 40 steps whose images come and go
 //   sizes     vlm-s: images of a sub-microbatch
 //   scaling   search time against microbatches and ranks
-//   layout    the refined layout against the paper's rule, on fresh batches
+//   layout    layouts proposed with and without sample batches against the
+//             paper's rule, on fresh batches
 //   replicas  every replica of vlm-xl and t2v-xl: planned apart, jointly, and
 //             after microbatches moved between replicas
 //   jitter    plans judged by expected makespan at 5 % noise
@@ -106,11 +107,28 @@ struct Setup {
   semu::Batch Sample(const semu::SampleOptions& options) const {
     return *semu::BatchFromProto(*semu::SampleBatch(proto, options), job);
   }
+  // Other batches than those that are planned.
+  std::vector<semu::Batch> LayoutSamples(const Options& options) const {
+    constexpr uint64_t kFirstSeed = 1000103;
+    std::vector<semu::Batch> samples;
+    for (uint64_t i = 0; i < 6; ++i) {
+      samples.push_back(Sample(
+          {.seed = kFirstSeed + i, .microbatches = options.Microbatches()}));
+    }
+    return samples;
+  }
   semu::Batch Reference() const {
     return Sample(
         {.seed = kReferenceSeed, .microbatches = kReferenceMicrobatches});
   }
 };
+
+PrepareOptions PrepareFor(const Setup& setup, const Options& options) {
+  PrepareOptions prepare;
+  prepare.samples = setup.LayoutSamples(options);
+  prepare.threads = options.threads;
+  return prepare;
+}
 
 Setup MakeSetup(const std::string& name) {
   Setup setup;
@@ -211,7 +229,8 @@ constexpr PaperGain kPaperGains[] = {
 void RunSetups(const StepPlanner& planner, const Options& options) {
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+    setup.plannable =
+        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
     const semu::Batch reference = setup.Reference();
     const double ranks = setup.job.parallelism.pipeline_parallel;
     std::vector<std::string> strategies = planner.StrategyNames();
@@ -372,7 +391,8 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
 
 void RunAblation(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+  setup.plannable =
+      *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
   const semu::CostModel& costs = Costs();
   const semu::Layout paper_layout = PlanLayout(setup.job, costs);
   const semu::Batch reference = setup.Reference();
@@ -431,7 +451,8 @@ void RunAblation(const StepPlanner& planner, const Options& options) {
 
 void RunTrace(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+  setup.plannable =
+      *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
   const semu::Batch reference = setup.Reference();
   const int steps = options.quick ? 6 : 40;
   for (int step = 1; step <= steps; ++step) {
@@ -561,37 +582,39 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 10);
   for (const std::string& name : names) {
     const Setup setup = MakeSetup(name);
-    const std::clock_t start = std::clock();
-    const auto refined = planner.Prepare(setup.job, std::nullopt, {});
-    const double cpu_s =
-        static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-    PW_CHECK(refined.ok());
-    const auto paper =
-        planner.Prepare(setup.job, PlanLayout(setup.job, Costs()), {});
-    Json line = {{"bench", "layout"},
-                 {"setup", name},
-                 {"batches", batches},
-                 {"register_cpu_s", cpu_s}};
-    if (!paper.ok()) {
-      line["paper_error"] = std::string(paper.status().message());
-      Print(line);
-      continue;
-    }
-    double paper_s = 0, refined_s = 0;
-    for (int b = 0; b < batches; ++b) {
-      const semu::Batch batch = setup.Sample(
-          {.seed = options.seed + b, .microbatches = options.Microbatches()});
-      const auto of_paper =
-          PlanOne(planner, **paper, batch, "", nullptr, options);
-      const auto of_refined =
-          PlanOne(planner, **refined, batch, "", nullptr, options);
-      PW_CHECK(of_paper.ok() && of_refined.ok());
-      paper_s += Seconds(of_paper->makespan_ns) / batches;
-      refined_s += Seconds(of_refined->makespan_ns) / batches;
-    }
-    line["paper_makespan_s"] = paper_s;
-    line["refined_makespan_s"] = refined_s;
-    line["gain"] = paper_s / refined_s - 1;
+    Json line = {{"bench", "layout"}, {"setup", name}, {"batches", batches}};
+    const auto measure = [&](const std::string& column,
+                             const std::optional<semu::Layout>& pinned,
+                             const PrepareOptions& prepare) {
+      const Clock::time_point start = Clock::now();
+      const auto prepared = planner.Prepare(setup.job, pinned, prepare);
+      if (!prepared.ok()) {
+        line[column + "_error"] = std::string(prepared.status().message());
+        return;
+      }
+      line[column + "_prepare_s"] =
+          std::chrono::duration<double>(Clock::now() - start).count();
+      double makespan_s = 0, stages = 0;
+      for (int b = 0; b < batches; ++b) {
+        PlanOptions plan_options;
+        plan_options.search = MakeSearchOptions(options);
+        const auto plan =
+            planner.Plan(**prepared,
+                         setup.Sample({.seed = options.seed + b,
+                                       .microbatches = options.Microbatches()}),
+                         plan_options);
+        PW_CHECK(plan.ok());
+        makespan_s += Seconds(plan->report.makespan_ns) / batches;
+        for (const auto& rank : plan->schedule.ranks) {
+          stages += static_cast<double>(rank.size()) / batches;
+        }
+      }
+      line[column + "_makespan_s"] = makespan_s;
+      line[column + "_stages"] = stages;
+    };
+    measure("paper", PlanLayout(setup.job, Costs()), {});
+    measure("made_up", std::nullopt, {});
+    measure("samples", std::nullopt, PrepareFor(setup, options));
     Print(line);
   }
 }
@@ -601,7 +624,8 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
 void RunReplicas(const StepPlanner& planner, const Options& options) {
   for (const std::string name : {"vlm-xl", "t2v-xl"}) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+    setup.plannable =
+        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
     const int replicas =
         options.quick ? 4 : setup.job.parallelism.data_parallel;
     std::vector<semu::Batch> batches;
@@ -676,7 +700,8 @@ void RunLearning(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 20);
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+    setup.plannable =
+        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
     // [learning]: means over all steps but the first.
     double gap[2] = {}, flow_gap[2] = {};
     std::vector<int32_t> settings;
@@ -721,7 +746,8 @@ void RunJitter(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 10);
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable = *planner.Prepare(setup.job, std::nullopt, {});
+    setup.plannable =
+        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
     // [judged by expectation]: means over batches.
     double predicted_s[2] = {}, expected_s[2] = {}, wall_ms[2] = {};
     for (int b = 0; b < batches; ++b) {

@@ -13,6 +13,7 @@ address in the environment variable PLANNER.
 import os
 import uuid
 
+import grpc
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -129,7 +130,10 @@ def main():
     registration = job = None
     if rank == 0:
         job = describe_job(ranks)
-        registration = pipeweaver.register(SERVER, job, str(uuid.uuid4()))
+        try:
+            registration = pipeweaver.register(SERVER, job, str(uuid.uuid4()))
+        except grpc.RpcError as error:
+            raise SystemExit(f"planner at {SERVER}: {error.details()}")
     registration = broadcast_registration(registration, 0)
     job = job_pb2.Job.FromString(broadcast_bytes(
         job.SerializeToString() if job is not None else None, 0))
@@ -199,4 +203,7 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         main()
     else:
-        torch.multiprocessing.spawn(start, nprocs=2)
+        try:
+            torch.multiprocessing.spawn(start, nprocs=2)
+        except torch.multiprocessing.ProcessExitedException as error:
+            raise SystemExit(error.exit_code)  # which has said why

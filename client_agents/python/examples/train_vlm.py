@@ -237,8 +237,11 @@ def run_rank(rank, options, store):
     if rank == 0:
         job = make_job(options.model, options.ranks)
         try:
-            registration = pipeweaver.register(options.server, job,
-                                               str(uuid.uuid4()))
+            # Batches such as those below, on which a layout is chosen.
+            samples = [make_batch(job, options.model, random.Random(seed),
+                                  options.microbatches) for seed in (1, 2, 3)]
+            registration = pipeweaver.register(
+                options.server, job, str(uuid.uuid4()), sample_batches=samples)
         except grpc.RpcError as error:
             raise SystemExit(f"planner at {options.server}: {error.details()}")
     else:

@@ -144,24 +144,27 @@ class _Step:
 
 
 def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 30.0,
-             options: Optional[ClientOptions] = None) -> Registration:
+             options: Optional[ClientOptions] = None,
+             sample_batches: Sequence[batch_pb2.BatchMetadata] = ()
+             ) -> Registration:
     """Registers the run and accepts its layout; one process calls it and gives
     Registration.to_bytes() to the others.
 
-    run_id: new for each start of the run. Raises grpc.RpcError: a run without a
+    run_id: new for each start of the run. sample_batches: of steps such as the run
+    will have, six, say; a layout is chosen for them. Raises grpc.RpcError: a run without a
     server starts with Registration(run_id, 0, job.layout) and a pinned layout.
     """
     client = PlannerClient(server, options)
     try:
-        return _register(client, job, run_id, timeout_s)
+        return _register(client, job, run_id, timeout_s, sample_batches)
     finally:
         client.close()
 
 
-def _register(client: PlannerClient, job: job_pb2.Job, run_id: str,
-              timeout_s: float) -> Registration:
+def _register(client: PlannerClient, job: job_pb2.Job, run_id: str, timeout_s: float,
+              sample_batches: Sequence[batch_pb2.BatchMetadata] = ()) -> Registration:
     response = client.call("RegisterJob", service_pb2.RegisterJobRequest(
-        request_id=run_id, job=job), timeout_s)
+        request_id=run_id, job=job, sample_batches=sample_batches), timeout_s)
     if not response.layout_confirmed:
         client.call("ConfirmLayout", service_pb2.ConfirmLayoutRequest(
             job=job.name, attempt=response.attempt,

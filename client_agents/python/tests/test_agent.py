@@ -24,11 +24,13 @@ import torch
 import models
 from pipeweaver import (
     PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
+from pipeweaver.agent import _register
 from pipeweaver.client import ClientOptions
 from pipeweaver.job import JobView
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
     agree, broadcast_metadata, broadcast_registration, share_program)
+from pipeweaver.v1 import planner_service_pb2 as service_pb2
 from ranks import run_ranks
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -326,6 +328,31 @@ def peers(rank, transport):
         if program.prepared != 0:
             raise AssertionError("not rank 0's program")
     return agree_alone, program.checked.program.SerializeToString()
+
+
+class FakeClient:
+    """Notes the calls, and answers that the layout is confirmed."""
+
+    def __init__(self):
+        self.calls = []
+
+    def call(self, method, request, timeout_s):
+        self.calls.append((method, request))
+        return service_pb2.RegisterJobResponse(attempt=3, layout_confirmed=True)
+
+
+class RegisterTest(unittest.TestCase):
+
+    def test_sends_sample_batches(self):
+        job = models.make_job("vlm", RANKS)
+        samples = [models.make_batch(job, random.Random(i), 2) for i in range(3)]
+        client = FakeClient()
+        self.assertEqual(_register(client, job, "run", 5, samples).attempt, 3)
+        [(method, request)] = client.calls
+        self.assertEqual(method, "RegisterJob")
+        self.assertEqual(list(request.sample_batches), samples)
+        _register(client, job, "run", 5)
+        self.assertFalse(client.calls[1][1].sample_batches)
 
 
 class AgentTest(unittest.TestCase):
