@@ -28,6 +28,9 @@ constexpr double kLightModule = 0.02;
 // Of the best layout's makespan on the same samples: beyond, a layout is not
 // looked at further.
 constexpr double kHopeless = 1.02;
+// A batch with more stage pairs, and more than by the paper's layout, is not
+// searched far in the time that a step's planning has.
+constexpr int64_t kManyPairs = 12'000;
 
 bool AtMost(int64_t ns, double share, int64_t of_ns) {
   return static_cast<double>(ns) <= share * static_cast<double>(of_ns);
@@ -37,12 +40,15 @@ bool AtMost(int64_t ns, double share, int64_t of_ns) {
 struct Trial {
   LayoutShape shape;
   absl::Status status;
-  // After each sample that was evaluated: the sum of makespans so far.
+  // After each sample that was evaluated: the sums so far.
   std::vector<int64_t> sums_ns;
-  int64_t stages = 0;  // of all samples that were evaluated
+  std::vector<int64_t> sums_of_stages;
   bool complete = false;
 
   int64_t makespan_ns() const { return sums_ns.back(); }
+  int64_t stages() const {
+    return sums_of_stages.empty() ? 0 : sums_of_stages.back();
+  }
 };
 
 class Refiner {
@@ -69,6 +75,7 @@ class Refiner {
     const LayoutShape paper = PaperLayoutShape(job_, costs_);
     TryAll({paper});
     const Trial& first = trials_.at(KeyOf(paper));
+    if (first.complete) paper_ = &first;
     LayoutShape whole = paper;
     for (size_t m = 0; m < job_.modules.size(); ++m) {
       whole.modules[m] = {job_.max_microbatch_tokens[m], 1, {false}};
@@ -141,7 +148,7 @@ class Refiner {
       pool_.Run(static_cast<int>(trials.size()),
                 [&](int, int i) { Evaluate(samples_, best_, *trials[i]); });
       for (const Trial* trial : trials) {
-        stages_ += trial->stages;
+        stages_ += trial->stages();
         if (!trial->status.ok()) failure_ = trial->status;
         if (trial->complete &&
             (best == nullptr || trial->makespan_ns() < best->makespan_ns())) {
@@ -166,14 +173,20 @@ class Refiner {
     trial.status = [&]() -> absl::Status {
       PW_ASSIGN_OR_RETURN(const MemoryPlan memory,
                           PlanMemory(job_, layout, costs_));
-      int64_t sum_ns = 0;
+      int64_t sum_ns = 0, stages = 0;
       for (size_t i = 0; i < batches.size(); ++i) {
         PW_ASSIGN_OR_RETURN(
             const StepProblem step,
             BuildStepProblem(job_, layout, memory.activation_limit_bytes,
                              batches[i], costs_));
         for (const Sweep& sweep : step.problem.sweeps) {
-          trial.stages += static_cast<int64_t>(sweep.stages.size());
+          stages += static_cast<int64_t>(sweep.stages.size());
+        }
+        trial.sums_of_stages.push_back(stages);
+        if (best != nullptr && paper_ != nullptr &&
+            stages > std::max(kManyPairs * static_cast<int64_t>(i + 1),
+                              paper_->sums_of_stages[i])) {
+          return absl::OkStatus();
         }
         PW_ASSIGN_OR_RETURN(const int64_t makespan_ns, evaluator_(step));
         sum_ns += makespan_ns;
@@ -199,8 +212,8 @@ class Refiner {
         continue;
       }
       // Of equals the last: the one of larger sub-microbatches.
-      if (fewest == nullptr || trial.stages < fewest->stages ||
-          (trial.stages == fewest->stages &&
+      if (fewest == nullptr || trial.stages() < fewest->stages() ||
+          (trial.stages() == fewest->stages() &&
            trial.makespan_ns() <= fewest->makespan_ns())) {
         fewest = &trial;
       }
@@ -286,6 +299,8 @@ class Refiner {
   std::map<Key, Trial> trials_;
   // What others have to better; null before anything fits. Of trials_.
   const Trial* best_ = nullptr;
+  // The paper's, null where that does not fit. Of trials_.
+  const Trial* paper_ = nullptr;
   int64_t stages_ = 0;  // evaluated
   absl::Status failure_;
 };
