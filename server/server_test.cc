@@ -25,6 +25,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/config.h"
+#include "server/testing/certificate.h"
 #include "server/testing/raw_stream.h"
 #include "server/testing/test_server.h"
 
@@ -96,19 +97,9 @@ TEST(ServerTest, ATokenIsAskedFor) {
   EXPECT_TRUE(ListJobs(address, options).ok());
 }
 
-// Makes a certificate for 127.0.0.1 signed by itself: NAME.pem, NAME.key.
-bool MakeCertificate(const std::string& name) {
-  const std::string command =
-      "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
-      "-nodes -days 2 -subj /CN=localhost -addext "
-      "subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout " +
-      Temp(name + ".key") + " -out " + Temp(name + ".pem") + " 2>/dev/null";
-  return std::system(command.c_str()) == 0;
-}
-
 TEST(ServerTest, TlsIsMutualWhenAskedFor) {
-  if (!MakeCertificate("server") || !MakeCertificate("client") ||
-      !MakeCertificate("stranger")) {
+  if (!MakeCertificate(Temp("server")) || !MakeCertificate(Temp("client")) ||
+      !MakeCertificate(Temp("stranger"))) {
     GTEST_SKIP() << "skipped: the openssl command is missing";
   }
   v1::ServerConfig config;
@@ -136,7 +127,7 @@ TEST(ServerTest, TlsIsMutualWhenAskedFor) {
 }
 
 TEST(ServerTest, AKeyOfAnotherCertificateIsRefused) {
-  if (!MakeCertificate("one") || !MakeCertificate("two")) {
+  if (!MakeCertificate(Temp("one")) || !MakeCertificate(Temp("two"))) {
     GTEST_SKIP() << "skipped: the openssl command is missing";
   }
   v1::ServerConfig config;
@@ -151,7 +142,7 @@ TEST(ServerTest, AKeyOfAnotherCertificateIsRefused) {
 }
 
 TEST(ServerTest, ANewCertificateIsTakenWithoutARestart) {
-  if (!MakeCertificate("rotated") || !MakeCertificate("next")) {
+  if (!MakeCertificate(Temp("rotated")) || !MakeCertificate(Temp("next"))) {
     GTEST_SKIP() << "skipped: the openssl command is missing";
   }
   v1::ServerConfig config;
