@@ -12,10 +12,10 @@ BUILD_PACKAGES=(
 
 # The tests, on top: GoogleTest, the fuzzers' and analysers' compiler, a real
 # Prometheus to judge the metrics page, a real Redis, Python for the schedule
-# checker.
+# checker, certificates.
 TEST_PACKAGES=(
   libgtest-dev libgmock-dev libbenchmark-dev clang libclang-rt-14-dev
-  prometheus python3 curl redis-server
+  prometheus python3 curl redis-server openssl
 )
 
 # The benchmarks, on top: plots.
