@@ -107,34 +107,47 @@ int64_t LayoutFreeBound(const ProblemGraph& graph) {
   return static_cast<int64_t>(work_ns / graph.ranks);
 }
 
-// The layout of least simulated makespan on `samples`, or where there are none
-// on batches such as the job's limits allow; deterministic.
-absl::StatusOr<semu::Layout> ProposeLayout(const semu::Job& job,
-                                           const semu::CostModel& costs,
-                                           std::vector<semu::Batch> samples,
-                                           int threads) {
+// The layout of least simulated makespan on the samples, or where there are
+// none on batches such as the job's limits allow; deterministic. `fits` is
+// RefineOptions's.
+absl::StatusOr<semu::Layout> ProposeLayout(
+    const semu::Job& job, const semu::CostModel& costs,
+    const PrepareOptions& prepare,
+    std::function<absl::Status(const semu::Layout&)> fits) {
   constexpr int kMicrobatches = 32;
+  constexpr size_t kSampleMicrobatches = 64;
   // Every problem gets about as much effort, as it does when steps are planned
   // within a time: large ones are judged by fewer schedules.
   constexpr int64_t kMostEvaluations = 8;
   int64_t stages_per_problem = 10'000;
   RefineOptions options;
-  options.threads = threads;
+  options.fits = std::move(fits);
+  options.cancelled = prepare.cancelled;
+  options.threads = prepare.threads;
+  std::vector<semu::Batch> samples;
   size_t held_out = 1;
-  if (samples.empty()) {
+  if (prepare.samples.empty()) {
     const int microbatches =
         std::max(kMicrobatches, 2 * job.parallelism.pipeline_parallel);
     for (const uint64_t seed : {1, 2, 3}) {
       samples.push_back(VariedBatch(job, microbatches, seed));
     }
   } else {
-    // What is found on real batches is believed sooner, and worth more time.
-    options.convincing = 0.995;
-    options.max_stages = 2'000'000;
-    stages_per_problem = 40'000;
+    for (const semu::Batch& sample : prepare.samples) {
+      semu::Batch& first = samples.emplace_back();
+      first.microbatches.assign(
+          sample.microbatches.begin(),
+          sample.microbatches.begin() +
+              std::min(sample.microbatches.size(), kSampleMicrobatches));
+    }
     held_out = std::max<size_t>(1, samples.size() / 3);
     // A single one has to do for both.
     if (samples.size() == 1) samples.push_back(samples[0]);
+    // What is found on real batches is believed sooner, and worth more time.
+    options.convincing = 0.995;
+    options.max_stages =
+        500'000 * static_cast<int64_t>(samples.size() - held_out);
+    stages_per_problem = 40'000;
   }
   const std::unique_ptr<Strategy> strategy =
       MakeStrategy(StrategyNames().front());
@@ -185,33 +198,16 @@ class Planner : public StepPlanner {
   absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
       const semu::Job& job, const std::optional<semu::Layout>& pinned,
       const PrepareOptions& options) const override {
-    auto prepared = std::make_shared<PlannableJob>();
-    prepared->job = job;
-    prepared->costs = options.costs != nullptr ? options.costs : costs_;
-    if (pinned) {
-      prepared->layout = *pinned;
-    } else {
-      PW_ASSIGN_OR_RETURN(prepared->layout,
-                          ProposeLayout(job, *prepared->costs, options.samples,
-                                        options.threads));
-    }
-    PW_ASSIGN_OR_RETURN(MemoryPlan memory,
-                        PlanMemory(job, prepared->layout, *prepared->costs));
-    PW_RETURN_IF_ERROR(SetAside(job, options.extra_reserve_bytes, &memory));
-    prepared->extra_reserve_bytes = options.extra_reserve_bytes;
-    prepared->static_bytes = std::move(memory.static_bytes);
-    prepared->activation_limit_bytes = std::move(memory.activation_limit_bytes);
-    prepared->transfer_bytes = memory.transfer_bytes;
-    // What fits the heaviest microbatch fits any: the safe order can always
-    // hold one microbatch alone.
-    if (const auto plan = PlanSafe(*prepared, HeaviestBatch(job)); !plan.ok()) {
-      return absl::Status(
-          plan.status().code(),
-          absl::StrCat("a microbatch of max_microbatch_tokens (",
-                       absl::StrJoin(job.max_microbatch_tokens, ", "),
-                       ") by the safe program: ", plan.status().message()));
-    }
-    return std::shared_ptr<const PlannableJob>(std::move(prepared));
+    const auto on_layout = [&](const semu::Layout& layout) {
+      return PrepareOn(layout, job, options);
+    };
+    if (pinned) return on_layout(*pinned);
+    PW_ASSIGN_OR_RETURN(const semu::Layout layout,
+                        ProposeLayout(job, *CostsOf(options), options,
+                                      [&](const semu::Layout& tried) {
+                                        return on_layout(tried).status();
+                                      }));
+    return on_layout(layout);
   }
 
   absl::StatusOr<StepPlan> Plan(const PlannableJob& job,
@@ -269,6 +265,37 @@ class Planner : public StepPlanner {
   }
 
  private:
+  std::shared_ptr<const semu::CostModel> CostsOf(
+      const PrepareOptions& options) const {
+    return options.costs != nullptr ? options.costs : costs_;
+  }
+
+  absl::StatusOr<std::shared_ptr<const PlannableJob>> PrepareOn(
+      const semu::Layout& layout, const semu::Job& job,
+      const PrepareOptions& options) const {
+    auto prepared = std::make_shared<PlannableJob>();
+    prepared->job = job;
+    prepared->costs = CostsOf(options);
+    prepared->layout = layout;
+    PW_ASSIGN_OR_RETURN(MemoryPlan memory,
+                        PlanMemory(job, layout, *prepared->costs));
+    PW_RETURN_IF_ERROR(SetAside(job, options.extra_reserve_bytes, &memory));
+    prepared->extra_reserve_bytes = options.extra_reserve_bytes;
+    prepared->static_bytes = std::move(memory.static_bytes);
+    prepared->activation_limit_bytes = std::move(memory.activation_limit_bytes);
+    prepared->transfer_bytes = memory.transfer_bytes;
+    // What fits the heaviest microbatch fits any: the safe order can always
+    // hold one microbatch alone.
+    if (const auto plan = PlanSafe(*prepared, HeaviestBatch(job)); !plan.ok()) {
+      return absl::Status(
+          plan.status().code(),
+          absl::StrCat("a microbatch of max_microbatch_tokens (",
+                       absl::StrJoin(job.max_microbatch_tokens, ", "),
+                       ") by the safe program: ", plan.status().message()));
+    }
+    return std::shared_ptr<const PlannableJob>(std::move(prepared));
+  }
+
   // Searches a problem whose transfers between ranks take `padding` mean
   // forwards longer than they do, which keeps dependent stages apart.
   static absl::StatusOr<StepPlan> PlanBySearch(const PlannableJob& job,

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
 #include "search/plan/bubble_causes.h"
@@ -49,11 +51,14 @@ struct PrepareOptions {
   // [rank], bytes per GPU, set aside on top of what the memory plan does;
   // empty: none.
   std::vector<int64_t> extra_reserve_bytes;
-  // Such batches as the job will have, for which a layout is proposed; empty:
-  // batches made up from the job's limits.
-  std::vector<semu::Batch> samples;
+  // Such batches as the job will have, for whose first 64 microbatches a layout
+  // is proposed; empty: for batches made up from the job's limits. Not owned.
+  absl::Span<const semu::Batch> samples;
   // Of the search for a layout; without influence on it.
   int threads = 1;
+  // Asked now and then by the search for a layout, on several threads at once;
+  // true ends it with CANCELLED. Null: never.
+  std::function<bool()> cancelled;
 };
 
 // Figures of a plan; see PlanReport in plan.proto.
@@ -120,8 +125,8 @@ class StepPlanner {
 
   // Validates nothing that job_proto.h has validated; proposes a layout where
   // `pinned` is absent. Errors: INVALID_ARGUMENT for a pinned layout that
-  // breaks a rule; RESOURCE_EXHAUSTED when weights or the safe program do not
-  // fit, naming rank, bytes and limit.
+  // breaks a rule; RESOURCE_EXHAUSTED when weights, the safe program or a
+  // sample do not fit, naming rank, bytes and limit; CANCELLED.
   virtual absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
       const semu::Job& job, const std::optional<semu::Layout>& pinned,
       const PrepareOptions& options) const = 0;

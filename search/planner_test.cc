@@ -183,6 +183,67 @@ TEST(PlannerTest, NamesAnUnknownStrategyAndThoseThereAre) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("megatron"));
 }
 
+// A batch whose microbatches have an image and a text of a few tokens.
+semu::Batch LightBatch(int64_t image_tokens) {
+  semu::Microbatch microbatch;
+  microbatch.item_tokens = {{image_tokens}, {100}};
+  microbatch.uses = {{semu::ItemUse{0, 0}}};
+  semu::Batch batch;
+  batch.microbatches.assign(16, microbatch);
+  return batch;
+}
+
+TEST(PlannerTest, ALayoutForLightSamplesHoldsTheHeaviestMicrobatch) {
+  // Half the memory: with the layout that is best for the samples it is short.
+  v1::Job proto = *semu::MakeSetup("vlm-l");
+  proto.set_memory_budget_bytes(proto.device().memory_bytes() / 2);
+  const semu::Job job = *semu::JobFromProto(proto);
+  const auto planner = MakeStepPlanner();
+  EXPECT_TRUE(planner->Prepare(job, std::nullopt, {}).ok());
+  const std::vector<semu::Batch> samples(3, LightBatch(64));
+  PrepareOptions options;
+  options.samples = samples;
+  const auto prepared = planner->Prepare(job, std::nullopt, options);
+  EXPECT_TRUE(prepared.ok()) << prepared.status();
+}
+
+TEST(PlannerTest, ASampleThatDoesNotFitIsNamedWhereverItStands) {
+  const semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  const auto planner = MakeStepPlanner();
+  std::vector<semu::Batch> samples(3, LightBatch(64));
+  for (const size_t heavy : {0, 2}) {
+    std::vector<semu::Batch> some = samples;
+    some[heavy] = LightBatch(int64_t{1} << 24);
+    PrepareOptions options;
+    options.samples = some;
+    const absl::Status status =
+        planner->Prepare(job, std::nullopt, options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(
+        std::string(status.message()),
+        HasSubstr(heavy == 0 ? "sample batch 0: " : "sample batch 2: "));
+  }
+}
+
+TEST(PlannerTest, OfASampleTheFirstMicrobatchesCount) {
+  const semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  const auto planner = MakeStepPlanner();
+  semu::Batch batch = LightBatch(64);
+  batch.microbatches.resize(64, batch.microbatches[0]);
+  std::vector<semu::Batch> samples(3, batch);
+  PrepareOptions options;
+  options.samples = samples;
+  const auto first = planner->Prepare(job, std::nullopt, options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  for (semu::Batch& sample : samples) {
+    sample.microbatches.push_back(LightBatch(5000).microbatches[0]);
+  }
+  const auto longer = planner->Prepare(job, std::nullopt, options);
+  ASSERT_TRUE(longer.ok()) << longer.status();
+  EXPECT_EQ(semu::LayoutToProto((*first)->layout, job).SerializeAsString(),
+            semu::LayoutToProto((*longer)->layout, job).SerializeAsString());
+}
+
 TEST(PlannerTest, AJobWhoseWeightsDoNotFitIsRefusedWithTheRank) {
   const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
   v1::Job proto = *semu::MakeSetup("vlm-s");

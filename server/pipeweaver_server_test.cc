@@ -331,13 +331,13 @@ TEST(PipeweaverServerTest, ALayoutIsProposedForTheSampleBatches) {
   request.set_request_id("start");
   *request.mutable_job() = *semu::MakeSetup("vlm-s");
   const semu::Job job = *semu::JobFromProto(request.job());
-  search::PrepareOptions options;
+  std::vector<semu::Batch> samples;
   for (uint64_t seed = 1; seed <= 3; ++seed) {
     semu::SampleOptions sample;
     sample.seed = seed;
     sample.microbatches = 8;
     *request.add_sample_batches() = *semu::SampleBatch(request.job(), sample);
-    options.samples.push_back(
+    samples.push_back(
         *semu::BatchFromProto(request.sample_batches().at(seed - 1), job));
   }
   const auto registered = client.RegisterJob(request);
@@ -349,6 +349,8 @@ TEST(PipeweaverServerTest, ALayoutIsProposedForTheSampleBatches) {
     EXPECT_TRUE(prepared.ok()) << prepared.status();
     return CanonicalDigest(semu::LayoutToProto((*prepared)->layout, job));
   };
+  search::PrepareOptions options;
+  options.samples = samples;
   EXPECT_EQ(registered->layout_digest(), layout_of(options));
   EXPECT_NE(registered->layout_digest(), layout_of({}));
 

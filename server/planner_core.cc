@@ -22,6 +22,8 @@ namespace {
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
 constexpr uint64_t kMaxReportedBytes = uint64_t{1} << 50;
 constexpr std::chrono::milliseconds kFirstSealTime{20};
+// Layouts take seconds to find; steps must not.
+constexpr int kRegistrationNiceness = 10;
 
 absl::Status CheckMost(absl::string_view field, uint64_t value, uint64_t most) {
   if (value <= most) return absl::OkStatus();
@@ -64,6 +66,8 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       registry_(options.max_jobs),
       table_(options.steps),
       pool_(options.planner_threads, options.max_queued),
+      registrations_(options.planner_threads, options.max_queued,
+                     std::numeric_limits<int>::max(), kRegistrationNiceness),
       fallbacks_(options.planner_threads + 1, std::numeric_limits<int>::max(),
                  options.planner_threads),
       keeper_([this] { KeepDeadlines(); }) {}
@@ -80,12 +84,19 @@ void PlannerCore::Stop() {
   stopping_ = true;
   table_.AbandonPending(absl::UnavailableError("the server shuts down"));
   pool_.Stop();
+  registrations_.Stop();
   fallbacks_.Stop();
 }
 
 void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
                           std::function<void(absl::Status)> task) {
-  if (!pool_.Reserve()) {
+  RunOn(pool_, job, std::move(cancelled), std::move(task));
+}
+
+void PlannerCore::RunOn(PlanningPool& pool, const std::string& job,
+                        CancelFlag cancelled,
+                        std::function<void(absl::Status)> task) {
+  if (!pool.Reserve()) {
     task(QueueFull(options_.max_queued));
     return;
   }
@@ -101,7 +112,7 @@ void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
       task(absl::UnavailableError("the server shuts down"));
     }
   };
-  pool_.Enqueue(std::move(queued));
+  pool.Enqueue(std::move(queued));
 }
 
 void PlannerCore::Begin(const RegisteredJob& job) {
@@ -146,48 +157,50 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
     return;
   }
   const std::string name = registration.job.name;
-  RunTask(name, cancelled,
-          [this, cancelled, registration = std::move(registration),
-           done = std::move(done)](absl::Status status) {
-            if (!status.ok()) {
-              done(status);
-              return;
-            }
-            PreparedJob prepared;
-            prepared.costs = CostsOf(registration);
-            prepared.cost_version = prepared.costs->current();
-            // What is known of memory is of the layout before.
-            search::PrepareOptions options;
-            options.costs = prepared.cost_version->costs;
-            options.samples = registration.samples;
-            options.threads = ThreadsForSearch();
-            auto plannable = planner_->Prepare(registration.job,
-                                               registration.pinned, options);
-            if (!plannable.ok()) {
-              done(plannable.status());
-              return;
-            }
-            prepared.plannable = *std::move(plannable);
-            prepared.layout_digest = codec_->LayoutDigest(
-                prepared.plannable->job, prepared.plannable->layout);
-            prepared.profile_digest =
-                codec_->ProfileDigest(*prepared.plannable);
-            const auto costs = prepared.costs;
-            absl::StatusOr<std::shared_ptr<const RegisteredJob>> job;
-            {
-              MutexLock lock(&lifecycle_mutex_);
-              if (cancelled->load()) {
-                job = absl::CancelledError("the call was cancelled");
-              } else {
-                job = registry_.Commit(registration, std::move(prepared));
-                if (job.ok()) {
-                  if ((*job)->costs == costs) costs->BeginLayout();
-                  Begin(**job);
-                }
+  RunOn(registrations_, name, cancelled,
+        [this, cancelled, registration = std::move(registration),
+         done = std::move(done)](absl::Status status) {
+          if (!status.ok()) {
+            done(status);
+            return;
+          }
+          PreparedJob prepared;
+          prepared.costs = CostsOf(registration);
+          prepared.cost_version = prepared.costs->current();
+          // What is known of memory is of the layout before.
+          search::PrepareOptions options;
+          options.costs = prepared.cost_version->costs;
+          options.samples = registration.samples;
+          options.threads = registrations_.threads();
+          options.cancelled = [this, cancelled] {
+            return cancelled->load() || stopping_;
+          };
+          auto plannable =
+              planner_->Prepare(registration.job, registration.pinned, options);
+          if (!plannable.ok()) {
+            done(plannable.status());
+            return;
+          }
+          prepared.plannable = *std::move(plannable);
+          prepared.layout_digest = codec_->LayoutDigest(
+              prepared.plannable->job, prepared.plannable->layout);
+          prepared.profile_digest = codec_->ProfileDigest(*prepared.plannable);
+          const auto costs = prepared.costs;
+          absl::StatusOr<std::shared_ptr<const RegisteredJob>> job;
+          {
+            MutexLock lock(&lifecycle_mutex_);
+            if (cancelled->load()) {
+              job = absl::CancelledError("the call was cancelled");
+            } else {
+              job = registry_.Commit(registration, std::move(prepared));
+              if (job.ok()) {
+                if ((*job)->costs == costs) costs->BeginLayout();
+                Begin(**job);
               }
             }
-            done(std::move(job));
-          });
+          }
+          done(std::move(job));
+        });
 }
 
 absl::Status PlannerCore::ConfirmLayout(absl::string_view job, uint64_t attempt,
@@ -298,6 +311,7 @@ void PlannerCore::DropCancelled(JointSteps& joint) {
 
 void PlannerCore::DropCancelled() {
   pool_.DropCancelled();
+  registrations_.DropCancelled();
   MutexLock lock(&joint_mutex_);
   for (auto it = joint_.begin(); it != joint_.end();) {
     DropCancelled(it->second);

@@ -176,6 +176,9 @@ class PlannerCore {
   void Stop();
 
  private:
+  // RunTask on a thread of `pool`.
+  void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
+             std::function<void(absl::Status)> task);
   struct Comparison;
 
   // Replicas of a step that wait to be planned together. Each holds a place in
@@ -262,6 +265,8 @@ class PlannerCore {
   JobRegistry registry_;
   StepTable table_;
   PlanningPool pool_;
+  // For layouts, which take seconds: steps find their threads, and come first.
+  PlanningPool registrations_;
   // For steps whose time has come: they wait behind no search, and a job leaves
   // a thread to others.
   PlanningPool fallbacks_;

@@ -398,22 +398,41 @@ TEST_F(PlannerCoreTest, NothingStaysBehindWhenAJobCannotBePrepared) {
   EXPECT_EQ(TryRegister("vlm", "a", "another digest").value()->attempt, 1);
 }
 
-TEST_F(PlannerCoreTest, ARegistrationCancelledBeforeItRunsLeavesNothing) {
+TEST_F(PlannerCoreTest, StepsAreNotHeldUpByRegistrationsThatEndWhenCancelled) {
   Register("vlm", "a");
-  planner_.HoldPlans();
-  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7).ok());
-  planner_.WaitForPlans(1);
-  Registration registration;
-  registration.job.name = "t2v";
+  planner_.HoldPrepares();
   const CancelFlag cancelled = NotCancelled();
+  // More than there are threads.
+  constexpr int kRegistrations = 5;
+  std::promise<absl::Status> answers[kRegistrations];
+  for (int i = 0; i < kRegistrations; ++i) {
+    Registration registration;
+    registration.job.name = "t2v-" + std::to_string(i);
+    core_.RegisterJob(registration, cancelled, [&answers, i](const auto& job) {
+      answers[i].set_value(job.status());
+    });
+  }
+  planner_.WaitForPrepares(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7).ok());
+  EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  cancelled->store(true);
+  for (auto& answer : answers) {
+    EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
+  }
+  EXPECT_THAT(core_.registry().Names(), ElementsAre("vlm"));
+}
+
+TEST_F(PlannerCoreTest, ARegistrationEndsWhenTheServerStops) {
+  planner_.HoldPrepares();
   std::promise<absl::Status> answer;
-  core_.RegisterJob(registration, cancelled, [&answer](const auto& job) {
+  Registration registration;
+  registration.job.name = "vlm";
+  core_.RegisterJob(registration, NotCancelled(), [&answer](const auto& job) {
     answer.set_value(job.status());
   });
-  cancelled->store(true);
-  planner_.Finish(7);
-  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
-  EXPECT_THAT(core_.registry().Names(), ElementsAre("vlm"));
+  planner_.WaitForPrepares(1);
+  core_.Stop();
+  EXPECT_FALSE(answer.get_future().get().ok());
 }
 
 TEST_F(PlannerCoreTest, TheSearchEndsByBudgetOrBeforeThePlanIsNeeded) {

@@ -21,9 +21,6 @@
 namespace pipeweaver::server {
 namespace {
 
-// Of what a registration may have; its layout is evaluated on all of them.
-constexpr int kMaxSampleBatches = 16;
-constexpr int64_t kMaxSampleMicrobatches = 1024;
 constexpr size_t kMaxRequestId = 63;
 constexpr int64_t kMaxNeededInSeconds = 86'400;
 constexpr int64_t kMaxJointWaitSeconds = 600;
@@ -157,40 +154,6 @@ absl::StatusOr<grpc::ByteBuffer> ProgramResponse(
   return grpc::ByteBuffer(slices, 2);
 }
 
-absl::StatusOr<std::vector<semu::Batch>> ReadSamples(
-    const v1::RegisterJobRequest& request, const semu::Job& job) {
-  if (request.sample_batches_size() > kMaxSampleBatches) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sample_batches: ", request.sample_batches_size(),
-                     " batches, must be at most ", kMaxSampleBatches));
-  }
-  std::vector<semu::Batch> samples;
-  int64_t microbatches = 0;
-  for (int i = 0; i < request.sample_batches_size(); ++i) {
-    const v1::BatchMetadata& sample = request.sample_batches(i);
-    const std::string field = absl::StrCat("sample_batches[", i, "]");
-    microbatches += sample.microbatches_size();
-    if (microbatches > kMaxSampleMicrobatches) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(field, ": ", microbatches,
-                       " microbatches up to here, must be at most ",
-                       kMaxSampleMicrobatches, " in all"));
-    }
-    if (sample.forward_only()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          field,
-          ".forward_only: true, must be false: layouts are for training"));
-    }
-    absl::StatusOr<semu::Batch> batch = semu::BatchFromProto(sample, job);
-    if (!batch.ok()) {
-      return absl::Status(batch.status().code(),
-                          absl::StrCat(field, ": ", batch.status().message()));
-    }
-    samples.push_back(*std::move(batch));
-  }
-  return samples;
-}
-
 absl::StatusOr<Registration> ReadRegistration(
     const v1::RegisterJobRequest& request) {
   if (request.request_id().empty() ||
@@ -211,8 +174,9 @@ absl::StatusOr<Registration> ReadRegistration(
         CanonicalDigest(semu::LayoutToProto(layout, registration.job));
     registration.pinned = std::move(layout);
   }
-  PW_ASSIGN_OR_RETURN(registration.samples,
-                      ReadSamples(request, registration.job));
+  PW_ASSIGN_OR_RETURN(
+      registration.samples,
+      semu::SampleBatchesFromProto(request.sample_batches(), registration.job));
   v1::Job job = request.job();
   job.clear_layout();
   registration.job_bytes = CanonicalBytes(job);

@@ -2,20 +2,28 @@
 
 #include "server/planning_pool.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "semu/base/check.h"
 
 namespace pipeweaver::server {
 
-PlanningPool::PlanningPool(int threads, int max_queued, int max_running_of_job)
+PlanningPool::PlanningPool(int threads, int max_queued, int max_running_of_job,
+                           int niceness)
     : num_threads_(threads),
       max_queued_(max_queued),
       max_running_of_job_(max_running_of_job) {
   PW_CHECK(threads >= 1 && max_queued >= 1 && max_running_of_job >= 1);
   workers_.reserve(threads);
   for (int i = 0; i < threads; ++i) {
-    workers_.emplace_back([this] { Work(); });
+    workers_.emplace_back([this, niceness] {
+      // On Linux each thread has its own.
+      if (niceness > 0) setpriority(PRIO_PROCESS, gettid(), niceness);
+      Work();
+    });
   }
 }
 

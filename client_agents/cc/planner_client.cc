@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <fstream>
 #include <sstream>
@@ -174,8 +175,11 @@ absl::StatusOr<PlannerClient> PlannerClient::Create(
 
 absl::StatusOr<v1::RegisterJobResponse> PlannerClient::RegisterJob(
     const v1::RegisterJobRequest& request) {
-  return impl_->Call(&v1::PlannerService::Stub::RegisterJob, request,
-                     impl_->Deadline());
+  const PlannerClientOptions& options = impl_->options;
+  return impl_->Call(
+      &v1::PlannerService::Stub::RegisterJob, request,
+      std::chrono::system_clock::now() +
+          std::max(options.call_timeout, options.register_timeout));
 }
 
 absl::StatusOr<v1::ConfirmLayoutResponse> PlannerClient::ConfirmLayout(

@@ -3,6 +3,7 @@
 #include "search/partition/layout_planner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <numeric>
 #include <string>
@@ -267,6 +268,65 @@ TEST(RefineLayoutTest, TakesFewerStagesWhereNothingIsLost) {
   }
 }
 
+TEST(RefineLayoutTest, LeavesOutWhatDoesNotFitAndWhatHasManyStages) {
+  // The more stages, the shorter.
+  const StepEvaluator evaluator =
+      [](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    return 1'000'000'000 / static_cast<int64_t>(step.problem.sweeps.size());
+  };
+  const semu::Job job = JobOf("vlm-s");
+  const auto segments = [](const RefinedLayout& refined) {
+    int most = 0;
+    for (const auto& module : refined.shape.modules) {
+      most = std::max(most, module.segments);
+    }
+    return most;
+  };
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  RefineOptions options;
+  const auto any = RefineLayout(job, semu::OpGraphCost(), samples, samples,
+                                evaluator, options);
+  ASSERT_TRUE(any.ok());
+  EXPECT_GT(segments(*any), 2);
+  options.fits = [](const semu::Layout& layout) {
+    for (const semu::ModuleLayout& module : layout.modules) {
+      if (module.segments.size() > 2) return absl::ResourceExhaustedError("no");
+    }
+    return absl::OkStatus();
+  };
+  const auto fitting = RefineLayout(job, semu::OpGraphCost(), samples, samples,
+                                    evaluator, options);
+  ASSERT_TRUE(fitting.ok());
+  EXPECT_EQ(segments(*fitting), 2);
+
+  // So many microbatches that the paper's layout has too many stages already.
+  const std::vector<semu::Batch> large = {UsualBatch(job, 512)};
+  const auto bounded =
+      RefineLayout(job, semu::OpGraphCost(), large, large, evaluator);
+  ASSERT_TRUE(bounded.ok());
+  EXPECT_TRUE(bounded->is_paper);
+}
+
+TEST(RefineLayoutTest, EndsWhenCancelled) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  for (const int after : {0, 1, 20}) {
+    std::atomic<int> evaluated = 0;
+    const StepEvaluator evaluator = [&](const StepProblem& step) {
+      ++evaluated;
+      return Bound(step);
+    };
+    RefineOptions options;
+    options.cancelled = [&] { return evaluated >= after; };
+    EXPECT_EQ(RefineLayout(job, semu::OpGraphCost(), samples, samples,
+                           evaluator, options)
+                  .status()
+                  .code(),
+              absl::StatusCode::kCancelled);
+    EXPECT_LE(evaluated, after + 8);
+  }
+}
+
 TEST(RefineLayoutTest, StopsAtItsMostStages) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
@@ -274,8 +334,7 @@ TEST(RefineLayoutTest, StopsAtItsMostStages) {
       RefineLayout(job, semu::OpGraphCost(), samples, samples, Bound,
                    {.max_layouts = 100, .max_stages = 1});
   ASSERT_TRUE(refined.ok());
-  EXPECT_EQ(refined->layouts_evaluated, 1);
-  EXPECT_TRUE(refined->is_paper);
+  EXPECT_EQ(refined->layouts_evaluated, 2);  // where it starts
 }
 
 TEST(RefineLayoutTest, SaysWhyNothingFits) {

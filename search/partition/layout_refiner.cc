@@ -10,6 +10,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
 #include "search/strategy/worker_pool.h"
@@ -31,24 +32,28 @@ constexpr double kHopeless = 1.02;
 // A batch with more stage pairs, and more than by the paper's layout, is not
 // searched far in the time that a step's planning has.
 constexpr int64_t kManyPairs = 12'000;
+constexpr size_t kStarts = 2;
 
 bool AtMost(int64_t ns, double share, int64_t of_ns) {
   return static_cast<double>(ns) <= share * static_cast<double>(of_ns);
+}
+
+absl::Status OfSample(size_t number, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("sample batch ", number, ": ",
+                                                  status.message()));
 }
 
 // A shape that was looked at.
 struct Trial {
   LayoutShape shape;
   absl::Status status;
-  // After each sample that was evaluated: the sums so far.
+  // After each sample that was evaluated: the sum of makespans so far.
   std::vector<int64_t> sums_ns;
-  std::vector<int64_t> sums_of_stages;
+  std::vector<int64_t> sample_stages;  // [sample]
+  int64_t stages = 0;                  // of all of them
   bool complete = false;
 
   int64_t makespan_ns() const { return sums_ns.back(); }
-  int64_t stages() const {
-    return sums_of_stages.empty() ? 0 : sums_of_stages.back();
-  }
 };
 
 class Refiner {
@@ -73,15 +78,15 @@ class Refiner {
 
   absl::StatusOr<RefinedLayout> Run(absl::Span<const semu::Batch> held_out) {
     const LayoutShape paper = PaperLayoutShape(job_, costs_);
-    TryAll({paper});
-    const Trial& first = trials_.at(KeyOf(paper));
-    if (first.complete) paper_ = &first;
     LayoutShape whole = paper;
     for (size_t m = 0; m < job_.modules.size(); ++m) {
       whole.modules[m] = {job_.max_microbatch_tokens[m], 1, {false}};
     }
-    TryAll({whole});
+    TryAll({paper, whole});
+    if (Cancelled()) return absl::CancelledError("the call was cancelled");
     if (best_ == nullptr) return failure_;
+    const Trial& first = trials_.at(KeyOf(paper));
+    if (first.complete) paper_ = &first;
     const std::vector<int> order = HeaviestFirst();
     for (bool better = true; better;) {
       better = false;
@@ -99,14 +104,20 @@ class Refiner {
       if (fewer == chosen) break;
       chosen = fewer;
     }
+    if (Cancelled()) return absl::CancelledError("the call was cancelled");
     RefinedLayout result;
     result.paper_ns = first.complete ? first.makespan_ns() : -1;
     result.refined_ns = chosen->makespan_ns();
     result.layouts_evaluated = static_cast<int>(trials_.size());
     result.shape = chosen->shape;
-    if (first.complete && !Convinces(chosen->shape, paper, held_out)) {
-      result.is_paper = true;
-      result.shape = paper;
+    result.is_paper = chosen == paper_;
+    if (paper_ != nullptr && !result.is_paper) {
+      PW_ASSIGN_OR_RETURN(const bool convinces,
+                          Convinces(chosen->shape, paper, held_out));
+      if (!convinces) {
+        result.is_paper = true;
+        result.shape = paper;
+      }
     }
     result.layout = PlaceLayers(job_, result.shape, times_);
     return result;
@@ -137,8 +148,8 @@ class Refiner {
       for (; shape != shapes.end() && trials.size() < kTogether; ++shape) {
         const bool enough =
             trials_.size() >= static_cast<size_t>(options_.max_layouts) ||
-            stages_ >= options_.max_stages;
-        if (enough && !trials_.empty()) break;
+            stages_ >= options_.max_stages || Cancelled();
+        if (enough && trials_.size() >= kStarts) break;
         const auto [it, is_new] = trials_.try_emplace(KeyOf(*shape));
         if (!is_new) continue;
         it->second.shape = *shape;
@@ -146,9 +157,10 @@ class Refiner {
       }
       if (trials.empty()) break;
       pool_.Run(static_cast<int>(trials.size()),
-                [&](int, int i) { Evaluate(samples_, best_, *trials[i]); });
+                [&](int, int i) { Evaluate(samples_, 0, best_, *trials[i]); });
+      if (Cancelled()) break;
       for (const Trial* trial : trials) {
-        stages_ += trial->stages();
+        stages_ += trial->stages;
         if (!trial->status.ok()) failure_ = trial->status;
         if (trial->complete &&
             (best == nullptr || trial->makespan_ns() < best->makespan_ns())) {
@@ -165,31 +177,36 @@ class Refiner {
     return true;
   }
 
-  // Completes `trial` on `batches`, unless it does not fit or is hopeless
-  // beside `best`, which may be null.
-  void Evaluate(absl::Span<const semu::Batch> batches, const Trial* best,
-                Trial& trial) const {
+  // Completes `trial` on `batches`, the first of which is number `first`,
+  // unless it does not fit or is hopeless beside `best`, which may be null.
+  void Evaluate(absl::Span<const semu::Batch> batches, size_t first,
+                const Trial* best, Trial& trial) const {
     const semu::Layout layout = PlaceLayers(job_, trial.shape, times_);
     trial.status = [&]() -> absl::Status {
       PW_ASSIGN_OR_RETURN(const MemoryPlan memory,
                           PlanMemory(job_, layout, costs_));
-      int64_t sum_ns = 0, stages = 0;
+      if (options_.fits) PW_RETURN_IF_ERROR(options_.fits(layout));
+      int64_t sum_ns = 0;
       for (size_t i = 0; i < batches.size(); ++i) {
-        PW_ASSIGN_OR_RETURN(
-            const StepProblem step,
-            BuildStepProblem(job_, layout, memory.activation_limit_bytes,
-                             batches[i], costs_));
-        for (const Sweep& sweep : step.problem.sweeps) {
+        if (Cancelled()) return absl::OkStatus();
+        const auto step = BuildStepProblem(
+            job_, layout, memory.activation_limit_bytes, batches[i], costs_);
+        if (!step.ok()) return OfSample(first + i, step.status());
+        int64_t stages = 0;
+        for (const Sweep& sweep : step->problem.sweeps) {
           stages += static_cast<int64_t>(sweep.stages.size());
         }
-        trial.sums_of_stages.push_back(stages);
-        if (best != nullptr && paper_ != nullptr &&
-            stages > std::max(kManyPairs * static_cast<int64_t>(i + 1),
-                              paper_->sums_of_stages[i])) {
+        trial.stages += stages;
+        trial.sample_stages.push_back(stages);
+        if (best != nullptr &&
+            stages > std::max(kManyPairs, paper_ == nullptr
+                                              ? 0
+                                              : paper_->sample_stages[i])) {
           return absl::OkStatus();
         }
-        PW_ASSIGN_OR_RETURN(const int64_t makespan_ns, evaluator_(step));
-        sum_ns += makespan_ns;
+        const absl::StatusOr<int64_t> makespan_ns = evaluator_(*step);
+        if (!makespan_ns.ok()) return OfSample(first + i, makespan_ns.status());
+        sum_ns += *makespan_ns;
         trial.sums_ns.push_back(sum_ns);
         if (best != nullptr && !AtMost(sum_ns, kHopeless, best->sums_ns[i])) {
           return absl::OkStatus();
@@ -200,7 +217,9 @@ class Refiner {
     }();
   }
 
-  // Of the complete trials as good as the best, null if there is none.
+  bool Cancelled() const { return options_.cancelled && options_.cancelled(); }
+
+  // Of the complete trials as good as the best the one with fewest stages.
   const Trial* FewestStages() const {
     int64_t least_ns = best_->makespan_ns();
     for (const auto& [key, trial] : trials_) {
@@ -212,8 +231,8 @@ class Refiner {
         continue;
       }
       // Of equals the last: the one of larger sub-microbatches.
-      if (fewest == nullptr || trial.stages() < fewest->stages() ||
-          (trial.stages() == fewest->stages() &&
+      if (fewest == nullptr || trial.stages < fewest->stages ||
+          (trial.stages == fewest->stages &&
            trial.makespan_ns() <= fewest->makespan_ns())) {
         fewest = &trial;
       }
@@ -221,12 +240,17 @@ class Refiner {
     return fewest;
   }
 
-  bool Convinces(const LayoutShape& shape, const LayoutShape& paper,
-                 absl::Span<const semu::Batch> held_out) {
+  absl::StatusOr<bool> Convinces(const LayoutShape& shape,
+                                 const LayoutShape& paper,
+                                 absl::Span<const semu::Batch> held_out) {
     Trial trials[2];
     trials[0].shape = shape;
     trials[1].shape = paper;
-    pool_.Run(2, [&](int, int i) { Evaluate(held_out, nullptr, trials[i]); });
+    pool_.Run(2, [&](int, int i) {
+      Evaluate(held_out, samples_.size(), nullptr, trials[i]);
+    });
+    if (Cancelled()) return absl::CancelledError("the call was cancelled");
+    if (!trials[0].complete && !trials[1].complete) return trials[0].status;
     if (!trials[0].complete || !trials[1].complete) return trials[0].complete;
     return AtMost(trials[0].makespan_ns(), options_.convincing,
                   trials[1].makespan_ns());

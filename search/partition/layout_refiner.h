@@ -25,11 +25,18 @@ using StepEvaluator =
     std::function<absl::StatusOr<int64_t>(const StepProblem&)>;
 
 struct RefineOptions {
+  // Whether steps can be run on a layout at all, beside its memory plan; what
+  // fails is not looked at. Null: they can. Called on several threads at once.
+  std::function<absl::Status(const semu::Layout&)> fits = nullptr;
+  // Asked now and then, on several threads at once; true ends the refinement
+  // with CANCELLED. Null: never.
+  std::function<bool()> cancelled = nullptr;
   // Most layouts evaluated. A layout that is clearly worse than the best so far
   // on the first samples is not evaluated on the others.
   int max_layouts = 150;
-  // Of the problems evaluated, summed up: once so many were, no further layout
-  // is looked at; what bounds the time. The paper's layout is always evaluated.
+  // Of the problems of samples evaluated, summed up: once so many were, no
+  // further layout is looked at; what bounds the time. Up to eight are
+  // evaluated at a time, and the first two always.
   int64_t max_stages = 1'000'000;
   // Of the paper's makespan on the held-out batches: a refined layout that
   // takes more does not replace the paper's.
@@ -60,13 +67,14 @@ struct RefinedLayout {
 // Modules with under 2 % of the arithmetic time stay as they are. Of the
 // layouts seen that are within 0.2 % of the best, the one with fewest stages is
 // refined: its steps are planned sooner and its search gets further in the same
-// time. For that reason, too, layouts are left out by which a batch has more
-// than 12,000 stage pairs and more than by the paper's. What was found replaces
-// the paper's layout only if the held-out batches agree.
+// time. For that reason, too, layouts are left out by which a sample has more
+// than 12,000 stage pairs and more than by the paper's, where that fits. What
+// was found replaces the paper's layout only if the held-out batches agree.
 //
 // `samples` and `held_out` are not empty; layers are placed for the mean of the
-// samples. Errors: RESOURCE_EXHAUSTED, of the last layout tried, when none
-// fits.
+// samples. Errors: of the last layout tried, when none fits; of a batch, named
+// "sample batch I", held-out ones counted last, mostly RESOURCE_EXHAUSTED;
+// CANCELLED.
 absl::StatusOr<RefinedLayout> RefineLayout(
     const semu::Job& job, const semu::CostModel& costs,
     absl::Span<const semu::Batch> samples,

@@ -295,6 +295,41 @@ absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
   return batch;
 }
 
+absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(
+    const google::protobuf::RepeatedPtrField<v1::BatchMetadata>& protos,
+    const Job& job) {
+  if (protos.size() > kMaxSampleBatches) {
+    return Invalid("sample_batches: ", protos.size(),
+                   " batches: must be at most ", kMaxSampleBatches);
+  }
+  std::vector<Batch> samples;
+  int64_t items = 0;
+  for (int i = 0; i < protos.size(); ++i) {
+    const std::string field = absl::StrCat("sample_batches[", i, "]");
+    if (protos[i].forward_only()) {
+      return Invalid(field,
+                     ".forward_only is true: must be false, layouts are "
+                     "for training");
+    }
+    absl::StatusOr<Batch> batch = BatchFromProto(protos[i], job);
+    if (!batch.ok()) {
+      return absl::Status(batch.status().code(),
+                          absl::StrCat(field, ": ", batch.status().message()));
+    }
+    for (const Microbatch& microbatch : batch->microbatches) {
+      for (const auto& tokens : microbatch.item_tokens) {
+        items += static_cast<int64_t>(tokens.size());
+      }
+    }
+    if (items > kMaxItems) {
+      return Invalid(items, " items up to ", field, ": must be at most ",
+                     kMaxItems, " in all sample_batches");
+    }
+    samples.push_back(*std::move(batch));
+  }
+  return samples;
+}
+
 v1::BatchMetadata BatchToProto(const Batch& batch, const Job& job) {
   v1::BatchMetadata proto;
   proto.set_forward_only(batch.forward_only);

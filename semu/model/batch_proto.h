@@ -8,7 +8,10 @@
 #ifndef SEMU_MODEL_BATCH_PROTO_H_
 #define SEMU_MODEL_BATCH_PROTO_H_
 
+#include <vector>
+
 #include "absl/status/statusor.h"
+#include "google/protobuf/repeated_field.h"
 #include "pipeweaver/v1/batch.pb.h"
 #include "semu/model/batch.h"
 #include "semu/model/job.h"
@@ -29,6 +32,14 @@ namespace pipeweaver::semu {
 // Errors: INVALID_ARGUMENT naming field, value and rule.
 absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
                                      const Job& job);
+
+// The batches that a layout is to be proposed for: at most kMaxSampleBatches,
+// none forward-only, with at most as many items in all as one batch may have.
+// Errors: INVALID_ARGUMENT naming sample_batches[i], field, value and rule.
+constexpr int kMaxSampleBatches = 8;
+absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(
+    const google::protobuf::RepeatedPtrField<v1::BatchMetadata>& protos,
+    const Job& job);
 
 // The message whose value is `batch`: items by their tokens, ascending modules
 // and edges, nothing listed that is empty or filled in.

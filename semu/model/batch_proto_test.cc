@@ -72,6 +72,28 @@ TEST(BatchFromProtoTest, FillsInGridAndInheritedItems) {
   EXPECT_EQ(microbatch.uses[1][0].producer_item, 0);
 }
 
+TEST(SampleBatchesFromProtoTest, CountsItemsOfAll) {
+  v1::BatchMetadata many;
+  for (int b = 0; b < 10; ++b) {
+    v1::ModuleItems* text = many.add_microbatches()->add_items();
+    text->set_module(3);
+    text->mutable_tokens()->Resize(60'000, 1);
+  }
+  // The items of all lie within what one batch may have, or not.
+  google::protobuf::RepeatedPtrField<v1::BatchMetadata> samples;
+  *samples.Add() = many;
+  const auto one = SampleBatchesFromProto(samples, Omni());
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ((*one)[0].microbatches.size(), 10);
+  *samples.Add() = many;
+  const auto two = SampleBatchesFromProto(samples, Omni());
+  EXPECT_EQ(two.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(
+      std::string(two.status().message()),
+      HasSubstr("1200000 items up to sample_batches[1]: must be at most "
+                "1048576"));
+}
+
 TEST(BatchToProtoTest, MakesTheSameValueAgain) {
   v1::BatchMetadata proto = GoodBatch();
   proto.add_microbatches();

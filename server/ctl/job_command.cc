@@ -118,9 +118,10 @@ int Register(client::PlannerClient& client, const std::string& job,
   v1::RegisterJobRequest request;
   request.set_request_id(request_id);
   *request.mutable_job() = *std::move(read);
-  for (const std::string& path : samples) {
-    absl::Status status = ReadTextProto(path, *request.add_sample_batches());
-    if (!status.ok()) return Report(status, io);
+  if (absl::Status status =
+          ReadSamples(samples, request.mutable_sample_batches());
+      !status.ok()) {
+    return Report(status, io);
   }
   const auto response = client.RegisterJob(request);
   if (!response.ok()) return Report(response.status(), io);

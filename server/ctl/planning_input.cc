@@ -100,6 +100,15 @@ void AddSampleOption(CLI::App& app, std::vector<std::string>& paths) {
       "text; default: batches made up from the job's limits");
 }
 
+absl::Status ReadSamples(
+    const std::vector<std::string>& paths,
+    google::protobuf::RepeatedPtrField<v1::BatchMetadata>* samples) {
+  for (const std::string& path : paths) {
+    PW_RETURN_IF_ERROR(ReadTextProto(path, *samples->Add()));
+  }
+  return absl::OkStatus();
+}
+
 void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option("JOB", job, "a set-up's name, or a file with a v1.Job as text")
       ->required();
@@ -145,16 +154,11 @@ absl::StatusOr<PlanningInput> ReadPlanningInput(
                         profiler::ReadProfileFile(arguments.profile_file));
     options = MeasuredBy(*input.profile, job, planner);
   }
-  for (const std::string& path : arguments.sample_files) {
-    v1::BatchMetadata sample;
-    PW_RETURN_IF_ERROR(ReadTextProto(path, sample));
-    absl::StatusOr<semu::Batch> batch = semu::BatchFromProto(sample, job);
-    if (!batch.ok()) {
-      return absl::Status(batch.status().code(),
-                          absl::StrCat(path, ": ", batch.status().message()));
-    }
-    options.samples.push_back(*std::move(batch));
-  }
+  google::protobuf::RepeatedPtrField<v1::BatchMetadata> sample_protos;
+  PW_RETURN_IF_ERROR(ReadSamples(arguments.sample_files, &sample_protos));
+  PW_ASSIGN_OR_RETURN(const std::vector<semu::Batch> samples,
+                      semu::SampleBatchesFromProto(sample_protos, job));
+  options.samples = samples;
   options.threads = arguments.search.threads;
   PW_ASSIGN_OR_RETURN(input.job, planner.Prepare(job, pinned, options));
   *input.job_proto.mutable_layout() =

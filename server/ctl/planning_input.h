@@ -12,6 +12,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "google/protobuf/message.h"
+#include "google/protobuf/repeated_field.h"
 #include "pipeweaver/v1/batch.pb.h"
 #include "pipeweaver/v1/job.pb.h"
 #include "pipeweaver/v1/profile.pb.h"
@@ -38,6 +39,11 @@ absl::StatusOr<v1::Job> ReadJob(const std::string& name);
 
 // Adds --sample-batch, files for whose batches a layout is proposed.
 void AddSampleOption(CLI::App& app, std::vector<std::string>& paths);
+
+// Reads what AddSampleOption named, as ReadTextProto does.
+absl::Status ReadSamples(
+    const std::vector<std::string>& paths,
+    google::protobuf::RepeatedPtrField<v1::BatchMetadata>* samples);
 
 // The arguments that plan, compare and trace have in common.
 struct PlanningArguments {

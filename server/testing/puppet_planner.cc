@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 #include <utility>
 
 namespace pipeweaver::server {
@@ -70,6 +71,11 @@ std::vector<PuppetPlanner::Call> PuppetPlanner::calls() const {
   return calls_;
 }
 
+void PuppetPlanner::WaitForPrepares(int count) {
+  MutexLock lock(&mutex_);
+  while (prepares_held_ < count) changed_.Wait(&mutex_);
+}
+
 void PuppetPlanner::FailPrepare(absl::Status status) {
   MutexLock lock(&mutex_);
   prepare_status_ = std::move(status);
@@ -84,9 +90,17 @@ absl::StatusOr<std::shared_ptr<const search::PlannableJob>>
 PuppetPlanner::Prepare(const semu::Job& job,
                        const std::optional<semu::Layout>& pinned,
                        const search::PrepareOptions& options) const {
+  bool hold = false;
   {
     MutexLock lock(&mutex_);
     if (!prepare_status_.ok()) return prepare_status_;
+    hold = hold_prepares_;
+    if (hold) ++prepares_held_;
+    changed_.NotifyAll();
+  }
+  while (hold) {
+    if (options.cancelled()) return absl::CancelledError("Prepare was held");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   auto plannable = std::make_shared<search::PlannableJob>();
   plannable->job = job;

@@ -40,6 +40,13 @@ class PuppetPlanner final : public search::StepPlanner {
   void Fail(int64_t label, absl::Status status);
   // Calls of Plan since the start, in order.
   std::vector<Call> calls() const;
+  // Each Prepare that starts later ends when it is cancelled.
+  void HoldPrepares() {
+    MutexLock lock(&mutex_);
+    hold_prepares_ = true;
+  }
+  // Waits until so many were held.
+  void WaitForPrepares(int count);
   // Later calls answer this status.
   void FailPrepare(absl::Status status);
   void FailSafe(absl::Status status);
@@ -86,6 +93,8 @@ class PuppetPlanner final : public search::StepPlanner {
   mutable Mutex mutex_;
   mutable CondVar changed_;
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
+  bool hold_prepares_ ABSL_GUARDED_BY(mutex_) = false;
+  mutable int prepares_held_ ABSL_GUARDED_BY(mutex_) = 0;
   int actions_per_rank_ ABSL_GUARDED_BY(mutex_) = 2;
   int64_t lower_ns_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable std::vector<Call> calls_ ABSL_GUARDED_BY(mutex_);

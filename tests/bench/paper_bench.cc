@@ -123,13 +123,6 @@ struct Setup {
   }
 };
 
-PrepareOptions PrepareFor(const Setup& setup, const Options& options) {
-  PrepareOptions prepare;
-  prepare.samples = setup.LayoutSamples(options);
-  prepare.threads = options.threads;
-  return prepare;
-}
-
 Setup MakeSetup(const std::string& name) {
   Setup setup;
   setup.proto = *semu::MakeSetup(name);
@@ -147,6 +140,17 @@ SearchOptions MakeSearchOptions(const Options& options) {
         Clock::now() + std::chrono::milliseconds(options.budget_ms);
   }
   return search;
+}
+
+// On a layout for batches like those that are planned.
+std::shared_ptr<const PlannableJob> PrepareFor(const StepPlanner& planner,
+                                               const Setup& setup,
+                                               const Options& options) {
+  const std::vector<semu::Batch> samples = setup.LayoutSamples(options);
+  PrepareOptions prepare;
+  prepare.samples = samples;
+  prepare.threads = options.threads;
+  return *planner.Prepare(setup.job, std::nullopt, prepare);
 }
 
 absl::StatusOr<StepReport> PlanOne(const StepPlanner& planner,
@@ -229,8 +233,7 @@ constexpr PaperGain kPaperGains[] = {
 void RunSetups(const StepPlanner& planner, const Options& options) {
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable =
-        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+    setup.plannable = PrepareFor(planner, setup, options);
     const semu::Batch reference = setup.Reference();
     const double ranks = setup.job.parallelism.pipeline_parallel;
     std::vector<std::string> strategies = planner.StrategyNames();
@@ -391,8 +394,7 @@ absl::StatusOr<int64_t> OnLayout(const Setup& setup, const semu::Layout& layout,
 
 void RunAblation(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable =
-      *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+  setup.plannable = PrepareFor(planner, setup, options);
   const semu::CostModel& costs = Costs();
   const semu::Layout paper_layout = PlanLayout(setup.job, costs);
   const semu::Batch reference = setup.Reference();
@@ -451,8 +453,7 @@ void RunAblation(const StepPlanner& planner, const Options& options) {
 
 void RunTrace(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
-  setup.plannable =
-      *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+  setup.plannable = PrepareFor(planner, setup, options);
   const semu::Batch reference = setup.Reference();
   const int steps = options.quick ? 6 : 40;
   for (int step = 1; step <= steps; ++step) {
@@ -614,7 +615,11 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
     };
     measure("paper", PlanLayout(setup.job, Costs()), {});
     measure("made_up", std::nullopt, {});
-    measure("samples", std::nullopt, PrepareFor(setup, options));
+    const std::vector<semu::Batch> samples = setup.LayoutSamples(options);
+    PrepareOptions prepare;
+    prepare.samples = samples;
+    prepare.threads = options.threads;
+    measure("samples", std::nullopt, prepare);
     Print(line);
   }
 }
@@ -624,8 +629,7 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
 void RunReplicas(const StepPlanner& planner, const Options& options) {
   for (const std::string name : {"vlm-xl", "t2v-xl"}) {
     Setup setup = MakeSetup(name);
-    setup.plannable =
-        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+    setup.plannable = PrepareFor(planner, setup, options);
     const int replicas =
         options.quick ? 4 : setup.job.parallelism.data_parallel;
     std::vector<semu::Batch> batches;
@@ -700,8 +704,7 @@ void RunLearning(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 20);
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable =
-        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+    setup.plannable = PrepareFor(planner, setup, options);
     // [learning]: means over all steps but the first.
     double gap[2] = {}, flow_gap[2] = {};
     std::vector<int32_t> settings;
@@ -746,8 +749,7 @@ void RunJitter(const StepPlanner& planner, const Options& options) {
   const int batches = std::min(options.Batches(), 10);
   for (const std::string name : kPaperSetups) {
     Setup setup = MakeSetup(name);
-    setup.plannable =
-        *planner.Prepare(setup.job, std::nullopt, PrepareFor(setup, options));
+    setup.plannable = PrepareFor(planner, setup, options);
     // [judged by expectation]: means over batches.
     double predicted_s[2] = {}, expected_s[2] = {}, wall_ms[2] = {};
     for (int b = 0; b < batches; ++b) {

@@ -143,15 +143,16 @@ class _Step:
         self.trouble = LATE  # why there is no plan, as far as known
 
 
-def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 30.0,
+def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 120.0,
              options: Optional[ClientOptions] = None,
              sample_batches: Sequence[batch_pb2.BatchMetadata] = ()
              ) -> Registration:
     """Registers the run and accepts its layout; one process calls it and gives
     Registration.to_bytes() to the others.
 
-    run_id: new for each start of the run. sample_batches: of steps such as the run
-    will have, six, say; a layout is chosen for them. Raises grpc.RpcError: a run without a
+    run_id: new for each start of the run. sample_batches: up to eight of steps such
+    as the run will have, six, say; a layout is chosen for them, in some seconds.
+    Raises grpc.RpcError: a run without a
     server starts with Registration(run_id, 0, job.layout) and a pinned layout.
     """
     client = PlannerClient(server, options)
