@@ -103,7 +103,8 @@ void PlannerCore::RunOn(PlanningPool& pool, const std::string& job,
   PlanningPool::Task queued;
   queued.job = job;
   queued.cancelled = cancelled;
-  queued.run = [cancelled, task = std::move(task)](bool dropped) {
+  queued.run = [cancelled = std::move(cancelled),
+                task = std::move(task)](bool dropped) {
     if (!dropped) {
       task(absl::OkStatus());
     } else if (cancelled->load()) {
