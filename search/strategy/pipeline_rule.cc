@@ -322,13 +322,14 @@ std::vector<int32_t> PipelineRules::Groups(
     return group_work_ns_[a] < group_work_ns_[b];
   });
   if (order == PipelineRule::GroupOrder::kRising) return rising;
-  if (order == PipelineRule::GroupOrder::kFalling) {
-    return {rising.rbegin(), rising.rend()};
+  // Small groups fill and drain the pipeline, neighbours are alike: every
+  // second or third group is on the way down.
+  const int every = order == PipelineRule::GroupOrder::kHill ? 2 : 3;
+  std::vector<int32_t> hill, down;
+  for (int i = 0; i < m; ++i) {
+    (i % every == every - 1 ? down : hill).push_back(rising[i]);
   }
-  // Small groups fill and drain the pipeline, neighbours are alike.
-  std::vector<int32_t> hill;
-  for (int i = 0; i < m; i += 2) hill.push_back(rising[i]);
-  for (int i = m - 1 - m % 2; i >= 0; i -= 2) hill.push_back(rising[i]);
+  hill.insert(hill.end(), down.rbegin(), down.rend());
   return hill;
 }
 
@@ -341,7 +342,7 @@ std::vector<std::vector<PipelineRule>> PipelineRules::OtherOrders(
   }
   for (const auto order :
        {PipelineRule::GroupOrder::kHill, PipelineRule::GroupOrder::kRising,
-        PipelineRule::GroupOrder::kFalling}) {
+        PipelineRule::GroupOrder::kLateHill}) {
     PipelineRule rule = best;
     rule.group_order = order;
     rule.groups = Groups(order);
@@ -378,7 +379,7 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
   for (size_t i = 0; i < settings.size(); ++i) {
     if (!within(i, kMost)) return std::nullopt;
   }
-  if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kFalling)) ||
+  if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kLateHill)) ||
       !within(1, static_cast<int32_t>(PipelineRule::Rhythm::kZeroBubbleV)) ||
       !within(3, kMostStretch) || !within(6, kPatient) ||
       !within(4,
