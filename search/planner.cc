@@ -115,7 +115,6 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     const PrepareOptions& prepare,
     std::function<absl::Status(const semu::Layout&)> fits) {
   constexpr int kMicrobatches = 32;
-  constexpr size_t kSampleMicrobatches = 64;
   // Every problem gets about as much effort, as it does when steps are planned
   // within a time: large ones are judged by fewer schedules.
   constexpr int64_t kMostEvaluations = 8;
@@ -138,7 +137,8 @@ absl::StatusOr<semu::Layout> ProposeLayout(
       first.microbatches.assign(
           sample.microbatches.begin(),
           sample.microbatches.begin() +
-              std::min(sample.microbatches.size(), kSampleMicrobatches));
+              std::min<size_t>(sample.microbatches.size(),
+                               semu::kSampleMicrobatches));
     }
     held_out = std::max<size_t>(1, samples.size() / 3);
     // A single one has to do for both.

@@ -51,8 +51,9 @@ struct PrepareOptions {
   // [rank], bytes per GPU, set aside on top of what the memory plan does;
   // empty: none.
   std::vector<int64_t> extra_reserve_bytes;
-  // Such batches as the job will have, for whose first 64 microbatches a layout
-  // is proposed; empty: for batches made up from the job's limits. Not owned.
+  // Such batches as the job will have, for whose first kSampleMicrobatches a
+  // layout is proposed; empty: for batches made up from the job's limits. Not
+  // owned.
   absl::Span<const semu::Batch> samples;
   // Of the search for a layout; without influence on it.
   int threads = 1;

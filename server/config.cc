@@ -4,13 +4,16 @@
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <sstream>
+#include <system_error>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -119,6 +122,29 @@ absl::Status CheckTls(const v1::ServerConfig& config) {
   return CheckPem("client_ca_file", config.client_ca_file());
 }
 
+// The store makes the file, not its folder.
+absl::Status CheckStoreFile(const std::string& path) {
+  const auto invalid = [&path](absl::string_view why) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("subgraph_store_file: '", path, "': ", why));
+  };
+  std::error_code error;
+  if (std::filesystem::exists(path, error)) {
+    return std::filesystem::is_regular_file(path, error)
+               ? absl::OkStatus()
+               : invalid("is not a regular file");
+  }
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  if (!std::filesystem::is_directory(folder, error)) {
+    return invalid("its folder does not exist");
+  }
+  if (access(folder.c_str(), W_OK) != 0) {
+    return invalid("its folder cannot be written to");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<v1::ServerConfig> ParseConfig(absl::string_view text,
@@ -178,6 +204,10 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
     PW_RETURN_IF_ERROR(CheckAddress("subgraph_store_redis",
                                     config.subgraph_store_redis(),
                                     /*unix_allowed=*/true));
+  }
+
+  if (!config.subgraph_store_file().empty()) {
+    PW_RETURN_IF_ERROR(CheckStoreFile(config.subgraph_store_file()));
   }
 
   PW_RETURN_IF_ERROR(CheckTls(config));

@@ -97,6 +97,15 @@ INSTANTIATE_TEST_SUITE_P(
             "StoreFileBytes",
             [](v1::ServerConfig* c) { c->set_subgraph_store_file_bytes(-1); },
             "subgraph_store_file_bytes: -1, must be 16777216 .."},
+        BadConfig{"StoreFileWithoutAFolder",
+                  [](v1::ServerConfig* c) {
+                    c->set_subgraph_store_file("/no-such-folder/store");
+                  },
+                  "subgraph_store_file: '/no-such-folder/store': its folder "
+                  "does not exist"},
+        BadConfig{"StoreFileThatIsAFolder",
+                  [](v1::ServerConfig* c) { c->set_subgraph_store_file("/"); },
+                  "subgraph_store_file: '/': is not a regular file"},
         BadConfig{
             "Redis",
             [](v1::ServerConfig* c) { c->set_subgraph_store_redis("redis"); },

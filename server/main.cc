@@ -2,8 +2,8 @@
 // SIGTERM or SIGINT.
 //
 // Exit codes: 0 after a drain, or when --validate finds nothing wrong; 1 when
-// it cannot start; 2 for a config that breaks a rule, or an argument that is
-// not a flag.
+// it cannot start, or a flag is unknown or has a value of the wrong type; 2 for
+// a config that breaks a rule, or an argument that is not a flag.
 
 #include <google/protobuf/text_format.h>
 #include <pthread.h>
@@ -23,7 +23,10 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "profiler/text_source.h"
 #include "search/planner.h"
 #include "semu/base/status_macros.h"
@@ -151,7 +154,16 @@ int Run() {
 
 int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
-  absl::SetProgramUsageMessage("plans training steps; see ServerConfig");
+  absl::SetProgramUsageMessage(
+      "plans training steps; proto/pipeweaver/v1/server_config.proto explains "
+      "the configuration");
+  // --help takes the flags of the file that is called as the program, else.
+  absl::FlagsUsageConfig usage;
+  usage.contains_help_flags =
+      usage.contains_helpshort_flags = [](absl::string_view file) {
+        return absl::EndsWith(file, "server/main.cc");
+      };
+  absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     spdlog::error("{}: not a flag; a configuration is given as --config=FILE",

@@ -33,6 +33,8 @@ Buckets Exponential(double first, int count) {
 
 // 10 us .. 10 s.
 Buckets Latency() { return Exponential(1e-5, 21); }
+// 10 us .. 168 s: registrations look for a layout.
+Buckets CallTime() { return Exponential(1e-5, 25); }
 // 1 ms .. 17 min.
 Buckets StepTime() { return Exponential(1e-3, 21); }
 Buckets Gap() {
@@ -128,7 +130,7 @@ Metrics::Metrics(int max_job_labels)
                  "Time of a call in the server, waiting for a plan included.");
   for (int i = 0; i < kNumRpcMethods; ++i) {
     rpc_seconds_[i] =
-        &rpc_seconds.Add({{"method", kMethodNames[i]}}, Latency());
+        &rpc_seconds.Add({{"method", kMethodNames[i]}}, CallTime());
   }
   auto& planning =
       Histograms(registry_, "pipeweaver_planning_seconds",
@@ -187,6 +189,14 @@ Metrics::Metrics(int max_job_labels)
   searches_running_ = &Gauges(registry_, "pipeweaver_planning_threads_busy",
                               "Planning threads at work.")
                            .Add({});
+  auto& registrations_waiting =
+      Gauges(registry_, "pipeweaver_registrations_waiting",
+             "Registrations that wait for a thread to look for a layout.");
+  registrations_waiting_ = &registrations_waiting.Add({});
+  auto& registrations_running =
+      Gauges(registry_, "pipeweaver_registrations_running",
+             "Registrations for which a layout is looked for.");
+  registrations_running_ = &registrations_running.Add({});
   steps_held_ = &Gauges(registry_, "pipeweaver_steps_held",
                         "Steps submitted or sealed and not expired.")
                      .Add({});
@@ -217,7 +227,8 @@ void Metrics::CountRpc(RpcMethod method, absl::StatusCode code,
   counter.load()->Increment();
 }
 
-void Metrics::OnJobRegistered(const std::string& job, uint64_t) {
+void Metrics::OnJobRegistered(const std::string& job, uint64_t attempt) {
+  spdlog::info("{}: registered, attempt {}", job, attempt);
   MutexLock lock(&mutex_);
   if (job_gauges_.size() >= max_job_labels_ || job_gauges_.count(job) > 0) {
     return;
@@ -237,6 +248,7 @@ void Metrics::OnJobRegistered(const std::string& job, uint64_t) {
 }
 
 void Metrics::OnJobRemoved(const std::string& job) {
+  spdlog::info("{}: removed", job);
   MutexLock lock(&mutex_);
   const auto it = job_gauges_.find(job);
   if (it == job_gauges_.end()) return;
@@ -280,7 +292,8 @@ void Metrics::OnPlanSealed(const SealedPlan& sealed,
   it->second.measured_share->Set(report.measured_share);
 }
 
-void Metrics::OnStepFailed(const StepKey&, const absl::Status& status) {
+void Metrics::OnStepFailed(const StepKey& key, const absl::Status& status) {
+  spdlog::warn("{}: no plan: {}", DebugString(key), status.ToString());
   steps_failed_.Add({{"code", absl::StatusCodeToString(status.code())}})
       .Increment();
 }
@@ -355,6 +368,8 @@ std::vector<prometheus::MetricFamily> Metrics::Collect() const {
     searches_running_->Set(levels.searches_running);
     steps_held_->Set(levels.steps_held);
     plan_bytes_->Set(static_cast<double>(levels.plan_bytes));
+    registrations_waiting_->Set(levels.registrations_waiting);
+    registrations_running_->Set(levels.registrations_running);
   }
   if (job_held_ != nullptr) {
     for (const auto& [job, gauges] : job_gauges_) {

@@ -55,6 +55,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
     int searches_running = 0;
     int steps_held = 0;
     int64_t plan_bytes = 0;
+    int registrations_waiting = 0;
+    int registrations_running = 0;
   };
 
   explicit Metrics(int max_job_labels);
@@ -74,6 +76,7 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   void OnLikeBatchLookup(bool found) override;
   void OnPlanSealed(const SealedPlan& sealed,
                     const PlanTimings& timings) override;
+  // Also says so in the log.
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
   void OnReport(const std::string& job, double ratio) override;
   void OnCosts(const std::string& job, const CostVersion& version,
@@ -132,6 +135,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Gauge* jobs_;
   prometheus::Gauge* queue_length_;
   prometheus::Gauge* searches_running_;
+  prometheus::Gauge* registrations_waiting_;
+  prometheus::Gauge* registrations_running_;
   prometheus::Gauge* steps_held_;
   prometheus::Gauge* plan_bytes_;
   prometheus::Family<prometheus::Gauge>& job_steps_held_;

@@ -36,11 +36,8 @@ SealedPlan MakePlan(const std::string& job) {
 
 // Each kind of event once.
 void Exercise(Metrics& metrics) {
-  metrics.SetSources(
-      [] {
-        return Metrics::Levels{1, 2, 3, 4, 5};
-      },
-      [](const std::string&) { return 7; });
+  metrics.SetSources([] { return Metrics::Levels{1, 2, 3, 4, 5, 6, 7}; },
+                     [](const std::string&) { return 7; });
   metrics.OnJobRegistered("vlm", 1);
   metrics.OnPlanSealed(MakePlan("vlm"), {1'000, 2'000});
   metrics.OnStepFailed({"vlm", 1, 0, 0}, absl::ResourceExhaustedError("full"));
@@ -68,6 +65,8 @@ TEST(MetricsTest, CountsWhatHappens) {
        {"pipeweaver_jobs 1",
         "pipeweaver_queue_length 2",
         "pipeweaver_planning_threads_busy 3",
+        "pipeweaver_registrations_waiting 6",
+        "pipeweaver_registrations_running 7",
         "pipeweaver_steps_held 4",
         "pipeweaver_plan_bytes 5",
         "pipeweaver_plans_sealed_total{origin=\"safe\"} 1",

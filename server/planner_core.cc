@@ -22,8 +22,13 @@ namespace {
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
 constexpr uint64_t kMaxReportedBytes = uint64_t{1} << 50;
 constexpr std::chrono::milliseconds kFirstSealTime{20};
-// Layouts take seconds to find; steps must not.
+// Layouts take seconds to find, steps must not. Few are looked for at a time,
+// and few wait, since each holds its samples.
+constexpr int kRegistrations = 2;
+constexpr int kRegistrationsQueued = 16;
 constexpr int kRegistrationNiceness = 10;
+// That a layout is looked for with; more would find nothing to do.
+constexpr int kMostLayoutThreads = 8;
 
 absl::Status CheckMost(absl::string_view field, uint64_t value, uint64_t most) {
   if (value <= most) return absl::OkStatus();
@@ -40,6 +45,13 @@ absl::Status QueueFull(int max_queued) {
       absl::StrCat("queue: ", max_queued,
                    " steps and questions wait for a planning thread, the limit "
                    "(max_queued): try again later"));
+}
+
+absl::Status RegistrationsFull() {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("queue: ", kRegistrationsQueued,
+                   " registrations wait for a layout, the limit: try again "
+                   "later, or pin the layout"));
 }
 
 // All replicas of the step are here, and all let their microbatches move.
@@ -66,13 +78,19 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       registry_(options.max_jobs),
       table_(options.steps),
       pool_(options.planner_threads, options.max_queued),
-      registrations_(options.planner_threads, options.max_queued,
-                     std::numeric_limits<int>::max(), kRegistrationNiceness),
+      registrations_(std::min(options.planner_threads, kRegistrations),
+                     kRegistrationsQueued, std::numeric_limits<int>::max(),
+                     kRegistrationNiceness),
       fallbacks_(options.planner_threads + 1, std::numeric_limits<int>::max(),
                  options.planner_threads),
       keeper_([this] { KeepDeadlines(); }) {}
 
 PlannerCore::~PlannerCore() { Stop(); }
+
+void PlannerCore::EndRegistrations() {
+  registrations_end_ = true;
+  registrations_.Stop();
+}
 
 void PlannerCore::Stop() {
   {
@@ -84,22 +102,22 @@ void PlannerCore::Stop() {
   stopping_ = true;
   table_.AbandonPending(absl::UnavailableError("the server shuts down"));
   pool_.Stop();
-  registrations_.Stop();
+  EndRegistrations();
   fallbacks_.Stop();
 }
 
 void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
                           std::function<void(absl::Status)> task) {
+  if (!pool_.Reserve()) {
+    task(QueueFull(options_.max_queued));
+    return;
+  }
   RunOn(pool_, job, std::move(cancelled), std::move(task));
 }
 
 void PlannerCore::RunOn(PlanningPool& pool, const std::string& job,
                         CancelFlag cancelled,
                         std::function<void(absl::Status)> task) {
-  if (!pool.Reserve()) {
-    task(QueueFull(options_.max_queued));
-    return;
-  }
   PlanningPool::Task queued;
   queued.job = job;
   queued.cancelled = cancelled;
@@ -138,33 +156,44 @@ std::shared_ptr<JobCosts> PlannerCore::CostsOf(
           : options_.measured_layers(registration.job));
 }
 
-void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
-                              RegisterCallback done) {
-  std::shared_ptr<const RegisteredJob> known;
+bool PlannerCore::AnsweredAtOnce(const Registration& registration,
+                                 const RegisterCallback& done) {
+  absl::StatusOr<std::shared_ptr<const RegisteredJob>> answer;
   {
     MutexLock lock(&lifecycle_mutex_);
-    auto answered = registry_.TryRegister(registration);
-    if (!answered.ok()) {
-      done(answered.status());
-      return;
-    }
-    if (answered->has_value()) {
-      known = **answered;
-      Begin(*known);
+    auto known = registry_.TryRegister(registration);
+    if (known.ok() && !known->has_value()) return false;
+    if (known.ok()) {
+      answer = **std::move(known);
+      Begin(**answer);
+    } else {
+      answer = known.status();
     }
   }
-  if (known != nullptr) {
-    done(std::move(known));
+  done(std::move(answer));
+  return true;
+}
+
+void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
+                              RegisterCallback done) {
+  if (AnsweredAtOnce(registration, done)) return;
+  const std::string name = registration.job.name;
+  // With a layout there is nothing to look for.
+  const bool pinned = registration.pinned.has_value();
+  PlanningPool& pool = pinned ? pool_ : registrations_;
+  if (!pool.Reserve()) {
+    done(pinned ? QueueFull(options_.max_queued) : RegistrationsFull());
     return;
   }
-  const std::string name = registration.job.name;
-  RunOn(registrations_, name, cancelled,
+  RunOn(pool, name, cancelled,
         [this, cancelled, registration = std::move(registration),
          done = std::move(done)](absl::Status status) {
           if (!status.ok()) {
             done(status);
             return;
           }
+          // Another call may have registered it meanwhile.
+          if (AnsweredAtOnce(registration, done)) return;
           PreparedJob prepared;
           prepared.costs = CostsOf(registration);
           prepared.cost_version = prepared.costs->current();
@@ -172,14 +201,16 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
           search::PrepareOptions options;
           options.costs = prepared.cost_version->costs;
           options.samples = registration.samples;
-          options.threads = registrations_.threads();
+          options.threads = std::min(pool_.threads(), kMostLayoutThreads);
           options.cancelled = [this, cancelled] {
-            return cancelled->load() || stopping_;
+            return cancelled->load() || registrations_end_;
           };
           auto plannable =
               planner_->Prepare(registration.job, registration.pinned, options);
           if (!plannable.ok()) {
-            done(plannable.status());
+            done(registrations_end_ && !cancelled->load()
+                     ? absl::UnavailableError("the server shuts down")
+                     : plannable.status());
             return;
           }
           prepared.plannable = *std::move(plannable);

@@ -168,15 +168,25 @@ class PlannerCore {
   int HeldSteps(const std::string& job) const { return table_.HeldSteps(job); }
   StepTable::Held held() const { return table_.held(); }
   PlanningPool::Load load() const { return pool_.load(); }
+  // Registrations that wait for a layout or look for one.
+  PlanningPool::Load registrations() const { return registrations_.load(); }
   std::vector<std::string> StrategyNames() const {
     return planner_->StrategyNames();
   }
+
+  // Ends the registrations that wait for a layout or look for one, with
+  // UNAVAILABLE. Idempotent.
+  void EndRegistrations();
 
   // Ends all searches and answers all that wait with UNAVAILABLE. Idempotent.
   void Stop();
 
  private:
-  // RunTask on a thread of `pool`.
+  // Answers a registration that needs no layout to be found: a repeated one,
+  // one of a known job, one that is refused. False: it is none of these.
+  bool AnsweredAtOnce(const Registration& registration,
+                      const RegisterCallback& done);
+  // RunTask on a thread of `pool`. REQUIRES: a reserved place there.
   void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
              std::function<void(absl::Status)> task);
   struct Comparison;
@@ -274,6 +284,7 @@ class PlannerCore {
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);
   // Ends joint searches.
+  std::atomic<bool> registrations_end_ = false;
   std::atomic<bool> stopping_ = false;
 
   Mutex keeper_mutex_;

@@ -432,7 +432,38 @@ TEST_F(PlannerCoreTest, ARegistrationEndsWhenTheServerStops) {
   });
   planner_.WaitForPrepares(1);
   core_.Stop();
-  EXPECT_FALSE(answer.get_future().get().ok());
+  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(PlannerCoreTest, APinnedLayoutWaitsForNoOtherAndFewLayoutsAreLookedFor) {
+  planner_.HoldPrepares();
+  const CancelFlag cancelled = NotCancelled();
+  // One has the thread, sixteen wait.
+  constexpr int kRegistrations = 18;
+  std::promise<absl::Status> answers[kRegistrations];
+  const auto try_register = [&](int i, bool pinned) {
+    Registration registration;
+    registration.job.name = "t2v-" + std::to_string(i);
+    registration.job.parallelism.pipeline_parallel = 2;
+    if (pinned) registration.pinned = semu::Layout();
+    core_.RegisterJob(registration, cancelled, [&answers, i](const auto& job) {
+      answers[i].set_value(job.status());
+    });
+  };
+  try_register(0, /*pinned=*/false);
+  planner_.WaitForPrepares(1);
+  for (int i = 1; i < kRegistrations; ++i) try_register(i, /*pinned=*/false);
+  const absl::Status full = answers[kRegistrations - 1].get_future().get();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("16 registrations"));
+  EXPECT_EQ(core_.registrations().queued, 16);
+  answers[kRegistrations - 1] = std::promise<absl::Status>();
+  try_register(kRegistrations - 1, /*pinned=*/true);
+  planner_.WaitForPrepares(2);
+  cancelled->store(true);
+  for (auto& answer : answers) {
+    EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
+  }
 }
 
 TEST_F(PlannerCoreTest, TheSearchEndsByBudgetOrBeforeThePlanIsNeeded) {

@@ -418,6 +418,8 @@ grpc::ServerUnaryReactor* PlannerServiceImpl::RegisterJob(
       RpcMethod::kRegisterJob, context, request, response, [this](auto* call) {
         absl::StatusOr<Registration> registration =
             ReadRegistration(call->request);
+        // It may wait, and samples are large.
+        call->request.clear_sample_batches();
         if (!registration.ok()) {
           call->End(registration.status());
           return;

@@ -104,8 +104,11 @@ struct Server::Parts {
         [this] {
           const PlanningPool::Load load = core.load();
           const StepTable::Held held = core.held();
+          const PlanningPool::Load registrations = core.registrations();
           return Metrics::Levels{core.registry().size(), load.queued,
-                                 load.running, held.steps, held.plan_bytes};
+                                 load.running,           held.steps,
+                                 held.plan_bytes,        registrations.queued,
+                                 registrations.running};
         },
         [this](const std::string& job) { return core.HeldSteps(job); });
   }
@@ -229,6 +232,7 @@ void Server::Drain() {
   // gRPC's own shutdown answers what still comes with CANCELLED; so refuse with
   // the right code for as long as calls are in flight.
   parts_->service.RefuseCalls();
+  parts_->core.EndRegistrations();
   const auto deadline = std::chrono::system_clock::now() +
                         std::chrono::milliseconds(parts_->config.drain_ms());
   while (calls_in_flight() > 0 && std::chrono::system_clock::now() < deadline) {

@@ -56,9 +56,9 @@ TEST(SubgraphCostsTest, CountsHitsByLevelAcrossARestart) {
 }
 
 TEST(SubgraphCostsTest, NamesTheFieldOfAFileThatCannotBeOpened) {
-  v1::ServerConfig config;
+  v1::ServerConfig config = *CompleteConfig({});
   config.set_subgraph_store_file(::testing::TempDir());
-  const auto made = MakeSubgraphCosts(*CompleteConfig(config));
+  const auto made = MakeSubgraphCosts(config);
   EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(made.status().message()),
               HasSubstr("subgraph_store_file: '"));

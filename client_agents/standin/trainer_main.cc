@@ -37,9 +37,11 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
@@ -712,7 +714,15 @@ absl::StatusOr<Trainer> ReadTrainer() {
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
-      "walks a job's steps with the planner's programs; see the file comment");
+      "walks a job's steps with the planner's programs, sleeping in place of "
+      "kernels");
+  // --help takes the flags of the file that is called as the program, else.
+  absl::FlagsUsageConfig usage;
+  usage.contains_help_flags =
+      usage.contains_helpshort_flags = [](absl::string_view file) {
+        return absl::EndsWith(file, "trainer_main.cc");
+      };
+  absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     std::cerr << arguments[1] << ": not a flag\n";

@@ -3,6 +3,7 @@
 #include "search/strategy/worker_pool.h"
 
 #include <functional>
+#include <system_error>
 #include <thread>
 
 #include "semu/base/mutex.h"
@@ -11,7 +12,11 @@ namespace pipeweaver::search {
 
 WorkerPool::WorkerPool(int threads) {
   for (int worker = 1; worker < threads; ++worker) {
-    threads_.emplace_back([this, worker] { Serve(worker); });
+    try {
+      threads_.emplace_back([this, worker] { Serve(worker); });
+    } catch (const std::system_error&) {
+      return;  // the machine has no more; those that are there will do
+    }
   }
 }
 

@@ -15,7 +15,7 @@ namespace pipeweaver::search {
 
 class WorkerPool {
  public:
-  // `threads` >= 1, the caller's included.
+  // `threads` >= 1, the caller's included; fewer where the machine has no more.
   explicit WorkerPool(int threads);
   ~WorkerPool();
   WorkerPool(const WorkerPool&) = delete;

@@ -28,6 +28,9 @@ struct Microbatch {
   bool operator==(const Microbatch&) const = default;
 };
 
+// Of a batch that is a sample for a layout so many count.
+constexpr int kSampleMicrobatches = 64;
+
 struct Batch {
   std::vector<Microbatch> microbatches;
   bool forward_only = false;

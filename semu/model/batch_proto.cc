@@ -325,6 +325,10 @@ absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(
       return Invalid(items, " items up to ", field, ": must be at most ",
                      kMaxItems, " in all sample_batches");
     }
+    if (batch->microbatches.size() > kSampleMicrobatches) {
+      batch->microbatches.resize(kSampleMicrobatches);
+      batch->microbatches.shrink_to_fit();
+    }
     samples.push_back(*std::move(batch));
   }
   return samples;

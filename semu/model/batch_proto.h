@@ -33,8 +33,9 @@ namespace pipeweaver::semu {
 absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
                                      const Job& job);
 
-// The batches that a layout is to be proposed for: at most kMaxSampleBatches,
-// none forward-only, with at most as many items in all as one batch may have.
+// The batches that a layout is to be proposed for, cut to their first
+// kSampleMicrobatches: at most kMaxSampleBatches, none forward-only, with at
+// most as many items in all as one batch may have.
 // Errors: INVALID_ARGUMENT naming sample_batches[i], field, value and rule.
 constexpr int kMaxSampleBatches = 8;
 absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(

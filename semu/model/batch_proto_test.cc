@@ -85,6 +85,10 @@ TEST(SampleBatchesFromProtoTest, CountsItemsOfAll) {
   const auto one = SampleBatchesFromProto(samples, Omni());
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ((*one)[0].microbatches.size(), 10);
+  for (int b = 0; b < kSampleMicrobatches; ++b) samples[0].add_microbatches();
+  const auto cut = SampleBatchesFromProto(samples, Omni());
+  ASSERT_TRUE(cut.ok()) << cut.status();
+  EXPECT_EQ((*cut)[0].microbatches.size(), kSampleMicrobatches);
   *samples.Add() = many;
   const auto two = SampleBatchesFromProto(samples, Omni());
   EXPECT_EQ(two.status().code(), absl::StatusCode::kInvalidArgument);
