@@ -22,13 +22,10 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "profiler/text_source.h"
 #include "search/planner.h"
+#include "semu/base/flags_help.h"
 #include "semu/base/status_macros.h"
 #include "server/clock.h"
 #include "server/config.h"
@@ -154,16 +151,10 @@ int Run() {
 
 int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
-  absl::SetProgramUsageMessage(
+  pipeweaver::SetHelp(
       "plans training steps; proto/pipeweaver/v1/server_config.proto explains "
-      "the configuration");
-  // --help takes the flags of the file that is called as the program, else.
-  absl::FlagsUsageConfig usage;
-  usage.contains_help_flags =
-      usage.contains_helpshort_flags = [](absl::string_view file) {
-        return absl::EndsWith(file, "server/main.cc");
-      };
-  absl::SetFlagsUsageConfig(usage);
+      "the configuration",
+      "server/main.cc");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     spdlog::error("{}: not a flag; a configuration is given as --config=FILE",

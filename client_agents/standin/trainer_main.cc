@@ -36,12 +36,9 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/flags/usage_config.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
@@ -52,6 +49,7 @@
 #include "client_agents/standin/rendezvous_transport.h"
 #include "nlohmann/json.hpp"
 #include "pipeweaver/v1/planner_service.pb.h"
+#include "semu/base/flags_help.h"
 
 ABSL_FLAG(std::string, server, "127.0.0.1:7411", "address of the planner");
 ABSL_FLAG(std::string, ca_file, "",
@@ -713,16 +711,10 @@ absl::StatusOr<Trainer> ReadTrainer() {
 }  // namespace pipeweaver::client
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
+  pipeweaver::SetHelp(
       "walks a job's steps with the planner's programs, sleeping in place of "
-      "kernels");
-  // --help takes the flags of the file that is called as the program, else.
-  absl::FlagsUsageConfig usage;
-  usage.contains_help_flags =
-      usage.contains_helpshort_flags = [](absl::string_view file) {
-        return absl::EndsWith(file, "trainer_main.cc");
-      };
-  absl::SetFlagsUsageConfig(usage);
+      "kernels",
+      "trainer_main.cc");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() > 1) {
     std::cerr << arguments[1] << ": not a flag\n";
