@@ -71,12 +71,12 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   void CountRpc(RpcMethod method, absl::StatusCode code,
                 std::chrono::nanoseconds time);
 
+  // These two, and OnStepFailed, also say so in the log.
   void OnJobRegistered(const std::string& job, uint64_t attempt) override;
   void OnJobRemoved(const std::string& job) override;
   void OnLikeBatchLookup(bool found) override;
   void OnPlanSealed(const SealedPlan& sealed,
                     const PlanTimings& timings) override;
-  // Also says so in the log.
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
   void OnReport(const std::string& job, double ratio) override;
   void OnCosts(const std::string& job, const CostVersion& version,

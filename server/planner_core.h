@@ -182,13 +182,6 @@ class PlannerCore {
   void Stop();
 
  private:
-  // Answers a registration that needs no layout to be found: a repeated one,
-  // one of a known job, one that is refused. False: it is none of these.
-  bool AnsweredAtOnce(const Registration& registration,
-                      const RegisterCallback& done);
-  // RunTask on a thread of `pool`. REQUIRES: a reserved place there.
-  void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
-             std::function<void(absl::Status)> task);
   struct Comparison;
 
   // Replicas of a step that wait to be planned together. Each holds a place in
@@ -201,6 +194,14 @@ class PlannerCore {
     int64_t budget_evaluations = 0;  // of all together; 0: time alone
   };
   using JointKey = std::tuple<std::string, uint64_t, uint64_t>;
+
+  // Answers a registration that needs no layout to be found: a repeated one,
+  // one of a known job, one that is refused. False: it is none of these.
+  bool AnsweredAtOnce(const Registration& registration,
+                      const RegisterCallback& done);
+  // RunTask on a thread of `pool`. REQUIRES: a reserved place there.
+  void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
+             std::function<void(absl::Status)> task);
 
   void PlanStep(const std::shared_ptr<const PendingStep>& step);
   // Lets the step wait for the other replicas; enqueues them if it is the last.
@@ -283,8 +284,9 @@ class PlannerCore {
 
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);
-  // Ends joint searches.
+  // Ends searches for layouts.
   std::atomic<bool> registrations_end_ = false;
+  // Ends joint searches.
   std::atomic<bool> stopping_ = false;
 
   Mutex keeper_mutex_;

@@ -105,10 +105,15 @@ struct Server::Parts {
           const PlanningPool::Load load = core.load();
           const StepTable::Held held = core.held();
           const PlanningPool::Load registrations = core.registrations();
-          return Metrics::Levels{core.registry().size(), load.queued,
-                                 load.running,           held.steps,
-                                 held.plan_bytes,        registrations.queued,
-                                 registrations.running};
+          Metrics::Levels levels;
+          levels.jobs = core.registry().size();
+          levels.queue_length = load.queued;
+          levels.searches_running = load.running;
+          levels.steps_held = held.steps;
+          levels.plan_bytes = held.plan_bytes;
+          levels.registrations_waiting = registrations.queued;
+          levels.registrations_running = registrations.running;
+          return levels;
         },
         [this](const std::string& job) { return core.HeldSteps(job); });
   }

@@ -7,7 +7,6 @@
 #include <iterator>
 #include <map>
 #include <numeric>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,10 +31,15 @@ constexpr double kHopeless = 1.02;
 // A batch with more stage pairs, and more than by the paper's layout, is not
 // searched far in the time that a step's planning has.
 constexpr int64_t kManyPairs = 12'000;
+// The shapes that it starts from, which no limit leaves out.
 constexpr size_t kStarts = 2;
 
 bool AtMost(int64_t ns, double share, int64_t of_ns) {
   return static_cast<double>(ns) <= share * static_cast<double>(of_ns);
+}
+
+absl::Status WasCancelled() {
+  return absl::CancelledError("the search for a layout was cancelled");
 }
 
 absl::Status OfSample(size_t number, const absl::Status& status) {
@@ -83,10 +87,11 @@ class Refiner {
       whole.modules[m] = {job_.max_microbatch_tokens[m], 1, {false}};
     }
     TryAll({paper, whole});
-    if (Cancelled()) return absl::CancelledError("the call was cancelled");
+    if (Cancelled()) return WasCancelled();
     if (best_ == nullptr) return failure_;
-    const Trial& first = trials_.at(KeyOf(paper));
-    if (first.complete) paper_ = &first;
+    if (const Trial& trial = trials_.at(KeyOf(paper)); trial.complete) {
+      paper_ = &trial;
+    }
     const std::vector<int> order = HeaviestFirst();
     for (bool better = true; better;) {
       better = false;
@@ -104,9 +109,9 @@ class Refiner {
       if (fewer == chosen) break;
       chosen = fewer;
     }
-    if (Cancelled()) return absl::CancelledError("the call was cancelled");
+    if (Cancelled()) return WasCancelled();
     RefinedLayout result;
-    result.paper_ns = first.complete ? first.makespan_ns() : -1;
+    result.paper_ns = paper_ == nullptr ? -1 : paper_->makespan_ns();
     result.refined_ns = chosen->makespan_ns();
     result.layouts_evaluated = static_cast<int>(trials_.size());
     result.shape = chosen->shape;
@@ -249,7 +254,7 @@ class Refiner {
     pool_.Run(2, [&](int, int i) {
       Evaluate(held_out, samples_.size(), nullptr, trials[i]);
     });
-    if (Cancelled()) return absl::CancelledError("the call was cancelled");
+    if (Cancelled()) return WasCancelled();
     if (!trials[0].complete && !trials[1].complete) return trials[0].status;
     if (!trials[0].complete || !trials[1].complete) return trials[0].complete;
     return AtMost(trials[0].makespan_ns(), options_.convincing,

@@ -325,6 +325,7 @@ absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(
       return Invalid(items, " items up to ", field, ": must be at most ",
                      kMaxItems, " in all sample_batches");
     }
+    // What does not count is not held while a registration waits.
     if (batch->microbatches.size() > kSampleMicrobatches) {
       batch->microbatches.resize(kSampleMicrobatches);
       batch->microbatches.shrink_to_fit();

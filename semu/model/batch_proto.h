@@ -33,11 +33,13 @@ namespace pipeweaver::semu {
 absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
                                      const Job& job);
 
-// The batches that a layout is to be proposed for, cut to their first
-// kSampleMicrobatches: at most kMaxSampleBatches, none forward-only, with at
-// most as many items in all as one batch may have.
-// Errors: INVALID_ARGUMENT naming sample_batches[i], field, value and rule.
+// Most batches that a layout may be proposed for.
 constexpr int kMaxSampleBatches = 8;
+
+// Those batches, cut to their first kSampleMicrobatches: none forward-only,
+// with at most as many items in all as one batch may have.
+//
+// Errors: INVALID_ARGUMENT naming sample_batches[i], field, value and rule.
 absl::StatusOr<std::vector<Batch>> SampleBatchesFromProto(
     const google::protobuf::RepeatedPtrField<v1::BatchMetadata>& protos,
     const Job& job);

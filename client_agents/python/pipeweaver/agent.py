@@ -152,8 +152,8 @@ def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 120.
 
     run_id: new for each start of the run. sample_batches: up to eight of steps such
     as the run will have, six, say; a layout is chosen for them, in some seconds.
-    Raises grpc.RpcError: a run without a
-    server starts with Registration(run_id, 0, job.layout) and a pinned layout.
+    Raises grpc.RpcError: a run without a server starts with
+    Registration(run_id, 0, job.layout) and a pinned layout.
     """
     client = PlannerClient(server, options)
     try:
