@@ -56,6 +56,9 @@ class PipelineRules {
   explicit PipelineRules(const ListModel& model);
 
   int groups() const { return static_cast<int>(group_work_ns_.size()); }
+  int group_of_pair(int pair) const {
+    return group_of_sweep_[graph_.pair_sweep[pair]];
+  }
   int prices() const {
     return static_cast<int>(
         std::max(ladders_[0].prices.size(), ladders_[1].prices.size()));

@@ -22,6 +22,7 @@
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/order_search.h"
 #include "search/strategy/pipeline_rule.h"
+#include "search/strategy/rebuild_search.h"
 #include "search/strategy/safe_plan.h"
 #include "search/strategy/strategy.h"
 #include "search/strategy/worker_pool.h"
@@ -50,7 +51,7 @@ constexpr double kWarmShare = 0.5;
 // Starts are compared (Compare) as far as rules are good for so many
 // evaluations a start: ten times what it takes.
 constexpr double kEvaluationsPerStart = 330;
-// Schedules annealed side by side.
+// Schedules improved side by side.
 constexpr int kElites = 3;
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
@@ -63,6 +64,8 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
+// How hot walks that rebuild start, and how cold all end (AnnealOptions).
+constexpr double kHottest = 1e-3;
 constexpr double kColdest = 2e-5;
 // A problem of so few pairs has few moves: walks start so hot that all of them
 // are made, in rounds short enough to cool in.
@@ -104,7 +107,7 @@ class Search {
           FromSchedule(graph_, *options_.warm_start);
       if (order) Offer({rule, *std::move(order)});
     }
-    AnnealOrders();
+    WalkOn();
     SearchResult result;
     result.settings = std::move(settings);
     result.schedule = ToSchedule(graph_, elites_.front().order);
@@ -347,27 +350,43 @@ class Search {
     }
   }
 
-  // How hot the walks start: hotter the more moves they have for every task.
-  // With few, descent gets furthest.
-  double HottestFor(int64_t moves_left) const {
-    if (graph_.pairs <= kTinyPairs) return kTinyHottest;
-    const int64_t effort = moves_left / (2 * graph_.pairs);
-    if (effort < 10) return 0;
-    if (effort < 50) return 3e-4;
-    if (effort < 300) return 1e-3;
-    return 2e-3;
+  // One of the elites, and how it is improved.
+  struct Walk {
+    // Moves on the critical path, or schedules built anew.
+    std::unique_ptr<OrderSearch> orders;
+    std::unique_ptr<RebuildSearch> rebuilt;
+    TaskOrder best;
+  };
+
+  bool Rebuilds(int walk) const {
+    return walk > 0 && graph_.pairs > kTinyPairs;
   }
 
-  // Walks from the elites side by side, the first always downhill, the others
-  // annealed from hotter and hotter.
-  void AnnealOrders() {
+  void Load(Walk& walk, bool rebuilds, const TaskOrder& order) {
+    if (rebuilds) {
+      if (walk.rebuilt == nullptr) {
+        walk.rebuilt = std::make_unique<RebuildSearch>(model_, rules_);
+      }
+      walk.rebuilt->Load(order);
+      return;
+    }
+    if (walk.orders == nullptr) {
+      walk.orders = std::make_unique<OrderSearch>(graph_);
+    }
+    walk.orders->Load(order);
+    walk.orders->SpeedUpWhereMemoryAllows();
+    walk.orders->FuseWhereSlack();
+  }
+
+  // Walks from the elites side by side: the first downhill, the others by
+  // rebuilding; all of a tiny problem's by moves, hotter and hotter.
+  void WalkOn() {
     if (Progress() >= 1) return;
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
-    std::vector<std::unique_ptr<OrderSearch>> walks(kElites);
-    std::vector<TaskOrder> bests;
-    for (const Candidate& elite : elites_) bests.push_back(elite.order);
+    std::vector<Walk> walks(kElites);
+    for (int i = 0; i < kElites; ++i) walks[i].best = elites_[i].order;
     const double first_progress = Progress();
-    double hottest = 0, next_exchange = 0;
+    double next_exchange = 0;
     for (uint64_t round = 0;; ++round) {
       const double progress = Progress();
       if (progress >= 1) return;
@@ -379,46 +398,43 @@ class Search {
           graph_.pairs <= kTinyPairs ? kTinyMovesPerRound : kMovesPerRound,
           EvaluationsLeft() / walking * kMovesPerEvaluation);
       std::vector<int64_t> made(kElites, 0);
-      pool_.Run(walking, [&](int, int i) {
+      pool_.Run(walking, [&](int worker, int i) {
         if (Stopped()) return;
-        if (walks[i] == nullptr) {
-          walks[i] = std::make_unique<OrderSearch>(graph_);
-          walks[i]->Load(elites_[i].order);
-          walks[i]->SpeedUpWhereMemoryAllows();
-          walks[i]->FuseWhereSlack();
+        Walk& walk = walks[i];
+        if (walk.orders == nullptr && walk.rebuilt == nullptr) {
+          Load(walk, Rebuilds(i), walk.best);
         }
         AnnealOptions anneal;
         anneal.moves = moves;
         anneal.seed = options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
         anneal.stop_at_ns = bound_ns_;
         anneal.stop = &stop_;
-        const double hot = hottest * i / (kElites - 1);
-        if (hot > 0)
+        const double hot =
+            Rebuilds(i) ? kHottest : kTinyHottest * i / (kElites - 1);
+        if (hot > 0) {
           anneal.temperature = hot * std::pow(kColdest / hot, walked);
-        made[i] = walks[i]->Anneal(anneal, bests[i]);
+        }
+        made[i] = Rebuilds(i) ? walk.rebuilt->Walk(anneal, *schedulers_[worker],
+                                                   walk.best)
+                              : walk.orders->Anneal(anneal, walk.best);
       });
       for (int i = 0; i < walking; ++i) {
         evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
       }
       int best = 0, worst = 0;
+      const auto makespan_ns = [&](int i) { return walks[i].best.makespan_ns; };
       for (int i = 1; i < kElites; ++i) {
-        if (bests[i].makespan_ns < bests[best].makespan_ns) best = i;
-        if (bests[i].makespan_ns >= bests[worst].makespan_ns) worst = i;
+        if (makespan_ns(i) < makespan_ns(best)) best = i;
+        if (makespan_ns(i) >= makespan_ns(worst)) worst = i;
       }
-      if (bests[best].makespan_ns < elites_.front().order.makespan_ns) {
-        elites_.front().order = bests[best];
-      }
-      if (round == 0) {
-        const double left = 1 - Progress();
-        const double used = std::max(1e-9, Progress() - progress);
-        hottest = HottestFor(static_cast<int64_t>(static_cast<double>(moves) *
-                                                  std::min(1e9, left / used)));
+      if (makespan_ns(best) < elites_.front().order.makespan_ns) {
+        elites_.front().order = walks[best].best;
       }
       // Now and then the worst goes on from where the best stood.
-      if (walked >= next_exchange && best != worst && walks[worst] != nullptr) {
+      if (walked >= next_exchange && best != worst && worst < walking) {
         next_exchange = walked + kExchangeEvery;
-        walks[worst]->Load(bests[best]);
-        bests[worst] = bests[best];
+        Load(walks[worst], Rebuilds(worst), walks[best].best);
+        walks[worst].best = walks[best].best;
       }
     }
   }

@@ -1,0 +1,66 @@
+// When the stages of an order start, as early and as late as can be: what list
+// scheduling takes as priorities to build an order anew.
+
+#ifndef SEARCH_STRATEGY_ORDER_TIMES_H_
+#define SEARCH_STRATEGY_ORDER_TIMES_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "search/problem/problem_graph.h"
+#include "search/strategy/list_scheduler.h"
+
+namespace pipeweaver::search {
+
+// One thread's workspace. Not thread-safe. Times are in ns from the start of
+// the order; those of tasks that are not in it are 0.
+class OrderTimes {
+ public:
+  // `graph` must outlive it.
+  explicit OrderTimes(const ProblemGraph& graph) : graph_(graph) {}
+
+  // Start times, [task], each as early as the order allows.
+  void Earliest(const TaskOrder& order, std::vector<int64_t>& starts);
+
+  // Start times, [task], when all is scheduled anew in reversed time, what ends
+  // last in `order` first (forward-backward improvement: Li and Willis 1992).
+  // In reversed time a backward takes its pair's activations and F gives them
+  // back; where all that is ready waits for memory, the most urgent goes on
+  // over the limit: these are priorities, not a schedule.
+  void Latest(const TaskOrder& order, std::vector<int64_t>& starts);
+
+ private:
+  struct Entry {
+    int64_t at_ns;
+    Task task;
+  };
+  using Heap = std::vector<Entry>;
+  struct Rank {
+    Heap waiting;  // by the time from which they may run
+    Heap ready;    // most urgent first, as in `held`
+    Heap held;     // backwards that memory did not admit
+    int64_t free_ns = 0, live_bytes = 0;
+  };
+  static bool Later(const Entry& a, const Entry& b);
+  static bool LessUrgent(const Entry& a, const Entry& b);
+
+  // Calls visit(task, delay) for what `task` waits for, but its rank's order.
+  template <typename Visitor>
+  void ForEachBefore(Task task, const Visitor& visit) const;
+  int64_t LengthOf(const TaskOrder& order, Task task) const;
+  void TimeOrder(const TaskOrder& order);
+  void Arrive(Task task);
+  void Admit(Rank& rank, const TaskOrder& order, int64_t at_ns);
+
+  const ProblemGraph& graph_;
+  std::vector<int64_t> end_ns_;     // [task]
+  std::vector<int64_t> rank_free_;  // [rank]
+  // In reversed time.
+  std::vector<Rank> ranks_;
+  std::vector<int32_t> waits_;       // [task]
+  std::vector<int64_t> may_run_ns_;  // [task]
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_ORDER_TIMES_H_

@@ -1,0 +1,60 @@
+// Local search by rebuilding (iterated local search): the start times of an
+// order, those of a group or two shifted, are the priorities by which the list
+// scheduler builds the next order, which descent on its critical path improves.
+// Reaches what single moves do not: a group's stages change places with others'
+// on all ranks at once.
+
+#ifndef SEARCH_STRATEGY_REBUILD_SEARCH_H_
+#define SEARCH_STRATEGY_REBUILD_SEARCH_H_
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "search/strategy/list_scheduler.h"
+#include "search/strategy/order_search.h"
+#include "search/strategy/order_times.h"
+#include "search/strategy/pipeline_rule.h"
+
+namespace pipeweaver::search {
+
+// One thread's workspace. Not thread-safe.
+class RebuildSearch {
+ public:
+  // All must outlive it.
+  RebuildSearch(const ListModel& model, const PipelineRules& rules);
+
+  // Takes over `order`, which must be complete and within memory.
+  void Load(const TaskOrder& order);
+
+  // Walks on from the order as it stands, as OrderSearch::Anneal does. A
+  // schedule built counts as kMovesPerSchedule proposals; returns those made,
+  // fewer than asked for where they are too few to build one more.
+  int64_t Walk(const AnnealOptions& options, ListScheduler& scheduler,
+               TaskOrder& best);
+
+ private:
+  // What of a group is shifted.
+  enum class Part : uint8_t { kAll, kForwards, kBackwards, kFromThenOn };
+
+  void Adopt();
+  void ShiftGroup();
+  double Random() {
+    return static_cast<double>(random_() >> 11) * 0x1p-53;  // [0, 1)
+  }
+  int RandomBelow(int bound) {
+    return static_cast<int>(random_() % static_cast<uint64_t>(bound));
+  }
+
+  std::vector<std::vector<int32_t>> pairs_of_group_;
+  OrderSearch orders_;
+  OrderTimes times_;
+  TaskOrder current_, next_, again_;
+  std::vector<int64_t> earliest_ns_, latest_ns_;  // of current_, [task]
+  ListRule list_;
+  std::mt19937_64 random_;
+};
+
+}  // namespace pipeweaver::search
+
+#endif  // SEARCH_STRATEGY_REBUILD_SEARCH_H_
