@@ -76,6 +76,7 @@ void RebuildSearch::ShiftGroup() {
 int64_t RebuildSearch::Walk(const AnnealOptions& options,
                             ListScheduler& scheduler, TaskOrder& best) {
   random_.seed(options.seed);
+  if (current_.makespan_ns < best.makespan_ns) best = current_;
   int64_t made = 0;
   while (made + kMovesPerRebuild <= options.moves &&
          best.makespan_ns > options.stop_at_ns &&

@@ -8,92 +8,66 @@
 #include <cstdint>
 
 #include "search/problem/problem_graph.h"
-#include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
-#include "search/strategy/memory_ways.h"
-#include "search/strategy/safe_plan.h"
 #include "search/strategy/testing/random_models.h"
 
 namespace pipeweaver::search {
 namespace {
 
-constexpr uint64_t kSeeds = 60;
-
-void ExpectConsistent(const ProblemGraph& graph, const TaskOrder& order) {
-  const Schedule schedule = ToSchedule(graph, order);
-  const auto times = TimeSchedule(graph, schedule);
-  ASSERT_TRUE(times.ok()) << times.status();
-  EXPECT_EQ(times->makespan_ns, order.makespan_ns);
-  const absl::Status fits = CheckMemory(graph, schedule);
-  EXPECT_TRUE(fits.ok()) << fits;
-}
-
-// Calls visit(graph, order) with leanly run list schedules of random problems.
-template <typename Visitor>
-void ForEachOrder(const Visitor& visit) {
-  ForEachRandomModel(kSeeds, [&](const ProblemGraph& graph, const SafePlan&,
-                                 const ListModel& model) {
-    ListRule rule;
-    for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
-    TaskOrder order;
-    ListScheduler(model).Run(
-        rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9), order);
-    ExpectConsistent(graph, order);
-    visit(graph, order);
-  });
-}
-
 TEST(OrderSearchTest, LoadAndSaveGiveTheSameOrder) {
-  ForEachOrder([](const ProblemGraph& graph, const TaskOrder& order) {
-    OrderSearch search(graph);
-    search.Load(order);
-    EXPECT_EQ(search.makespan_ns(), order.makespan_ns);
-    TaskOrder saved;
-    search.Save(saved);
-    EXPECT_EQ(saved.makespan_ns, order.makespan_ns);
-    ExpectConsistent(graph, saved);
-  });
+  ForEachRandomOrder(
+      [](const ProblemGraph& graph, const ListModel&, const TaskOrder& order) {
+        OrderSearch search(graph);
+        search.Load(order);
+        EXPECT_EQ(search.makespan_ns(), order.makespan_ns);
+        TaskOrder saved;
+        search.Save(saved);
+        EXPECT_EQ(saved.makespan_ns, order.makespan_ns);
+        ExpectConsistent(graph, saved);
+      });
 }
 
 TEST(OrderSearchTest, AnnealingKeepsTheBestAndNeverBreaksAnOrder) {
-  ForEachOrder([](const ProblemGraph& graph, const TaskOrder& order) {
-    for (const double temperature : {0.0, 0.01, 0.3}) {
-      OrderSearch search(graph);
-      search.Load(order);
-      TaskOrder best = order;
-      for (uint64_t seed = 1; seed <= 4; ++seed) {
-        AnnealOptions options;
-        options.moves = 200;
-        options.temperature = temperature;
-        options.seed = seed;
-        EXPECT_LE(search.Anneal(options, best), options.moves);
-        EXPECT_LE(best.makespan_ns, order.makespan_ns);
-        ExpectConsistent(graph, best);
-        TaskOrder now;
-        search.Save(now);
-        EXPECT_GE(now.makespan_ns, best.makespan_ns);
-        ExpectConsistent(graph, now);
-      }
-    }
-  });
+  ForEachRandomOrder(
+      [](const ProblemGraph& graph, const ListModel&, const TaskOrder& order) {
+        for (const double temperature : {0.0, 0.01, 0.3}) {
+          OrderSearch search(graph);
+          search.Load(order);
+          TaskOrder best = order;
+          for (uint64_t seed = 1; seed <= 4; ++seed) {
+            AnnealOptions options;
+            options.moves = 200;
+            options.temperature = temperature;
+            options.seed = seed;
+            EXPECT_LE(search.Anneal(options, best), options.moves);
+            EXPECT_LE(best.makespan_ns, order.makespan_ns);
+            ExpectConsistent(graph, best);
+            TaskOrder now;
+            search.Save(now);
+            EXPECT_GE(now.makespan_ns, best.makespan_ns);
+            ExpectConsistent(graph, now);
+          }
+        }
+      });
 }
 
 TEST(OrderSearchTest, OnePassMovesNeverLoseTime) {
   int faster = 0, fused = 0;
-  ForEachOrder([&](const ProblemGraph& graph, const TaskOrder& order) {
-    OrderSearch search(graph);
-    search.Load(order);
-    TaskOrder now;
-    faster += search.SpeedUpWhereMemoryAllows();
-    EXPECT_LE(search.makespan_ns(), order.makespan_ns);
-    const int64_t before = search.makespan_ns();
-    search.Save(now);
-    ExpectConsistent(graph, now);
-    fused += search.FuseWhereSlack();
-    EXPECT_LE(search.makespan_ns(), before);
-    search.Save(now);
-    ExpectConsistent(graph, now);
-  });
+  ForEachRandomOrder(
+      [&](const ProblemGraph& graph, const ListModel&, const TaskOrder& order) {
+        OrderSearch search(graph);
+        search.Load(order);
+        TaskOrder now;
+        faster += search.SpeedUpWhereMemoryAllows();
+        EXPECT_LE(search.makespan_ns(), order.makespan_ns);
+        const int64_t before = search.makespan_ns();
+        search.Save(now);
+        ExpectConsistent(graph, now);
+        fused += search.FuseWhereSlack();
+        EXPECT_LE(search.makespan_ns(), before);
+        search.Save(now);
+        ExpectConsistent(graph, now);
+      });
   EXPECT_GT(faster, 0);
   EXPECT_GT(fused, 0);
 }

@@ -1,4 +1,5 @@
-// Random problems that have a schedule, ready to be scheduled.
+// Random problems that have a schedule, ready to be scheduled, and orders of
+// them.
 
 #ifndef SEARCH_STRATEGY_TESTING_RANDOM_MODELS_H_
 #define SEARCH_STRATEGY_TESTING_RANDOM_MODELS_H_
@@ -8,7 +9,10 @@
 #include <cstdint>
 
 #include "search/problem/problem_graph.h"
+#include "search/problem/schedule.h"
+#include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/memory_ways.h"
 #include "search/strategy/safe_plan.h"
 #include "search/strategy/testing/random_problem.h"
 
@@ -32,6 +36,34 @@ void ForEachRandomModel(uint64_t seeds, const Visitor& visit) {
     ++visited;
   }
   EXPECT_GT(visited, seeds / 3);
+}
+
+// The order is complete, within memory, and as long as it says.
+inline void ExpectConsistent(const ProblemGraph& graph,
+                             const TaskOrder& order) {
+  const Schedule schedule = ToSchedule(graph, order);
+  const auto times = TimeSchedule(graph, schedule);
+  ASSERT_TRUE(times.ok()) << times.status();
+  EXPECT_EQ(times->makespan_ns, order.makespan_ns);
+  const absl::Status fits = CheckMemory(graph, schedule);
+  EXPECT_TRUE(fits.ok()) << fits;
+}
+
+// Calls visit(graph, model, order) with leanly run list schedules of random
+// problems.
+template <typename Visitor>
+void ForEachRandomOrder(const Visitor& visit) {
+  constexpr uint64_t kSeeds = 60;
+  ForEachRandomModel(kSeeds, [&](const ProblemGraph& graph, const SafePlan&,
+                                 const ListModel& model) {
+    ListRule rule;
+    for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
+    TaskOrder order;
+    ListScheduler(model).Run(
+        rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 1e9), order);
+    ExpectConsistent(graph, order);
+    visit(graph, model, order);
+  });
 }
 
 }  // namespace pipeweaver::search
