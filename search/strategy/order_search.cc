@@ -905,7 +905,7 @@ void OrderSearch::Save(TaskOrder& to) const {
   to.makespan_ns = makespan_ns_;
 }
 
-int64_t OrderSearch::Anneal(const AnnealOptions& options, TaskOrder& best) {
+int64_t OrderSearch::Anneal(const WalkOptions& options, TaskOrder& best) {
   random_.seed(options.seed);
   if (best.tasks.empty() || makespan_ns_ < best.makespan_ns) Save(best);
   best_ = &best;

@@ -26,7 +26,8 @@
 
 namespace pipeweaver::search {
 
-struct AnnealOptions {
+// Of a walk of local search, by moves or by rebuilding (rebuild_search.h).
+struct WalkOptions {
   int64_t moves = 0;  // proposals
   // How much worse a move may make the makespan, as a share of it: that much
   // with a chance of 1/e. 0: descent.
@@ -47,7 +48,7 @@ class OrderSearch {
 
   // Walks on from the order as it stands. Whenever that is better than `best`
   // (or `best` is empty) it is written there. Returns the proposals made.
-  int64_t Anneal(const AnnealOptions& options, TaskOrder& best);
+  int64_t Anneal(const WalkOptions& options, TaskOrder& best);
 
   // Fuses every backward whose slack allows it (I and W into one B), in one
   // pass along the sequence; the makespan does not grow. Returns how many.

@@ -64,7 +64,7 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
-// How hot walks that rebuild start, and how cold all end (AnnealOptions).
+// How hot walks that rebuild start, and how cold all end (WalkOptions).
 constexpr double kHottest = 1e-3;
 constexpr double kColdest = 2e-5;
 // A problem of so few pairs has few moves: walks start so hot that all of them
@@ -404,19 +404,20 @@ class Search {
         if (walk.orders == nullptr && walk.rebuilt == nullptr) {
           Load(walk, Rebuilds(i), walk.best);
         }
-        AnnealOptions anneal;
-        anneal.moves = moves;
-        anneal.seed = options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
-        anneal.stop_at_ns = bound_ns_;
-        anneal.stop = &stop_;
+        WalkOptions options;
+        options.moves = moves;
+        options.seed =
+            options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
+        options.stop_at_ns = bound_ns_;
+        options.stop = &stop_;
         const double hot =
             Rebuilds(i) ? kHottest : kTinyHottest * i / (kElites - 1);
         if (hot > 0) {
-          anneal.temperature = hot * std::pow(kColdest / hot, walked);
+          options.temperature = hot * std::pow(kColdest / hot, walked);
         }
-        made[i] = Rebuilds(i) ? walk.rebuilt->Walk(anneal, *schedulers_[worker],
-                                                   walk.best)
-                              : walk.orders->Anneal(anneal, walk.best);
+        made[i] = Rebuilds(i) ? walk.rebuilt->Walk(
+                                    options, *schedulers_[worker], walk.best)
+                              : walk.orders->Anneal(options, walk.best);
       });
       for (int i = 0; i < walking; ++i) {
         evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);

@@ -3,9 +3,10 @@
 //  1. A first valid schedule at once: the plain list rule.
 //  2. Rules (pipeline_rule.h): orders of groups, closed forms and memory prices
 //     are tried, then varied one number at a time, then at random.
-//  3. Orders (order_search.h): the best few schedules found are annealed side
-//  by
-//     side; the worst give way to copies of the best.
+//  3. The best few schedules found are improved side by side, one by moves on
+//     its critical path (order_search.h), the others by building schedules anew
+//     from shifted start times (rebuild_search.h); the worst give way to copies
+//     of the best. A tiny problem's are annealed.
 //
 // Anytime: returns the best so far when the budget ends, at once when
 // cancelled, early at the lower bound. Deterministic: all parallel work is

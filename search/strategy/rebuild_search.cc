@@ -73,7 +73,7 @@ void RebuildSearch::ShiftGroup() {
   }
 }
 
-int64_t RebuildSearch::Walk(const AnnealOptions& options,
+int64_t RebuildSearch::Walk(const WalkOptions& options,
                             ListScheduler& scheduler, TaskOrder& best) {
   random_.seed(options.seed);
   if (current_.makespan_ns < best.makespan_ns) best = current_;
@@ -98,7 +98,7 @@ int64_t RebuildSearch::Walk(const AnnealOptions& options,
     }
     orders_.Load(next_);
     orders_.SpeedUpWhereMemoryAllows();
-    AnnealOptions descent = options;
+    WalkOptions descent = options;
     descent.moves = kMovesPerDescent;
     descent.temperature = 0;
     descent.seed = random_();

@@ -30,7 +30,7 @@ class RebuildSearch {
   // Walks on from the order as it stands, as OrderSearch::Anneal does. A
   // schedule built counts as kMovesPerSchedule proposals; returns those made,
   // fewer than asked for where they are too few to build one more.
-  int64_t Walk(const AnnealOptions& options, ListScheduler& scheduler,
+  int64_t Walk(const WalkOptions& options, ListScheduler& scheduler,
                TaskOrder& best);
 
  private:

@@ -35,7 +35,7 @@ TEST(OrderSearchTest, AnnealingKeepsTheBestAndNeverBreaksAnOrder) {
           search.Load(order);
           TaskOrder best = order;
           for (uint64_t seed = 1; seed <= 4; ++seed) {
-            AnnealOptions options;
+            WalkOptions options;
             options.moves = 200;
             options.temperature = temperature;
             options.seed = seed;

@@ -17,8 +17,8 @@
 namespace pipeweaver::search {
 namespace {
 
-AnnealOptions Options(double temperature) {
-  AnnealOptions options;
+WalkOptions Options(double temperature) {
+  WalkOptions options;
   options.moves = 8192;
   options.temperature = temperature;
   return options;
@@ -71,7 +71,7 @@ TEST(RebuildSearchTest, StopsWhenTold) {
         search.Load(order);
         TaskOrder best = order;
         const std::function<bool()> stop = [] { return true; };
-        AnnealOptions options = Options(0);
+        WalkOptions options = Options(0);
         options.stop = &stop;
         EXPECT_EQ(search.Walk(options, scheduler, best), 0);
         options.stop = nullptr;
