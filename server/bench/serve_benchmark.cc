@@ -32,6 +32,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
 #include "client_agents/cc/planner_client.h"
 #include "search/planner.h"
 #include "semu/base/check.h"
@@ -332,6 +333,23 @@ class Benchmark {
 
 int main(int argc, char** argv) {
   absl::ParseCommandLine(argc, argv);
+  for (const auto* flag :
+       {&FLAGS_microbatches, &FLAGS_steps, &FLAGS_search_budget_ms,
+        &FLAGS_round_ms, &FLAGS_rounds}) {
+    const int value = absl::GetFlag(*flag);
+    if (value >= 1) continue;
+    std::fprintf(
+        stderr, "--%s: %d, must be at least 1\n",
+        std::string(absl::GetFlagReflectionHandle(*flag).Name()).c_str(),
+        value);
+    return 2;
+  }
+  const auto job = pipeweaver::semu::MakeSetup(absl::GetFlag(FLAGS_setup));
+  if (!job.ok()) {
+    std::fprintf(stderr, "--setup: %s\n",
+                 std::string(job.status().message()).c_str());
+    return 2;
+  }
   pipeweaver::server::Benchmark benchmark;
   benchmark.Latency();
   return benchmark.Serving() ? 0 : 1;
