@@ -214,7 +214,8 @@ class FlowEnd {
     Descend();
     for (size_t i = 0; i < tried.size(); ++i) {
       if (thresholds[tried[i]] <= best.ns) continue;
-      const EndIdle idle = IdleFor(jobs, shortest[i], static_cast<int>(i));
+      const EndIdle idle = IdleFor(jobs, shortest[i], ways[shortest[i]],
+                                   static_cast<int>(i), best.ns);
       if (idle.ns > best.ns) best = idle;
     }
     return best;
@@ -313,9 +314,10 @@ class FlowEnd {
     }
   }
 
-  // For the X of number `set`, whose shortest member is `x`: the ways of X are
-  // those of `x`.
-  EndIdle IdleFor(const std::vector<int32_t>& jobs, int x, int set) const {
+  // For the X of number `set`, whose shortest member is `x` with `way_ns`: the
+  // ways of X are those of `x`. None where there is not more than `known_ns`.
+  EndIdle IdleFor(const std::vector<int32_t>& jobs, int x, uint64_t way_ns,
+                  int set, uint64_t known_ns) const {
     const auto has = [set](Set sets) { return (sets >> set & 1) != 0; };
     // The least transfers along the way over X and A.
     const int first_x = graph_.sweep_first_pair[graph_.pair_sweep[x]];
@@ -323,6 +325,7 @@ class FlowEnd {
     uint64_t taken_off = 0;
     bool clean = true;
     for (const int p : jobs) {
+      if (way_ns <= known_ns + taken_off) return {};
       const bool in_x = has(in_x_[p]);
       const bool job_reached = has(reversed_ ? gradient_[p] : forward_[p]);
       const bool rest_reached = has(reversed_ ? forward_[p] : gradient_[p]);
