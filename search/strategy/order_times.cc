@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -17,6 +18,13 @@ bool OrderTimes::Later(const Entry& a, const Entry& b) {
 
 bool OrderTimes::LessUrgent(const Entry& a, const Entry& b) {
   return a.at_ns != b.at_ns ? a.at_ns < b.at_ns : a.task < b.task;
+}
+
+Task OrderTimes::Take(Heap& heap, bool (*less)(const Entry&, const Entry&)) {
+  const Task task = heap[0].task;
+  std::pop_heap(heap.begin(), heap.end(), less);
+  heap.pop_back();
+  return task;
 }
 
 template <typename Visitor>
@@ -56,6 +64,15 @@ int64_t OrderTimes::LengthOf(const TaskOrder& order, Task task) const {
   }
 }
 
+int64_t OrderTimes::BytesOf(const TaskOrder& order, Task task) const {
+  const int pair = TaskPair(task);
+  return graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
+}
+
+int64_t OrderTimes::LimitOf(Task task) const {
+  return graph_.limit_bytes[graph_.pair_rank[TaskPair(task)]];
+}
+
 void OrderTimes::TimeOrder(const TaskOrder& order) {
   end_ns_.assign(3 * static_cast<size_t>(graph_.pairs), 0);
   rank_free_.assign(graph_.ranks, 0);
@@ -88,16 +105,57 @@ void OrderTimes::Arrive(Task task) {
 void OrderTimes::Admit(Rank& rank, const TaskOrder& order, int64_t at_ns) {
   int64_t live_bytes = rank.live_bytes;
   while (!rank.held.empty()) {
-    const Task task = rank.held.front().task;
-    const int pair = TaskPair(task);
-    live_bytes +=
-        graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
-    if (live_bytes > graph_.limit_bytes[graph_.pair_rank[pair]]) return;
-    std::pop_heap(rank.held.begin(), rank.held.end(), LessUrgent);
-    rank.held.pop_back();
+    const Task task = rank.held[0].task;
+    live_bytes += BytesOf(order, task);
+    if (live_bytes > LimitOf(task)) return;
+    Take(rank.held, LessUrgent);
     may_run_ns_[task] = std::max(may_run_ns_[task], at_ns);
     Arrive(task);
   }
+}
+
+// The rank that can go on first in reversed time, and when; none when all that
+// is left is held.
+std::pair<OrderTimes::Rank*, int64_t> OrderTimes::FirstRank() {
+  std::pair<Rank*, int64_t> first = {nullptr, 0};
+  for (Rank& rank : ranks_) {
+    if (rank.ready.empty() && rank.waiting.empty()) continue;
+    const int64_t at_ns = rank.ready.empty()
+                              ? std::max(rank.free_ns, rank.waiting[0].at_ns)
+                              : rank.free_ns;
+    if (first.first == nullptr || at_ns < first.second) first = {&rank, at_ns};
+  }
+  return first;
+}
+
+// Takes the most urgent of what memory does not admit.
+Task OrderTimes::TakeHeld() {
+  Rank* most = nullptr;
+  for (Rank& rank : ranks_) {
+    if (!rank.held.empty() &&
+        (most == nullptr || LessUrgent(most->held[0], rank.held[0]))) {
+      most = &rank;
+    }
+  }
+  return Take(most->held, LessUrgent);
+}
+
+// Takes the most urgent of what may run on `rank` at `at_ns`; -1 when memory
+// does not admit it, so that it is held.
+Task OrderTimes::TakeReady(Rank& rank, const TaskOrder& order, int64_t at_ns) {
+  while (!rank.waiting.empty() && rank.waiting[0].at_ns <= at_ns) {
+    const Task task = Take(rank.waiting, Later);
+    rank.ready.push_back({end_ns_[task], task});
+    std::push_heap(rank.ready.begin(), rank.ready.end(), LessUrgent);
+  }
+  const Task task = Take(rank.ready, LessUrgent);
+  if (TaskKind(task) != kGradientTask ||
+      rank.live_bytes + BytesOf(order, task) <= LimitOf(task)) {
+    return task;
+  }
+  rank.held.push_back({end_ns_[task], task});
+  std::push_heap(rank.held.begin(), rank.held.end(), LessUrgent);
+  return -1;
 }
 
 void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
@@ -112,62 +170,24 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   for (const Task task : order.tasks) {
     if (waits_[task] == 0) Arrive(task);
   }
-  // Until the end, how long before the end of all a task starts.
+  // At first, how long before the end of all a task starts.
   starts.assign(end_ns_.size(), 0);
   int64_t whole_ns = 0;
-  for (size_t to_do = order.tasks.size(); to_do > 0;) {
-    Rank* first = nullptr;
-    int64_t start_ns = 0;
-    for (Rank& rank : ranks_) {
-      if (rank.ready.empty() && rank.waiting.empty()) continue;
-      const int64_t at_ns = rank.ready.empty()
-                                ? std::max(rank.free_ns, rank.waiting[0].at_ns)
-                                : rank.free_ns;
-      if (first == nullptr || at_ns < start_ns) {
-        first = &rank;
-        start_ns = at_ns;
-      }
-    }
-    const bool over_limit = first == nullptr;
-    if (over_limit) {
-      for (Rank& rank : ranks_) {
-        if (!rank.held.empty() &&
-            (first == nullptr || LessUrgent(first->held[0], rank.held[0]))) {
-          first = &rank;
-        }
-      }
-    }
-    Rank& rank = *first;
-    while (!rank.waiting.empty() && rank.waiting[0].at_ns <= start_ns) {
-      const Task task = rank.waiting[0].task;
-      std::pop_heap(rank.waiting.begin(), rank.waiting.end(), Later);
-      rank.waiting.pop_back();
-      rank.ready.push_back({end_ns_[task], task});
-      std::push_heap(rank.ready.begin(), rank.ready.end(), LessUrgent);
-    }
-    Heap& from = over_limit ? rank.held : rank.ready;
-    const Entry entry = from[0];
-    std::pop_heap(from.begin(), from.end(), LessUrgent);
-    from.pop_back();
-    const Task task = entry.task;
-    const int pair = TaskPair(task);
-    const int64_t bytes =
-        graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
-    if (TaskKind(task) == kGradientTask) {
-      if (!over_limit && rank.live_bytes + bytes >
-                             graph_.limit_bytes[graph_.pair_rank[pair]]) {
-        rank.held.push_back(entry);
-        std::push_heap(rank.held.begin(), rank.held.end(), LessUrgent);
-        continue;
-      }
-      rank.live_bytes += bytes;
-    }
+  for (size_t left = order.tasks.size(); left > 0;) {
+    const auto [first, at_ns] = FirstRank();
+    const Task task =
+        first == nullptr ? TakeHeld() : TakeReady(*first, order, at_ns);
+    if (task < 0) continue;
+    Rank& rank = ranks_[graph_.pair_rank[TaskPair(task)]];
     rank.free_ns =
         std::max(rank.free_ns, may_run_ns_[task]) + LengthOf(order, task);
     starts[task] = rank.free_ns;
     whole_ns = std::max(whole_ns, rank.free_ns);
-    if (TaskKind(task) == kForwardTask && graph_.has_backward(pair)) {
-      rank.live_bytes -= bytes;
+    if (TaskKind(task) == kGradientTask) {
+      rank.live_bytes += BytesOf(order, task);
+    } else if (TaskKind(task) == kForwardTask &&
+               graph_.has_backward(TaskPair(task))) {
+      rank.live_bytes -= BytesOf(order, task);
       Admit(rank, order, rank.free_ns);
     }
     ForEachBefore(task, [&](Task before, int64_t delay_ns) {
@@ -175,7 +195,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
           std::max(may_run_ns_[before], starts[task] + delay_ns);
       if (--waits_[before] == 0) Arrive(before);
     });
-    --to_do;
+    --left;
   }
   for (const Task task : order.tasks) starts[task] = whole_ns - starts[task];
 }

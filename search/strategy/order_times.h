@@ -5,6 +5,7 @@
 #define SEARCH_STRATEGY_ORDER_TIMES_H_
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -43,14 +44,21 @@ class OrderTimes {
   };
   static bool Later(const Entry& a, const Entry& b);
   static bool LessUrgent(const Entry& a, const Entry& b);
+  // Takes the first of a heap that is ordered by `less`.
+  static Task Take(Heap& heap, bool (*less)(const Entry&, const Entry&));
 
   // Calls visit(task, delay) for what `task` waits for, but its rank's order.
   template <typename Visitor>
   void ForEachBefore(Task task, const Visitor& visit) const;
   int64_t LengthOf(const TaskOrder& order, Task task) const;
   void TimeOrder(const TaskOrder& order);
+  int64_t BytesOf(const TaskOrder& order, Task task) const;
+  int64_t LimitOf(Task task) const;
   void Arrive(Task task);
   void Admit(Rank& rank, const TaskOrder& order, int64_t at_ns);
+  std::pair<Rank*, int64_t> FirstRank();
+  Task TakeHeld();
+  Task TakeReady(Rank& rank, const TaskOrder& order, int64_t at_ns);
 
   const ProblemGraph& graph_;
   std::vector<int64_t> end_ns_;     // [task]
