@@ -118,14 +118,18 @@ void JobCosts::AddObservations(
   speed_due_ = current_->calibration.version > 0;
 }
 
-void JobCosts::AddPeak(int rank, int64_t predicted_bytes,
+void JobCosts::AddPeak(uint32_t replica, int rank, int64_t predicted_bytes,
                        int64_t reported_bytes) {
+  MutexLock lock(&mutex_);
+  if (std::exchange(peaks_[{replica, rank}], reported_bytes) ==
+      reported_bytes) {
+    return;
+  }
   const int64_t excess_bytes =
       semu::CorrectedReserveBytes(0, {{predicted_bytes, reported_bytes}});
   if (excess_bytes == 0) return;
   const int64_t steps =
       (excess_bytes + kReserveStepBytes - 1) / kReserveStepBytes;
-  MutexLock lock(&mutex_);
   if (!refused_reserve_bytes_.empty() &&
       refused_reserve_bytes_[rank] <= steps * kReserveStepBytes) {
     return;
@@ -163,6 +167,7 @@ std::shared_ptr<const CostVersion> JobCosts::RefuseReserve(
 void JobCosts::BeginLayout() {
   MutexLock lock(&mutex_);
   extra_reserve_bytes_.clear();
+  peaks_.clear();
   refused_reserve_bytes_.clear();
   if (current_->extra_reserve_bytes.empty()) return;
   CostVersion same = *current_;

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "search/planner.h"
@@ -81,9 +82,13 @@ class JobCosts {
   // layers of `basis`; left out when those are no longer the published ones.
   void AddObservations(const CostVersion& basis, int64_t step,
                        std::vector<semu::CostObservation> observations);
-  // A rank's peak as predicted without the extra reserve, and as reported.
+  // A rank's peak as predicted without the extra reserve, and as reported. The
+  // same as the rank of that replica reported before says nothing new: it is no
+  // peak of this step, but a high-water mark, or that of something that plans
+  // do not change.
   // REQUIRES: rank is one of the job's.
-  void AddPeak(int rank, int64_t predicted_bytes, int64_t reported_bytes);
+  void AddPeak(uint32_t replica, int rank, int64_t predicted_bytes,
+               int64_t reported_bytes);
   // No plan is possible with the reserve published: publishes it with that of
   // the rank that grew most over `accepted`, CostVersion::extra_reserve_bytes
   // of a version with plans, taken back; null: none grew. Peaks of the rank
@@ -153,6 +158,8 @@ class JobCosts {
   std::vector<int64_t> extra_reserve_bytes_ ABSL_GUARDED_BY(mutex_);
   // [rank], the least that was refused; empty: nothing was.
   std::vector<int64_t> refused_reserve_bytes_ ABSL_GUARDED_BY(mutex_);
+  // Reported last, by replica and rank.
+  std::map<std::pair<uint32_t, int>, int64_t> peaks_ ABSL_GUARDED_BY(mutex_);
   struct Watch {
     semu::DriftAlarm alarm;
     bool drifting = false;

@@ -154,34 +154,49 @@ TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
 }
 
 TEST_F(JobCostsTest, PeaksBeyondThePredictionAreSetAsideInSteps) {
-  costs_.AddPeak(1, 1000, 900);
+  costs_.AddPeak(0, 1, 1000, 900);
   EXPECT_FALSE(costs_.TakeDue());
-  costs_.AddPeak(1, 1000, 1001);
+  costs_.AddPeak(0, 1, 1000, 1001);
   EXPECT_TRUE(costs_.TakeDue());
   ASSERT_NE(costs_.Publish(), nullptr);
   EXPECT_THAT(costs_.current()->extra_reserve_bytes,
               ElementsAre(0, JobCosts::kReserveStepBytes));
-  costs_.AddPeak(1, 1000, 2000);
+  costs_.AddPeak(0, 1, 1000, 2000);
   EXPECT_FALSE(costs_.TakeDue()) << "within the step";
   costs_.BeginLayout();
   EXPECT_THAT(costs_.current()->extra_reserve_bytes, IsEmpty());
   EXPECT_FALSE(costs_.TakeDue());
 }
 
+TEST_F(JobCostsTest, AMarkThatIsNeverResetIsSetAsideOnce) {
+  constexpr int64_t kStep = JobCosts::kReserveStepBytes;
+  costs_.AddPeak(0, 1, 10 * kStep, 11 * kStep);
+  ASSERT_NE(costs_.Publish(), nullptr);
+  // Plans need less each time, the mark stays.
+  costs_.AddPeak(0, 1, 9 * kStep, 11 * kStep);
+  costs_.AddPeak(0, 1, 8 * kStep, 11 * kStep);
+  EXPECT_FALSE(costs_.TakeDue());
+  // Another replica's is its own.
+  costs_.AddPeak(1, 1, 9 * kStep, 11 * kStep);
+  EXPECT_TRUE(costs_.TakeDue());
+  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_THAT(costs_.current()->extra_reserve_bytes, ElementsAre(0, 2 * kStep));
+}
+
 TEST_F(JobCostsTest, AReserveThatLeavesNoPlanIsTakenBackAlone) {
   constexpr int64_t kStep = JobCosts::kReserveStepBytes;
-  costs_.AddPeak(0, 1000, 1001);
-  costs_.AddPeak(1, 1000, 1000 + 100 * kStep);
+  costs_.AddPeak(0, 0, 1000, 1001);
+  costs_.AddPeak(0, 1, 1000, 1000 + 100 * kStep);
   ASSERT_NE(costs_.Publish(), nullptr);
   auto version = costs_.RefuseReserve({});
   ASSERT_NE(version, nullptr);
   EXPECT_THAT(version->extra_reserve_bytes, ElementsAre(kStep, 0));
   EXPECT_EQ(version->number, 2);
   EXPECT_EQ(costs_.current(), version);
-  // As much again does not count, less does.
-  costs_.AddPeak(1, 1000, 1000 + 100 * kStep);
+  // As much or more does not count, less does.
+  costs_.AddPeak(0, 1, 1000, 1000 + 101 * kStep);
   EXPECT_FALSE(costs_.TakeDue());
-  costs_.AddPeak(1, 1000, 1000 + 2 * kStep);
+  costs_.AddPeak(0, 1, 1000, 1000 + 2 * kStep);
   EXPECT_TRUE(costs_.TakeDue());
   ASSERT_NE(costs_.Publish(), nullptr);
   EXPECT_THAT(costs_.current()->extra_reserve_bytes,

@@ -115,6 +115,7 @@ int Run() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   const absl::StatusOr<SubgraphCosts> costs = MakeSubgraphCosts(*config);
@@ -137,6 +138,10 @@ int Run() {
 
   int signal = 0;
   sigwait(&signals, &signal);
+  while (signal == SIGHUP) {
+    spdlog::warn("SIGHUP: ignored, the configuration is read at start only");
+    sigwait(&signals, &signal);
+  }
   spdlog::info("signal {}", signal);
   (*server)->Drain();
   // Not by way of destructors: the metrics listener's takes two seconds, and

@@ -20,7 +20,6 @@ namespace {
 
 // Of what a report may claim: 11 days, a PiB.
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
-constexpr uint64_t kMaxReportedBytes = uint64_t{1} << 50;
 constexpr std::chrono::milliseconds kFirstSealTime{20};
 // Layouts take seconds to find, steps must not. Few are looked for at a time,
 // and few wait, since each holds its samples.
@@ -228,6 +227,7 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
               if (job.ok()) {
                 if ((*job)->costs == costs) costs->BeginLayout();
                 Begin(**job);
+                ShareThreads();
               }
             }
           }
@@ -246,9 +246,17 @@ absl::Status PlannerCore::RemoveJob(const std::string& job) {
     PW_RETURN_IF_ERROR(registry_.Remove(job));
     table_.EndJob(job);
     if (observer_ != nullptr) observer_->OnJobRemoved(job);
+    ShareThreads();
   }
   DropCancelled();
   return absl::OkStatus();
+}
+
+// Long searches and questions of one job leave a thread to the others.
+void PlannerCore::ShareThreads() {
+  pool_.SetMaxRunningOfJob(registry_.size() > 1
+                               ? std::max(1, pool_.threads() - 1)
+                               : pool_.threads());
 }
 
 absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
@@ -473,8 +481,9 @@ absl::Status PlannerCore::ReportStep(StepReportIn report) {
     return absl::InvalidArgumentError("step_ns: 0, must be above 0");
   }
   PW_RETURN_IF_ERROR(CheckMost("step_ns", report.step_ns, kMaxReportedNs));
-  PW_RETURN_IF_ERROR(CheckMost("peak_memory_bytes", report.peak_memory_bytes,
-                               kMaxReportedBytes));
+  PW_RETURN_IF_ERROR(
+      CheckMost("peak_memory_bytes", report.peak_memory_bytes,
+                static_cast<uint64_t>(sealed->job->job.device.memory_bytes)));
   if (!table_.NoteReported(report.key, report.rank)) return absl::OkStatus();
   const int64_t predicted_ns = sealed->plan->report.makespan_ns;
   if (report.rank == 0 && predicted_ns > 0) {
@@ -508,7 +517,7 @@ void PlannerCore::Learn(const SealedPlan& sealed, const StepReportIn& report) {
   }
   if (report.peak_memory_bytes > 0) {
     const std::vector<int64_t>& extra = sealed.job->extra_reserve_bytes;
-    costs.AddPeak(static_cast<int>(report.rank),
+    costs.AddPeak(report.key.replica, static_cast<int>(report.rank),
                   predicted.peak_memory_bytes[report.rank] -
                       (extra.empty() ? 0 : extra[report.rank]),
                   static_cast<int64_t>(report.peak_memory_bytes));

@@ -277,6 +277,16 @@ TEST_F(PlannerServiceTest, CostsThatDoNotFitAreNotTakenUp) {
   EXPECT_EQ(described.costs().version(), 0);
 }
 
+TEST_F(PlannerServiceTest, LongInputDoesNotHideTheError) {
+  const v1::RegisterJobResponse job = server_.Register("vlm");
+  v1::SubmitStepRequest step = TestServer::Submission("vlm", job, 0, 7);
+  step.set_layout_digest(std::string(20'000, 'x'));
+  const grpc::Status status = server_.Submit(step);
+  EXPECT_EQ(status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("layout_digest"));
+  EXPECT_THAT(status.error_message(), HasSubstr("bytes more)"));
+}
+
 TEST_F(PlannerServiceTest, TheLifeOfAJob) {
   const v1::RegisterJobResponse job = server_.Register("vlm");
   EXPECT_EQ(job.attempt(), 1);

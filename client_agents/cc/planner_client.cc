@@ -5,9 +5,12 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <fstream>
+#include <memory>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -99,12 +102,39 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(
   return grpc::SslCredentials(ssl);
 }
 
+// gRPC looks after a connection that it is making only while somebody polls:
+// during calls, else every five seconds. This polls as long as it lives, so
+// that a server that comes back is found at once.
+class ConnectionWatcher {
+ public:
+  explicit ConnectionWatcher(std::shared_ptr<grpc::Channel> channel)
+      : thread_([this, channel = std::move(channel)] {
+          while (!stopped_) {
+            channel->WaitForStateChange(
+                channel->GetState(false),
+                std::chrono::system_clock::now() + kTick);
+          }
+        }) {}
+  ~ConnectionWatcher() {
+    stopped_ = true;
+    thread_.join();
+  }
+
+ private:
+  // What the end of a client may take longer for it.
+  static constexpr std::chrono::milliseconds kTick{50};
+
+  std::atomic<bool> stopped_ = false;
+  std::thread thread_;
+};
+
 }  // namespace
 
 struct PlannerClient::Impl {
   PlannerClientOptions options;
   std::string authorization;  // empty: none
   std::unique_ptr<v1::PlannerService::Stub> stub;
+  std::unique_ptr<ConnectionWatcher> watcher;
 
   std::chrono::system_clock::time_point Deadline() const {
     return std::chrono::system_clock::now() + options.call_timeout;
@@ -156,8 +186,9 @@ absl::StatusOr<PlannerClient> PlannerClient::Create(
   arguments.SetServiceConfigJSON(kServiceConfig);
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // Its name notwithstanding, how long a connection may take to be made.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   // A connection that died without a word is given up. The server wants 20 s at
   // least between probes.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
@@ -168,8 +199,10 @@ absl::StatusOr<PlannerClient> PlannerClient::Create(
   if (!options.tls_server_name.empty()) {
     arguments.SetSslTargetNameOverride(options.tls_server_name);
   }
-  impl->stub = v1::PlannerService::NewStub(
-      grpc::CreateCustomChannel(address, *credentials, arguments));
+  const std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(address, *credentials, arguments);
+  impl->stub = v1::PlannerService::NewStub(channel);
+  impl->watcher = std::make_unique<ConnectionWatcher>(channel);
   return PlannerClient(std::move(impl));
 }
 

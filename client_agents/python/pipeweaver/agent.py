@@ -642,11 +642,14 @@ class StepAgent:
                                   self.options.call_timeout_s)
                 return
             except grpc.RpcError as error:
-                self._note_trouble(state, error)
                 if error.code() in (grpc.StatusCode.INVALID_ARGUMENT,
-                                    grpc.StatusCode.ALREADY_EXISTS):
+                                    grpc.StatusCode.ALREADY_EXISTS,
+                                    grpc.StatusCode.OUT_OF_RANGE,
+                                    grpc.StatusCode.UNAUTHENTICATED,
+                                    grpc.StatusCode.PERMISSION_DENIED):
                     with self._lock:
                         self._count("submission_refused", error.details())
                     return
+                self._note_trouble(state, error)
             self._pause(state, retry)
             retry = min(2 * retry, self.options.last_retry_s)

@@ -7,6 +7,7 @@ bazel-bin/server/pipeweaver_server.
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -14,13 +15,17 @@ import subprocess
 import sys
 import time
 import unittest
+import unittest.mock
+
+import grpc
 
 import models
-from pipeweaver import PLAN, SAFE
-from pipeweaver.client import ClientOptions
+from pipeweaver import PLAN, SAFE, StepAgent, register
+from pipeweaver.client import ClientOptions, PlannerClient
 from pipeweaver.job import BatchView
 from pipeweaver.split import split_batch
 from pipeweaver.v1 import plan_pb2
+from pipeweaver.v1 import planner_service_pb2 as service_pb2
 from ranks import run_ranks
 from test_agent import (
     check_restart, free_port, losses_of, superseded, train, train_kw)
@@ -180,6 +185,47 @@ class LiveTest(unittest.TestCase):
                 4: [lambda: tell(proxy, "heal")]}, **kw)
         finally:
             stop(proxy)
+
+    def test_connection_that_takes_long_to_be_made(self):
+        port = free_port()
+        proxy = start_proxy("tcp_proxy.py", port, self.port)
+        client = PlannerClient(f"127.0.0.1:{port}")
+        try:
+            tell(proxy, "slow")
+            client.call("ListJobs", service_pb2.ListJobsRequest(), 10.0)
+        finally:
+            client.close()
+            stop(proxy)
+
+    def test_step_that_the_server_refuses(self):
+        class Refused(grpc.RpcError):
+            def code(self):
+                return grpc.StatusCode.OUT_OF_RANGE
+
+            def details(self):
+                return "key.step: 3, is over"
+
+        job = models.make_job("vlm", 2, name=self.id().rsplit(".", 1)[1])
+        server = f"127.0.0.1:{self.port}"
+        batch = models.make_batch(job, random.Random(0), 1)
+        with StepAgent(server, job, 0, register(server, job, "run"),
+                       submits=True) as agent:
+            call = agent._client.call
+
+            def refuse(method, *rest):
+                if method == "SubmitStep":
+                    raise Refused()
+                return call(method, *rest)
+
+            with unittest.mock.patch.object(agent._client, "call", refuse):
+                with self.assertLogs("pipeweaver", "WARNING") as logs:
+                    agent.submit(3, batch)
+                    agent.wait(3, 1.0)
+                    agent.settle(3, agent.vote(3), 5)
+            counters = dict(agent.counters)
+        self.assertEqual(counters["submission_refused"], 1)
+        self.assertNotIn("server_unreachable", counters)
+        self.assertIn("key.step: 3, is over", "".join(logs.output))
 
     def test_connection_reset_and_healed(self):
         origins, counters = self.cut("reset")

@@ -161,14 +161,19 @@ std::optional<Calibration> Calibrator::PublishFitted() {
   for (const auto& [part, factor] : fitted_) next.factors[part] = factor;
   const std::vector<CostObservation> latest = Latest();
   const double speed = Speed(latest, next.factors);
-  bool changed = false;
   for (const auto& [part, factor] : fitted_) {
     next.factors[part] =
         std::clamp(factor * speed, 1 / options_.bound, options_.bound);
-    changed |= std::abs(next.factors[part] / current_.factors[part] - 1) >
-               options_.publish_change;
   }
-  if (!changed) return std::nullopt;
+  double moved = 0;
+  for (const CostObservation& observation : latest) {
+    moved += std::abs(Corrected(observation, next.factors) /
+                          Corrected(observation, current_.factors) -
+                      1);
+  }
+  if (moved <= options_.publish_change * static_cast<double>(latest.size())) {
+    return std::nullopt;
+  }
   next.version = current_.version + 1;
   next.error_before = MeanError(latest, Calibration::Uncorrected());
   next.error_after = MeanError(latest, next.factors);

@@ -61,8 +61,9 @@ struct CalibratorOptions {
   std::size_t window = 2048;
   // Fewer say nothing.
   std::size_t min_observations = 8;
-  // A new version is published only if some factor moves by more than this
-  // share: each version makes stored costs and plans stale.
+  // A new version is published only if it moves the times of the latest steps
+  // by more than this share in the mean: each makes stored costs and plans
+  // stale, and factors that little depends on move by chance.
   double publish_change = 0.01;
   // Factors stay within 1 / bound .. bound.
   double bound = 10;

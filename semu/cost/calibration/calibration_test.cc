@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <random>
 
 #include "gtest/gtest.h"
 #include "semu/cost/calibration/calibrated_cost.h"
@@ -63,6 +64,30 @@ TEST(CalibratorTest, VersionsAreDiscrete) {
   ASSERT_TRUE(next);
   EXPECT_EQ(next->version, 2);
   EXPECT_NEAR(next->factors[kForward], 1.54, 0.03);
+}
+
+TEST(CalibratorTest, FactorsThatLittleDependsOnMakeNoVersions) {
+  Calibrator calibrator;
+  std::mt19937_64 random(1);
+  std::normal_distribution<double> noise(1, 0.01);
+  int versions = 0;
+  for (int step = 0; step < 60; ++step) {
+    for (int i = 0; i < 64; ++i) {
+      // The head is a hundredth of the stages that it is in.
+      CostObservation stage;
+      stage.predicted_ns[kForward] = 1'000'000 * (1 + i % 4);
+      if (i % 3 == 0) stage.predicted_ns[kHead] = 20'000;
+      stage.measured_ns =
+          std::llround(noise(random) * 1.2 *
+                       static_cast<double>(stage.predicted_ns[kForward] +
+                                           stage.predicted_ns[kHead]));
+      stage.step = step;
+      calibrator.Add(stage);
+    }
+    if (calibrator.Publish()) ++versions;
+  }
+  EXPECT_EQ(versions, 1);
+  EXPECT_NEAR(calibrator.current().factors[kForward], 1.2, 0.01);
 }
 
 TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
