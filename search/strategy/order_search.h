@@ -1,5 +1,5 @@
-// Local search on an order: simulated annealing over moves on the critical
-// path, with the effect of a move known before it is made.
+// Local search on an order: descent, or simulated annealing, over moves on the
+// critical path, with the effect of a move known before it is made.
 //
 // State: each rank's order and one sequence of all tasks that every dependency
 // and every rank's order follow. For every task the end time, and the time that
@@ -34,7 +34,7 @@ struct WalkOptions {
   double temperature = 0;
   int64_t stop_at_ns = 0;  // the lower bound
   uint64_t seed = 1;
-  // Asked every few proposals; true ends the search.
+  // Asked now and then; true ends the walk.
   const std::function<bool()>* stop = nullptr;
 };
 

@@ -9,6 +9,7 @@
 
 #include "search/problem/problem_graph.h"
 #include "search/strategy/list_scheduler.h"
+#include "semu/base/check.h"
 
 namespace pipeweaver::search {
 
@@ -93,6 +94,17 @@ void OrderTimes::Earliest(const TaskOrder& order,
   for (const Task task : order.tasks) {
     starts[task] = end_ns_[task] - LengthOf(order, task);
   }
+  GiveFusedTheirs(order, starts);
+}
+
+void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
+                                 std::vector<int64_t>& starts) const {
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (graph_.mode[p] == PairMode::kSplit &&
+        order.ways.fused[p] == Ways::kFused) {
+      starts[3 * p + kWeightTask] = starts[3 * p + kGradientTask];
+    }
+  }
 }
 
 void OrderTimes::Arrive(Task task) {
@@ -137,6 +149,7 @@ Task OrderTimes::TakeHeld() {
       most = &rank;
     }
   }
+  PW_CHECK(most != nullptr);
   return Take(most->held, LessUrgent);
 }
 
@@ -198,6 +211,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
     --left;
   }
   for (const Task task : order.tasks) starts[task] = whole_ns - starts[task];
+  GiveFusedTheirs(order, starts);
 }
 
 }  // namespace pipeweaver::search

@@ -13,8 +13,9 @@
 
 namespace pipeweaver::search {
 
-// One thread's workspace. Not thread-safe. Times are in ns from the start of
-// the order; those of tasks that are not in it are 0.
+// One thread's workspace. Not thread-safe. Orders must be complete. Times are
+// in ns from the start of the order; a W that is fused away has its B's, other
+// tasks that are not in the order 0.
 class OrderTimes {
  public:
   // `graph` must outlive it.
@@ -52,6 +53,8 @@ class OrderTimes {
   void ForEachBefore(Task task, const Visitor& visit) const;
   int64_t LengthOf(const TaskOrder& order, Task task) const;
   void TimeOrder(const TaskOrder& order);
+  void GiveFusedTheirs(const TaskOrder& order,
+                       std::vector<int64_t>& starts) const;
   int64_t BytesOf(const TaskOrder& order, Task task) const;
   int64_t LimitOf(Task task) const;
   void Arrive(Task task);

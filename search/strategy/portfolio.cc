@@ -64,7 +64,8 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
-// How hot walks that rebuild start, and how cold all end (WalkOptions).
+// How hot walks that rebuild start, and how cold all that are hot end
+// (WalkOptions::temperature).
 constexpr double kHottest = 1e-3;
 constexpr double kColdest = 2e-5;
 // A problem of so few pairs has few moves: walks start so hot that all of them
@@ -378,10 +379,23 @@ class Search {
     walk.orders->FuseWhereSlack();
   }
 
+  // Of the best, what walks begin with, where the budget is for rules alone.
+  void Polish() {
+    Candidate& best = elites_.front();
+    Walk walk;
+    Load(walk, /*rebuilds=*/false, best.order);
+    if (walk.orders->makespan_ns() < best.order.makespan_ns) {
+      walk.orders->Save(best.order);
+    }
+  }
+
   // Walks from the elites side by side: the first downhill, the others by
   // rebuilding; all of a tiny problem's by moves, hotter and hotter.
   void WalkOn() {
-    if (Progress() >= 1) return;
+    if (Progress() >= 1) {
+      if (!Stopped()) Polish();
+      return;
+    }
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
     std::vector<Walk> walks(kElites);
     for (int i = 0; i < kElites; ++i) walks[i].best = elites_[i].order;
@@ -392,8 +406,13 @@ class Search {
       if (progress >= 1) return;
       // 0 at the start of the walks, 1 at the end of the budget.
       const double walked = (progress - first_progress) / (1 - first_progress);
-      const int walking =
+      int walking =
           static_cast<int>(std::min<int64_t>(kElites, EvaluationsLeft()));
+      if (Rebuilds(walking - 1) &&
+          EvaluationsLeft() / walking * kMovesPerEvaluation <
+              RebuildSearch::kMovesPerRebuild) {
+        walking = 1;
+      }
       const int64_t moves = std::min(
           graph_.pairs <= kTinyPairs ? kTinyMovesPerRound : kMovesPerRound,
           EvaluationsLeft() / walking * kMovesPerEvaluation);
@@ -431,6 +450,7 @@ class Search {
       if (makespan_ns(best) < elites_.front().order.makespan_ns) {
         elites_.front().order = walks[best].best;
       }
+      if (Progress() >= 1) return;
       // Now and then the worst goes on from where the best stood.
       if (walked >= next_exchange && best != worst && worst < walking) {
         next_exchange = walked + kExchangeEvery;

@@ -15,16 +15,14 @@
 namespace pipeweaver::search {
 namespace {
 
-// A schedule with its priorities takes about as long as so many proposals.
-constexpr int64_t kMovesPerSchedule = 128;
-constexpr int64_t kMovesPerDescent = 512;
-constexpr int64_t kMovesPerRebuild = 2 * kMovesPerSchedule + kMovesPerDescent;
-// A shift is at most this share of the makespan, half of them less.
+// A shift is at most the first share of the makespan, every other one at most
+// the second.
 constexpr double kFarthestShift = 0.3;
-constexpr double kNearShift = 0.3;
+constexpr double kNearShift = 0.09;
 constexpr double kTwoShifts = 0.2;
 // Orders this much longer than the present one are not worth a descent.
 constexpr double kWorth = 1.02;
+// ListRule::patience is 0, once or twice this.
 constexpr int kPatience = 64;
 
 }  // namespace
@@ -55,8 +53,7 @@ void RebuildSearch::ShiftGroup() {
       pairs_of_group_[RandomBelow(static_cast<int>(pairs_of_group_.size()))];
   const auto part = static_cast<Part>(RandomBelow(4));
   const auto makespan_ns = static_cast<double>(current_.makespan_ns);
-  const double farthest =
-      kFarthestShift * (RandomBelow(2) == 0 ? 1 : kNearShift);
+  const double farthest = RandomBelow(2) == 0 ? kFarthestShift : kNearShift;
   const auto shift_ns =
       static_cast<int64_t>((2 * Random() - 1) * farthest * makespan_ns);
   const auto then_ns = static_cast<int64_t>(Random() * makespan_ns);

@@ -27,9 +27,18 @@ class RebuildSearch {
   // Takes over `order`, which must be complete and within memory.
   void Load(const TaskOrder& order);
 
-  // Walks on from the order as it stands, as OrderSearch::Anneal does. A
-  // schedule built counts as kMovesPerSchedule proposals; returns those made,
-  // fewer than asked for where they are too few to build one more.
+  // What one rebuild may take of WalkOptions::moves: two schedules and a
+  // descent.
+  static constexpr int64_t kMovesPerSchedule = 128;
+  static constexpr int64_t kMovesPerDescent = 512;
+  static constexpr int64_t kMovesPerRebuild =
+      2 * kMovesPerSchedule + kMovesPerDescent;
+
+  // Walks on from the order as it stands, and writes it to `best`, a schedule,
+  // whenever it is better. Asks options.stop before each rebuild, and as often
+  // as OrderSearch within. Returns the proposals made, a schedule counted as
+  // kMovesPerSchedule: at most those asked for, less where they are too few for
+  // one more rebuild.
   int64_t Walk(const WalkOptions& options, ListScheduler& scheduler,
                TaskOrder& best);
 
