@@ -227,7 +227,6 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
               if (job.ok()) {
                 if ((*job)->costs == costs) costs->BeginLayout();
                 Begin(**job);
-                ShareThreads();
               }
             }
           }
@@ -246,17 +245,9 @@ absl::Status PlannerCore::RemoveJob(const std::string& job) {
     PW_RETURN_IF_ERROR(registry_.Remove(job));
     table_.EndJob(job);
     if (observer_ != nullptr) observer_->OnJobRemoved(job);
-    ShareThreads();
   }
   DropCancelled();
   return absl::OkStatus();
-}
-
-// Long searches and questions of one job leave a thread to the others.
-void PlannerCore::ShareThreads() {
-  pool_.SetMaxRunningOfJob(registry_.size() > 1
-                               ? std::max(1, pool_.threads() - 1)
-                               : pool_.threads());
 }
 
 absl::Status PlannerCore::SubmitStep(StepSubmission submission) {

@@ -256,7 +256,6 @@ class PlannerCore {
   // Brings a registration to the table.
   void Begin(const RegisteredJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
-  void ShareThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
   // Learns from a rank's report, on a planning thread.
   void Learn(const SealedPlan& sealed, const StepReportIn& report);
   // Brings out a new version of the job's costs, on a planning thread, if one

@@ -106,13 +106,6 @@ void PlanningPool::Stop() {
   }
 }
 
-void PlanningPool::SetMaxRunningOfJob(int max_running_of_job) {
-  PW_CHECK(max_running_of_job >= 1);
-  MutexLock lock(&mutex_);
-  max_running_of_job_ = max_running_of_job;
-  changed_.NotifyAll();
-}
-
 PlanningPool::Load PlanningPool::load() const {
   MutexLock lock(&mutex_);
   return {queued_, running_};

@@ -68,9 +68,6 @@ class PlanningPool {
   // and not to be called on a worker.
   void Stop();
 
-  // As in the constructor, from now on; what runs goes on.
-  void SetMaxRunningOfJob(int max_running_of_job);
-
   Load load() const;
   int threads() const { return num_threads_; }
 
@@ -87,10 +84,10 @@ class PlanningPool {
 
   const int num_threads_;
   const int max_queued_;
+  const int max_running_of_job_;
 
   mutable Mutex mutex_;
   CondVar changed_;
-  int max_running_of_job_ ABSL_GUARDED_BY(mutex_);
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   int reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   int queued_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -106,35 +106,6 @@ TEST_F(PoolFixture, StopDropsWhatWaits) {
   EXPECT_FALSE(pool_.Reserve());
 }
 
-TEST(PlanningPoolTest, HowManyOfAJobRunMayChange) {
-  PlanningPool pool(/*threads=*/2, /*max_queued=*/10, /*max_running_of_job=*/1);
-  Mutex mutex;
-  CondVar changed;
-  int running = 0;
-  for (int i = 0; i < 2; ++i) {
-    ASSERT_TRUE(pool.Reserve());
-    PlanningPool::Task task;
-    task.job = "a";
-    task.cancelled = std::make_shared<std::atomic<bool>>(false);
-    task.run = [&](bool) {
-      MutexLock lock(&mutex);
-      ++running;
-      changed.NotifyAll();
-      while (running < 2) changed.Wait(&mutex);
-    };
-    pool.Enqueue(std::move(task));
-  }
-  {
-    MutexLock lock(&mutex);
-    while (running < 1) changed.Wait(&mutex);
-    EXPECT_EQ(running, 1);
-  }
-  // The first ends only beside the second.
-  pool.SetMaxRunningOfJob(2);
-  MutexLock lock(&mutex);
-  while (running < 2) changed.Wait(&mutex);
-}
-
 TEST(PlanningPoolTest, AJobLeavesThreadsToOthers) {
   PlanningPool pool(/*threads=*/2, /*max_queued=*/10, /*max_running_of_job=*/1);
   Mutex mutex;

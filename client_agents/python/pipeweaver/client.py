@@ -43,11 +43,9 @@ class PlannerClient:
 
     def __init__(self, address: str, options: Optional[ClientOptions] = None):
         options = options or ClientOptions()
-        # A server that comes back is found again within a second. The second
-        # is, its name notwithstanding, how long a connection may take to be
-        # made.
+        # A server that comes back is found again within a second.
         arguments = [("grpc.initial_reconnect_backoff_ms", 100),
-                     ("grpc.min_reconnect_backoff_ms", 5000),
+                     ("grpc.min_reconnect_backoff_ms", 100),
                      ("grpc.max_reconnect_backoff_ms", 1000),
                      ("grpc.keepalive_time_ms",
                       int(options.probe_after_s * 1e3)),
@@ -62,9 +60,6 @@ class PlannerClient:
                     options.certificate_chain), arguments)
         else:
             self._channel = grpc.insecure_channel(address, arguments)
-        # gRPC looks after a connection that it is making only while somebody
-        # polls: during calls, else every five seconds. A subscription polls.
-        self._channel.subscribe(lambda connectivity: None)
         self._metadata = ([("authorization", f"Bearer {options.token}")]
                           if options.token else None)
         self._calls = {

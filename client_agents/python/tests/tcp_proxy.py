@@ -7,7 +7,6 @@ reset: ends every connection with RST, and new ones as they come.
 blackhole: connections stay open, new ones are taken; nothing passes.
 freeze: as blackhole for the connections that are; new ones work.
 heal: all works; what was held up passes on, as when a cable is back.
-slow: from now on data takes 0.2 s more to pass.
 """
 
 import asyncio
@@ -23,7 +22,6 @@ class Proxy:
     def __init__(self, target_port: int):
         self._target_port = target_port
         self._refuses = False
-        self._delay_s = 0.0
         self._flow = asyncio.Event()  # of the connections taken from now on
         self._flow.set()
         self._held = [self._flow]
@@ -45,8 +43,6 @@ class Proxy:
             self._refuses = False
             for flow in self._held:
                 flow.set()
-        elif word == "slow":
-            self._delay_s = 0.2
         else:
             raise ValueError(f"command: {word!r}")
 
@@ -74,11 +70,11 @@ class Proxy:
             self._writers.discard(w)
             w.close()
 
-    async def _pump(self, reader: asyncio.StreamReader,
-                    writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
+    @staticmethod
+    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+                    flow: asyncio.Event) -> None:
         while True:
             data = await reader.read(65536)
-            await asyncio.sleep(self._delay_s)
             await flow.wait()
             if not data:
                 writer.close()

@@ -21,11 +21,10 @@ import grpc
 
 import models
 from pipeweaver import PLAN, SAFE, StepAgent, register
-from pipeweaver.client import ClientOptions, PlannerClient
+from pipeweaver.client import ClientOptions
 from pipeweaver.job import BatchView
 from pipeweaver.split import split_batch
 from pipeweaver.v1 import plan_pb2
-from pipeweaver.v1 import planner_service_pb2 as service_pb2
 from ranks import run_ranks
 from test_agent import (
     check_restart, free_port, losses_of, superseded, train, train_kw)
@@ -184,17 +183,6 @@ class LiveTest(unittest.TestCase):
                 2: [lambda: tell(proxy, word)],
                 4: [lambda: tell(proxy, "heal")]}, **kw)
         finally:
-            stop(proxy)
-
-    def test_connection_that_takes_long_to_be_made(self):
-        port = free_port()
-        proxy = start_proxy("tcp_proxy.py", port, self.port)
-        client = PlannerClient(f"127.0.0.1:{port}")
-        try:
-            tell(proxy, "slow")
-            client.call("ListJobs", service_pb2.ListJobsRequest(), 10.0)
-        finally:
-            client.close()
             stop(proxy)
 
     def test_step_that_the_server_refuses(self):
