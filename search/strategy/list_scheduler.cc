@@ -779,6 +779,21 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
   }
 }
 
+int64_t TaskLength(const ProblemGraph& graph, const Ways& ways, Task task) {
+  const int pair = TaskPair(task);
+  const GraphChoice& choice = graph.choices_of(pair)[ways.choice[pair]];
+  switch (TaskKind(task)) {
+    case kForwardTask:
+      return choice.forward_ns;
+    case kGradientTask:
+      return graph.mode[pair] == PairMode::kSplit && ways.fused[pair] == 0
+                 ? choice.input_grad_ns
+                 : choice.backward_ns;
+    default:
+      return choice.weight_grad_ns;
+  }
+}
+
 Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order) {
   Schedule schedule;
   schedule.ranks.resize(graph.ranks);

@@ -257,6 +257,9 @@ class ListScheduler {
   std::vector<int32_t> backwards_left_;             // [component]
 };
 
+// The length of a task, ns, its pair run as `ways` say: never kEither.
+int64_t TaskLength(const ProblemGraph& graph, const Ways& ways, Task task);
+
 // The order as the value that leaves the search.
 Schedule ToSchedule(const ProblemGraph& graph, const TaskOrder& order);
 

@@ -72,18 +72,7 @@ OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
 }
 
 int64_t OrderSearch::LengthOf(Task task) const {
-  const int pair = TaskPair(task);
-  const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
-  switch (TaskKind(task)) {
-    case kForwardTask:
-      return choice.forward_ns;
-    case kGradientTask:
-      return graph_.mode[pair] == PairMode::kSplit && ways_.fused[pair] == 0
-                 ? choice.input_grad_ns
-                 : choice.backward_ns;
-    default:
-      return choice.weight_grad_ns;
-  }
+  return TaskLength(graph_, ways_, task);
 }
 
 OrderSearch::Bytes OrderSearch::BytesOf(Task task) const {

@@ -49,22 +49,6 @@ void OrderTimes::ForEachBefore(Task task, const Visitor& visit) const {
   }
 }
 
-int64_t OrderTimes::LengthOf(const TaskOrder& order, Task task) const {
-  const int pair = TaskPair(task);
-  const GraphChoice& choice = graph_.choices_of(pair)[order.ways.choice[pair]];
-  switch (TaskKind(task)) {
-    case kForwardTask:
-      return choice.forward_ns;
-    case kGradientTask:
-      return graph_.mode[pair] == PairMode::kSplit &&
-                     order.ways.fused[pair] != Ways::kFused
-                 ? choice.input_grad_ns
-                 : choice.backward_ns;
-    default:
-      return choice.weight_grad_ns;
-  }
-}
-
 int64_t OrderTimes::BytesOf(const TaskOrder& order, Task task) const {
   const int pair = TaskPair(task);
   return graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
@@ -82,7 +66,7 @@ void OrderTimes::TimeOrder(const TaskOrder& order) {
     ForEachBefore(task, [&](Task before, int64_t delay_ns) {
       free_ns = std::max(free_ns, end_ns_[before] + delay_ns);
     });
-    free_ns += LengthOf(order, task);
+    free_ns += TaskLength(graph_, order.ways, task);
     end_ns_[task] = free_ns;
   }
 }
@@ -92,7 +76,7 @@ void OrderTimes::Earliest(const TaskOrder& order,
   TimeOrder(order);
   starts.assign(end_ns_.size(), 0);
   for (const Task task : order.tasks) {
-    starts[task] = end_ns_[task] - LengthOf(order, task);
+    starts[task] = end_ns_[task] - TaskLength(graph_, order.ways, task);
   }
   GiveFusedTheirs(order, starts);
 }
@@ -192,8 +176,8 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
         first == nullptr ? TakeHeld() : TakeReady(*first, order, at_ns);
     if (task < 0) continue;
     Rank& rank = ranks_[graph_.pair_rank[TaskPair(task)]];
-    rank.free_ns =
-        std::max(rank.free_ns, may_run_ns_[task]) + LengthOf(order, task);
+    rank.free_ns = std::max(rank.free_ns, may_run_ns_[task]) +
+                   TaskLength(graph_, order.ways, task);
     starts[task] = rank.free_ns;
     whole_ns = std::max(whole_ns, rank.free_ns);
     if (TaskKind(task) == kGradientTask) {

@@ -51,7 +51,6 @@ class OrderTimes {
   // Calls visit(task, delay) for what `task` waits for, but its rank's order.
   template <typename Visitor>
   void ForEachBefore(Task task, const Visitor& visit) const;
-  int64_t LengthOf(const TaskOrder& order, Task task) const;
   void TimeOrder(const TaskOrder& order);
   void GiveFusedTheirs(const TaskOrder& order,
                        std::vector<int64_t>& starts) const;
