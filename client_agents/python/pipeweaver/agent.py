@@ -26,6 +26,7 @@ pipeweaver.torch.collectives.agree() does both.
 
 import collections
 import logging
+import operator
 import os
 import queue
 import threading
@@ -174,6 +175,16 @@ def _register(client: PlannerClient, job: job_pb2.Job, run_id: str, timeout_s: f
                         tuple(response.activation_limit_bytes))
 
 
+def _whole_number(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: {value!r}, must be a whole number") from None
+    if not least <= number < 1 << 63:
+        raise ValueError(f"{name}: {number}, must be {least} .. 2^63 - 1")
+    return number
+
+
 def _sizes(microbatch: MicrobatchView) -> Tuple[Any, Any]:
     return microbatch.item_tokens, [sorted(u) for u in microbatch.uses]
 
@@ -215,11 +226,13 @@ class StepAgent:
         self._run_id = registration.run_id
         self._pid = os.getpid()
         self._client = PlannerClient(server, self.options.client)
+        self._registering = threading.Lock()
         self._lock = threading.Condition()
         # Below: guarded by _lock.
         self._attempt = registration.attempt
         self._steps: Dict[int, _Step] = {}
         self._superseded = False
+        self._unreachable = False  # as far as known
         self._closing = False
         self._logged: set = set()
         self._to_fetch: "queue.Queue[Optional[_Step]]" = queue.Queue()
@@ -249,6 +262,8 @@ class StepAgent:
         state.safe = self._make_safe(state)
         with self._lock:
             self._steps[step] = state
+            if self._unreachable:
+                state.trouble = UNREACHABLE
         if self._submits:
             self._to_send.put((state, needed_in))
         self._to_fetch.put(state)
@@ -339,8 +354,17 @@ class StepAgent:
                duration_ns: Sequence[int] = (), peak_memory_bytes: int = 0
                ) -> None:
         """Hands in measured times of a step that ran its plan; others are not
-        sent. Does not wait; a report that gets lost is counted."""
+        sent. Does not wait; a report that gets lost is counted. Raises
+        ValueError for what is not a whole number, or negative, and for a step
+        of 0 ns."""
         self._check_process()
+        step_ns = _whole_number("step_ns", step_ns, 1)
+        start_offset_ns = [_whole_number(f"start_offset_ns[{i}]", x, 0)
+                           for i, x in enumerate(start_offset_ns)]
+        duration_ns = [_whole_number(f"duration_ns[{i}]", x, 0)
+                       for i, x in enumerate(duration_ns)]
+        peak_memory_bytes = _whole_number("peak_memory_bytes", peak_memory_bytes,
+                                          0)
         with self._lock:
             state = self._steps.get(step)
             if (state is None or state.settled is None or
@@ -350,7 +374,7 @@ class StepAgent:
         self._to_send.put(service_pb2.ReportStepRequest(
             key=identity.identity.key, plan_digest=identity.plan_digest,
             rank=self.rank, start_offset_ns=start_offset_ns,
-            duration_ns=duration_ns, step_ns=max(1, step_ns),
+            duration_ns=duration_ns, step_ns=step_ns,
             peak_memory_bytes=peak_memory_bytes))
 
     def upload_profile(self, profile: profile_pb2.Profile) -> None:
@@ -453,6 +477,23 @@ class StepAgent:
             if not self._closing and (state is None or state.settled is None):
                 self._lock.wait(seconds)
 
+    def _wait_to_retry(self, state: _Step, error: grpc.RpcError,
+                       retry_s: float) -> float:
+        """Waits before a call that failed is tried again; returns how long to
+        wait if it fails once more."""
+        if error.code() == grpc.StatusCode.UNAVAILABLE:
+            begun = time.monotonic()
+            try:
+                self._client.call("DescribeJob", service_pb2.DescribeJobRequest(
+                    job=self._job.name), self.options.last_retry_s,
+                    wait_for_ready=True)
+            except grpc.RpcError:
+                pass
+            if time.monotonic() - begun > retry_s:
+                return self.options.first_retry_s
+        self._pause(state, retry_s)
+        return min(2 * retry_s, self.options.last_retry_s)
+
     def _fetch_all(self) -> None:
         while True:
             state = self._to_fetch.get()
@@ -473,12 +514,14 @@ class StepAgent:
                 checked = self._verify(program, key, state)
                 plan = self._prepared(PLAN, checked, state)
                 with self._lock:
+                    self._unreachable = False
                     if not state.voted:
                         state.plan = plan
                     self._lock.notify_all()
                 return
             except grpc.RpcError as error:
                 self._note_trouble(state, error)
+                retry = self._wait_to_retry(state, error, retry)
             except Exception as error:  # what a wrong program may lead to
                 with self._lock:
                     state.trouble = REFUSED
@@ -486,8 +529,6 @@ class StepAgent:
                 logger.info("rank %d: step %d: %s: %s", self.rank, state.number,
                             type(error).__name__, error)
                 return
-            self._pause(state, retry)
-            retry = min(2 * retry, self.options.last_retry_s)
 
     def _read_program(self, key: plan_pb2.PlanKey,
                       state: _Step) -> Optional[bytes]:
@@ -567,15 +608,21 @@ class StepAgent:
             # The step may not have arrived yet, or the server has forgotten
             # the job, or there is a new attempt: registering tells.
             waiting = self._register_again(code)
-        if state is not None and not waiting:
-            with self._lock:
+        with self._lock:
+            self._unreachable = not waiting
+            if state is not None and not waiting:
                 state.trouble = UNREACHABLE
         logger.debug("rank %d: %s: %s", self.rank, code, error.details())
 
     def _register_again(self, code: grpc.StatusCode) -> bool:
         """Asks for the run's attempt: the same unless the server lost it, since
         registration is idempotent by run. True where the server knows us."""
-        if code == grpc.StatusCode.NOT_FOUND:
+        with self._registering:
+            return self._register_if_needed(code)
+
+    def _register_if_needed(self, code: grpc.StatusCode) -> bool:
+        forgotten = code == grpc.StatusCode.NOT_FOUND
+        if forgotten:
             try:
                 self._client.call("DescribeJob", service_pb2.DescribeJobRequest(
                     job=self._job.name), self.options.call_timeout_s)
@@ -596,7 +643,7 @@ class StepAgent:
                     self._count(SUPERSEDED, "a newer attempt has registered")
                     self._lock.notify_all()
                 return False
-            if found.attempt != self._attempt:
+            if forgotten or found.attempt != self._attempt:
                 self._attempt = found.attempt
                 self.counters["registered_again"] += 1
         return True
@@ -640,6 +687,8 @@ class StepAgent:
             try:
                 self._client.call("SubmitStep", request,
                                   self.options.call_timeout_s)
+                with self._lock:
+                    self._unreachable = False
                 return
             except grpc.RpcError as error:
                 if error.code() in (grpc.StatusCode.INVALID_ARGUMENT,
@@ -651,5 +700,4 @@ class StepAgent:
                         self._count("submission_refused", error.details())
                     return
                 self._note_trouble(state, error)
-            self._pause(state, retry)
-            retry = min(2 * retry, self.options.last_retry_s)
+                retry = self._wait_to_retry(state, error, retry)

@@ -43,9 +43,10 @@ class PlannerClient:
 
     def __init__(self, address: str, options: Optional[ClientOptions] = None):
         options = options or ClientOptions()
-        # A server that comes back is found again within a second.
+        # A server that comes back is found again within a second, by a call
+        # that waits for it. The second is the time to connect in.
         arguments = [("grpc.initial_reconnect_backoff_ms", 100),
-                     ("grpc.min_reconnect_backoff_ms", 100),
+                     ("grpc.min_reconnect_backoff_ms", 5000),
                      ("grpc.max_reconnect_backoff_ms", 1000),
                      ("grpc.keepalive_time_ms",
                       int(options.probe_after_s * 1e3)),
@@ -75,11 +76,17 @@ class PlannerClient:
         """Ends calls in flight with CANCELLED."""
         self._channel.close()
 
-    def call(self, method: str, request: Any, timeout_s: float) -> Any:
-        """Calls a method of METHODS with its request message."""
+    def call(self, method: str, request: Any, timeout_s: float,
+             wait_for_ready: bool = False) -> Any:
+        """Calls a method of METHODS with its request message.
+
+        wait_for_ready: waits for a server that is away instead of UNAVAILABLE.
+        grpc connects within calls; between them it looks every 5 s only.
+        """
         try:
             return self._calls[method](request, timeout=timeout_s,
-                                       metadata=self._metadata)
+                                       metadata=self._metadata,
+                                       wait_for_ready=wait_for_ready)
         except ValueError:  # what grpc makes of a closed channel
             raise ClosedError() from None
 

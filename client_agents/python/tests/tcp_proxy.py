@@ -6,6 +6,7 @@ Reads one word a line and answers each with `ok`:
 reset: ends every connection with RST, and new ones as they come.
 blackhole: connections stay open, new ones are taken; nothing passes.
 freeze: as blackhole for the connections that are; new ones work.
+slow: what comes from now on takes 0.2 s to pass.
 heal: all works; what was held up passes on, as when a cable is back.
 """
 
@@ -22,6 +23,7 @@ class Proxy:
     def __init__(self, target_port: int):
         self._target_port = target_port
         self._refuses = False
+        self._delay_s = 0.0
         self._flow = asyncio.Event()  # of the connections taken from now on
         self._flow.set()
         self._held = [self._flow]
@@ -39,8 +41,11 @@ class Proxy:
             self._flow = asyncio.Event()
             self._flow.set()
             self._held.append(self._flow)
+        elif word == "slow":
+            self._delay_s = 0.2
         elif word == "heal":
             self._refuses = False
+            self._delay_s = 0.0
             for flow in self._held:
                 flow.set()
         else:
@@ -70,11 +75,11 @@ class Proxy:
             self._writers.discard(w)
             w.close()
 
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
-                    flow: asyncio.Event) -> None:
+    async def _pump(self, reader: asyncio.StreamReader,
+                    writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
         while True:
             data = await reader.read(65536)
+            await asyncio.sleep(self._delay_s)
             await flow.wait()
             if not data:
                 writer.close()

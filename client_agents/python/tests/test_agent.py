@@ -284,6 +284,25 @@ def superseded(rank, transport, port):
         return agent.superseded, agent.program(0).origin, dict(agent.counters)
 
 
+def bad_reports(rank, transport, port):
+    """What an agent says about each."""
+    job = models.make_job("vlm", RANKS)
+    times = {"step_ns": 5, "start_offset_ns": [0], "duration_ns": [1],
+             "peak_memory_bytes": 0}
+    said = []
+    with StepAgent(f"127.0.0.1:{port}", job, 0,
+                   Registration("run", 1, job.layout)) as agent:
+        agent.report(0, **times)
+        for wrong in ({"step_ns": 0}, {"step_ns": 1.5},
+                      {"start_offset_ns": [0, -1]}, {"duration_ns": ["x"]},
+                      {"peak_memory_bytes": 1 << 63}):
+            try:
+                agent.report(0, **{**times, **wrong})
+            except ValueError as error:
+                said.append(str(error))
+    return said
+
+
 def forked(rank, transport, port):
     """Uses a DataLoader with forked workers beside a working agent."""
     job = JobView(models.make_job("vlm", RANKS))
@@ -387,6 +406,17 @@ address = "127.0.0.1:{self.port}"
 agent = StepAgent(address, job, 0, register(address, job, "run"), submits=True)
 agent.submit(0, models.make_batch(job, random.Random(0), 1))
 """], check=True, timeout=60, cwd=HERE)
+
+    def test_says_what_a_report_must_be(self):
+        [said] = run_ranks(1, "none", bad_reports, self.port)
+        for text, expected in zip(said, (
+                "step_ns: 0, must be 1 .. 2^63 - 1",
+                "step_ns: 1.5, must be a whole number",
+                "start_offset_ns[1]: -1, must be 0 .. 2^63 - 1",
+                "duration_ns[0]: 'x', must be a whole number",
+                "peak_memory_bytes: 9223372036854775808, must be 0 .. 2^63 - 1"),
+                strict=True):
+            self.assertEqual(text, expected)
 
     def test_peers_get_the_same_program(self):
         answers = run_ranks(2, "gloo", peers)

@@ -110,6 +110,19 @@ def train_job(rank, transport, port, job, model):
     return losses, origins, counters, found
 
 
+def one_step(rank, transport, port, name):
+    """An agent's counters after a step that it waited for."""
+    job = models.make_job("vlm", 2, name=name)
+    server = f"127.0.0.1:{port}"
+    with StepAgent(server, job, 0, register(server, job, "run"),
+                   submits=True) as agent:
+        agent.submit(0, models.make_batch(job, random.Random(0), 1), 5.0)
+        agent.wait(0, 10.0)
+        token = agent.vote(0)
+        agent.settle(0, token, token)
+        return dict(agent.counters)
+
+
 if not BINARY.exists():
     print(f"skipped: {BINARY} is missing")
 
@@ -172,6 +185,8 @@ class LiveTest(unittest.TestCase):
         self.assertEqual(origins[-2:], [PLAN, PLAN], counters)
         for c in counters:
             self.assertGreaterEqual(c["server_unreachable"], 2)
+        self.assertGreaterEqual(
+            sum(c.get("registered_again", 0) for c in counters), 1)
 
     def cut(self, word, **kw):
         """The connection goes at step 2 and is healed at step 4, while the
@@ -200,10 +215,10 @@ class LiveTest(unittest.TestCase):
                        submits=True) as agent:
             call = agent._client.call
 
-            def refuse(method, *rest):
+            def refuse(method, *rest, **named):
                 if method == "SubmitStep":
                     raise Refused()
-                return call(method, *rest)
+                return call(method, *rest, **named)
 
             with unittest.mock.patch.object(agent._client, "call", refuse):
                 with self.assertLogs("pipeweaver", "WARNING") as logs:
@@ -230,6 +245,17 @@ class LiveTest(unittest.TestCase):
             self.assertEqual(c["steps_safe"], c.get("plan_late", 0) +
                              c.get("server_unreachable", 0) +
                              c.get("ranks_disagreed", 0))
+
+    def test_connection_that_takes_long_to_make(self):
+        port = free_port()
+        proxy = start_proxy("tcp_proxy.py", port, self.port)
+        tell(proxy, "slow")
+        try:
+            [counters] = run_ranks(1, "none", one_step, port,
+                                   self.id().rsplit(".", 1)[1])
+        finally:
+            stop(proxy)
+        self.assertEqual(counters, {"steps_plan": 1})
 
     def test_connection_dead_for_good_is_replaced(self):
         port = free_port()
