@@ -79,6 +79,7 @@ void StepTable::Release(const StepKey& key, Entry& entry,
   } else {
     plan_bytes_ -= entry.bytes;
     sealed_.erase(entry.seal_sequence);
+    expiries_.erase({entry.expires_at, key});
     if (entry.result->ok()) {
       const SealedPlan& sealed = ***entry.result;
       const PlanIdentity& identity = sealed.identity;
@@ -260,7 +261,10 @@ void StepTable::SealEntry(const PendingStep& step, Entry& entry,
   }
   plan_bytes_ += entry.bytes;
   entry.seal_sequence = next_seal_++;
-  sealed_[entry.seal_sequence] = {now, key};
+  sealed_[entry.seal_sequence] = key;
+  entry.expires_at =
+      std::max(now, step.request->seal_at.value_or(now)) + options_.plan_ttl;
+  expiries_.insert({entry.expires_at, key});
   for (auto& [handle, callback] : entry.waiting) {
     answers->emplace_back(std::move(callback), result);
   }
@@ -279,7 +283,7 @@ bool StepTable::Seal(const PendingStep& step, StepResult result,
     if (entry == nullptr) return false;
     SealEntry(step, *entry, std::move(result), now, &answers);
     while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
-      ExpireOldest(&answers);
+      Expire(sealed_.begin()->second, &answers);
     }
   }
   sealed();
@@ -302,7 +306,7 @@ bool StepTable::SealAll(
       SealEntry(*steps[i], *FindPending(*steps[i]), plans[i], now, &answers);
     }
     while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
-      ExpireOldest(&answers);
+      Expire(sealed_.begin()->second, &answers);
     }
   }
   sealed();
@@ -415,8 +419,8 @@ std::vector<std::shared_ptr<const PendingStep>> StepTable::TakeDue(
   return due;
 }
 
-void StepTable::ExpireOldest(Answers* answers) {
-  const StepKey key = sealed_.begin()->second.key;
+// The key by value: it may lie in what is erased.
+void StepTable::Expire(const StepKey key, Answers* answers) {
   absl::StatusOr<Replica*> replica = FindReplica(key);
   PW_CHECK(replica.ok());
   const auto it = (*replica)->steps.find(key.step);
@@ -429,9 +433,8 @@ void StepTable::ExpireOldest(Answers* answers) {
 void StepTable::DropExpired(Clock::TimePoint now) {
   Answers answers;  // stays empty: nobody waits on a sealed step
   MutexLock lock(&mutex_);
-  while (!sealed_.empty() &&
-         sealed_.begin()->second.time + options_.plan_ttl <= now) {
-    ExpireOldest(&answers);
+  while (!expiries_.empty() && expiries_.begin()->first <= now) {
+    Expire(expiries_.begin()->second, &answers);
   }
   PW_CHECK(answers.empty());
 }
@@ -440,9 +443,8 @@ std::optional<Clock::TimePoint> StepTable::NextEvent() const {
   MutexLock lock(&mutex_);
   std::optional<Clock::TimePoint> next;
   if (!due_.empty()) next = due_.begin()->first;
-  if (!sealed_.empty()) {
-    const Clock::TimePoint expiry =
-        sealed_.begin()->second.time + options_.plan_ttl;
+  if (!expiries_.empty()) {
+    const Clock::TimePoint expiry = expiries_.begin()->first;
     next = next.has_value() ? std::min(*next, expiry) : expiry;
   }
   return next;

@@ -72,7 +72,7 @@ class StepTable {
     // Bytes of all sealed plans; the plan sealed first goes first. The batches
     // not yet sealed have as much again, and what is over is refused.
     int64_t max_plan_bytes = int64_t{1} << 30;
-    // From sealing to expiry.
+    // From sealing, or from seal_at where that is later, to expiry.
     Clock::Duration plan_ttl = std::chrono::seconds(600);
   };
 
@@ -169,6 +169,7 @@ class StepTable {
     std::optional<StepResult> result;
     int64_t bytes = 0;  // of the batch, then of the plan
     uint64_t seal_sequence = 0;
+    Clock::TimePoint expires_at;
     std::vector<bool> fetched;   // [rank]
     std::vector<bool> reported;  // [rank]
     bool used = false;
@@ -184,10 +185,6 @@ class StepTable {
   struct JobSteps {
     uint64_t attempt = 0;
     std::map<uint32_t, Replica> replicas;
-  };
-  struct SealedAt {
-    Clock::TimePoint time;
-    StepKey key;
   };
   // Callbacks to run once the lock is released.
   using Answers = std::vector<std::pair<ReadCallback, StepResult>>;
@@ -212,8 +209,9 @@ class StepTable {
   void SealEntry(const PendingStep& step, Entry& entry, StepResult result,
                  Clock::TimePoint now, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Expires the step sealed first.
-  void ExpireOldest(Answers* answers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Expires a sealed step.
+  void Expire(StepKey key, Answers* answers)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static std::string LikeKey(absl::string_view job, absl::string_view layout,
                              absl::string_view batch,
                              absl::string_view profile);
@@ -222,7 +220,9 @@ class StepTable {
   mutable Mutex mutex_;
   std::map<std::string, JobSteps> jobs_ ABSL_GUARDED_BY(mutex_);
   std::set<std::pair<Clock::TimePoint, StepKey>> due_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, SealedAt> sealed_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, StepKey> sealed_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::pair<Clock::TimePoint, StepKey>> expiries_
+      ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<const SealedPlan>> like_
       ABSL_GUARDED_BY(mutex_);
   int num_steps_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -244,6 +244,23 @@ TEST_F(StepTableTest, PlansExpire) {
   EXPECT_TRUE(ReadNow(1).ok());
 }
 
+TEST_F(StepTableTest, PlansForMuchLaterStepsAreKeptUntilTheyAreNeeded) {
+  auto request = MakeRequest(0);
+  request->seal_at = At(10'000'000);
+  const auto pending = table_.Submit(request).value();
+  ASSERT_TRUE(table_.Seal(*pending, MakePlan(*request), At(0)));
+  SubmitAndSeal(1, 100);
+  EXPECT_EQ(table_.NextEvent(), At(600'100));
+  table_.DropExpired(At(600'100));
+  EXPECT_TRUE(ReadNow(0).ok());
+  EXPECT_FALSE(ReadNow(1).ok());
+  EXPECT_EQ(table_.NextEvent(), At(10'600'000));
+  table_.DropExpired(At(10'600'000));
+  EXPECT_THAT(std::string(ReadNow(0).status().message()),
+              HasSubstr("has expired"));
+  EXPECT_EQ(table_.NextEvent(), std::nullopt);
+}
+
 TEST_F(StepTableTest, BytesAreBoundedAndTheOldestGoFirst) {
   const auto Seal = [this](uint64_t step) {
     const auto pending = Submit(step);
