@@ -89,7 +89,7 @@ v1::SavedRequest MakeSavedRequest(const PlanningInput& input,
   *saved.mutable_job() = input.job_proto;
   *saved.mutable_batch() = input.batch_proto;
   saved.set_seed(arguments.search.seed);
-  saved.set_budget_evaluations(plan.report.evaluations);
+  saved.set_budget_evaluations(arguments.search.budget_evals);
   saved.set_strategy(strategy);
   if (input.profile) *saved.mutable_profile() = *input.profile;
   for (std::string& digest : RankDigests(plan)) {
@@ -129,6 +129,13 @@ absl::StatusOr<JointPlans> PlanReplicas(const search::StepPlanner& planner,
   return joint;
 }
 
+absl::Status CheckRepeatable(const SearchFlags& search) {
+  if (search.budget_evals > 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "--save: needs --budget-evals; a search that time ends cannot be "
+      "repeated");
+}
+
 absl::Status CheckReplicas(const semu::Job& job, size_t batches) {
   const int replicas = job.parallelism.data_parallel;
   if (batches == static_cast<size_t>(replicas)) return absl::OkStatus();
@@ -147,10 +154,7 @@ absl::Status PlanTogether(const PlanningArguments& arguments,
   PW_ASSIGN_OR_RETURN(const PlanningInput input,
                       ReadPlanningInput(arguments, *planner));
   PW_RETURN_IF_ERROR(CheckReplicas(input.job->job, others.size() + 1));
-  if (!save.empty() && arguments.search.budget_evals == 0) {
-    return absl::InvalidArgumentError(
-        "--save: needs --budget-evals where replicas are planned together");
-  }
+  if (!save.empty()) PW_RETURN_IF_ERROR(CheckRepeatable(arguments.search));
   v1::SavedRequest saved;
   *saved.mutable_job() = input.job_proto;
   *saved.mutable_batch() = input.batch_proto;
@@ -195,6 +199,9 @@ absl::Status PlanTogether(const PlanningArguments& arguments,
 absl::Status Plan(const PlanningArguments& arguments,
                   const std::string& strategy, const std::string& save,
                   absl::string_view output, const CommandIo& io) {
+  if (!save.empty() && !search::BaselineFromName(strategy).has_value()) {
+    PW_RETURN_IF_ERROR(CheckRepeatable(arguments.search));
+  }
   const Progress progress("planning", io.err);
   const std::unique_ptr<search::StepPlanner> planner =
       search::MakeStepPlanner();
@@ -340,7 +347,8 @@ int RunPlanCommand(absl::Span<const std::string> args, const CommandIo& io) {
   arguments.AddTo(app);
   app.add_option("--strategy", strategy, "default: the portfolio")
       ->check(PlanStrategy());
-  app.add_option("--save", save, "file for the request, to `replay`");
+  app.add_option("--save", save,
+                 "file for the request, to `replay`; needs --budget-evals");
   app.add_option("--move-with", others,
                  "batches of the step's other replicas (v1.BatchMetadata as "
                  "text): microbatches are dealt out over all replicas, which "

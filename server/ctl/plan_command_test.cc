@@ -108,10 +108,18 @@ TEST_F(MoveWithTest, RefusesWhatCannotHold) {
       Ctl(RunPlanCommand, {job_, light_, "--move-with", heavy_, light_});
   EXPECT_EQ(three.code, kExitBadInput);
   EXPECT_THAT(three.err, HasSubstr("batches: of 3 replicas, job"));
-  const Outcome timed = Ctl(
-      RunPlanCommand, {job_, light_, "--move-with", heavy_, "--save", saved_});
-  EXPECT_EQ(timed.code, kExitBadInput);
-  EXPECT_THAT(timed.err, HasSubstr("--save: needs --budget-evals"));
+  for (const std::vector<std::string>& args :
+       std::vector<std::vector<std::string>>{
+           {job_, light_, "--move-with", heavy_, "--save", saved_},
+           {job_, light_, "--save", saved_}}) {
+    const Outcome timed = Ctl(RunPlanCommand, args);
+    EXPECT_EQ(timed.code, kExitBadInput);
+    EXPECT_THAT(timed.err, HasSubstr("--save: needs --budget-evals"));
+  }
+  const Outcome baseline = Ctl(
+      RunPlanCommand, {job_, light_, "--strategy", "1f1b", "--save", saved_});
+  EXPECT_EQ(baseline.code, 0) << baseline.err;
+  EXPECT_EQ(Ctl(RunReplayCommand, {saved_}).code, 0);
 }
 
 TEST_F(MoveWithTest, WrongArgumentsAreUsage) {
