@@ -16,9 +16,12 @@
 #include <system_error>
 #include <thread>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
@@ -42,6 +45,16 @@ class FirstError final : public google::protobuf::io::ErrorCollector {
   std::string error_;
 };
 
+// By its characters: a name, an IPv4 address, or an IPv6 address in brackets.
+bool IsHost(absl::string_view host) {
+  const bool bracketed =
+      absl::ConsumePrefix(&host, "[") && absl::ConsumeSuffix(&host, "]");
+  return !host.empty() && absl::c_all_of(host, [bracketed](char c) {
+    return absl::ascii_isalnum(c) || c == '.' || c == '-' || c == '_' ||
+           (bracketed && (c == ':' || c == '%'));
+  });
+}
+
 absl::Status CheckAddress(absl::string_view field, absl::string_view address,
                           bool unix_allowed) {
   if (unix_allowed && absl::StartsWith(address, "unix:")) {
@@ -49,7 +62,7 @@ absl::Status CheckAddress(absl::string_view field, absl::string_view address,
   } else {
     const size_t colon = address.rfind(':');
     int port = -1;
-    if (colon != absl::string_view::npos && colon > 0 &&
+    if (colon != absl::string_view::npos && IsHost(address.substr(0, colon)) &&
         absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 &&
         port <= 65535) {
       return absl::OkStatus();
@@ -57,7 +70,8 @@ absl::Status CheckAddress(absl::string_view field, absl::string_view address,
   }
   return absl::InvalidArgumentError(
       absl::StrCat(field, ": '", address, "', must be host:port",
-                   unix_allowed ? " or unix:path" : " or none"));
+                   unix_allowed ? " or unix:path" : " or none",
+                   "; an IPv6 host stands in brackets"));
 }
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t min,
@@ -171,6 +185,12 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   if (config.metrics_address() != "none") {
     PW_RETURN_IF_ERROR(
         CheckAddress("metrics_address", config.metrics_address(), false));
+    if (config.metrics_address() == config.listen_address() &&
+        !absl::EndsWith(config.metrics_address(), ":0")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metrics_address: '", config.metrics_address(),
+                       "', must not be listen_address"));
+    }
   }
 
 // Fills in the default where a field is 0, then checks its range.

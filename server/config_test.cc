@@ -53,6 +53,16 @@ TEST(ConfigTest, TheExampleConfigurationIsComplete) {
   EXPECT_TRUE(CompleteConfig(*config).ok());
 }
 
+TEST(ConfigTest, TakesAddressesOfEveryKind) {
+  for (const char* address :
+       {"planner-0.train_1.svc:80", "[::]:0", "[fe80::1%eth0]:7411",
+        "0.0.0.0:65535", "unix:/run/planner.sock"}) {
+    v1::ServerConfig config;
+    config.set_listen_address(address);
+    EXPECT_TRUE(CompleteConfig(config).ok()) << address;
+  }
+}
+
 struct BadConfig {
   const char* name;
   std::function<void(v1::ServerConfig*)> spoil;
@@ -81,6 +91,22 @@ INSTANTIATE_TEST_SUITE_P(
                     c->set_metrics_address("127.0.0.1:65536");
                   },
                   "metrics_address: '127.0.0.1:65536'"},
+        BadConfig{"Ipv6WithoutBrackets",
+                  [](v1::ServerConfig* c) { c->set_listen_address("::1:80"); },
+                  "listen_address: '::1:80', must be host:port or unix:path; "
+                  "an IPv6 host stands in brackets"},
+        BadConfig{"OpenBracket",
+                  [](v1::ServerConfig* c) { c->set_listen_address("[::1:80"); },
+                  "listen_address: '[::1:80'"},
+        BadConfig{"Space",
+                  [](v1::ServerConfig* c) { c->set_listen_address(" a:80"); },
+                  "listen_address: ' a:80'"},
+        BadConfig{"TwiceTheSame",
+                  [](v1::ServerConfig* c) {
+                    c->set_metrics_address("127.0.0.1:7411");
+                  },
+                  "metrics_address: '127.0.0.1:7411', must not be "
+                  "listen_address"},
         BadConfig{"MetricsOverUnix",
                   [](v1::ServerConfig* c) { c->set_metrics_address("unix:a"); },
                   "must be host:port or none"},
