@@ -141,6 +141,12 @@ Metrics::Metrics(int max_job_labels)
         &planning.Add({{"origin", kOriginNames[i]}}, Latency());
     plans_sealed_.Add({{"origin", kOriginNames[i]}});
   }
+  // There from the start: Prometheus sees no increase in a counter that it has
+  // not seen at 0.
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kResourceExhausted, absl::StatusCode::kInternal}) {
+    steps_failed_.Add({{"code", absl::StatusCodeToString(code)}});
+  }
   queue_seconds_ = &Histograms(registry_, "pipeweaver_queue_seconds",
                                "Time that a sealed step had waited for a "
                                "planning thread.")
@@ -183,8 +189,7 @@ Metrics::Metrics(int max_job_labels)
                     .Add({});
   jobs_ = &Gauges(registry_, "pipeweaver_jobs", "Jobs registered.").Add({});
   queue_length_ = &Gauges(registry_, "pipeweaver_queue_length",
-                          "Steps and questions that wait for a planning "
-                          "thread.")
+                          "Steps that wait for a planning thread.")
                        .Add({});
   searches_running_ = &Gauges(registry_, "pipeweaver_planning_threads_busy",
                               "Planning threads at work.")
@@ -197,6 +202,13 @@ Metrics::Metrics(int max_job_labels)
       Gauges(registry_, "pipeweaver_registrations_running",
              "Registrations for which a layout is looked for.");
   registrations_running_ = &registrations_running.Add({});
+  questions_waiting_ =
+      &Gauges(registry_, "pipeweaver_questions_waiting",
+              "Comparisons and simulations that wait for a thread.")
+           .Add({});
+  questions_running_ = &Gauges(registry_, "pipeweaver_questions_running",
+                               "Comparisons and simulations at work.")
+                            .Add({});
   steps_held_ = &Gauges(registry_, "pipeweaver_steps_held",
                         "Steps submitted or sealed and not expired.")
                      .Add({});
@@ -370,6 +382,8 @@ std::vector<prometheus::MetricFamily> Metrics::Collect() const {
     plan_bytes_->Set(static_cast<double>(levels.plan_bytes));
     registrations_waiting_->Set(levels.registrations_waiting);
     registrations_running_->Set(levels.registrations_running);
+    questions_waiting_->Set(levels.questions_waiting);
+    questions_running_->Set(levels.questions_running);
   }
   if (job_held_ != nullptr) {
     for (const auto& [job, gauges] : job_gauges_) {

@@ -57,6 +57,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
     int64_t plan_bytes = 0;
     int registrations_waiting = 0;
     int registrations_running = 0;
+    int questions_waiting = 0;
+    int questions_running = 0;
   };
 
   explicit Metrics(int max_job_labels);
@@ -137,6 +139,8 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Gauge* searches_running_;
   prometheus::Gauge* registrations_waiting_;
   prometheus::Gauge* registrations_running_;
+  prometheus::Gauge* questions_waiting_;
+  prometheus::Gauge* questions_running_;
   prometheus::Gauge* steps_held_;
   prometheus::Gauge* plan_bytes_;
   prometheus::Family<prometheus::Gauge>& job_steps_held_;

@@ -36,7 +36,7 @@ SealedPlan MakePlan(const std::string& job) {
 
 // Each kind of event once.
 void Exercise(Metrics& metrics) {
-  metrics.SetSources([] { return Metrics::Levels{1, 2, 3, 4, 5, 6, 7}; },
+  metrics.SetSources([] { return Metrics::Levels{1, 2, 3, 4, 5, 6, 7, 8, 9}; },
                      [](const std::string&) { return 7; });
   metrics.OnJobRegistered("vlm", 1);
   metrics.OnPlanSealed(MakePlan("vlm"), {1'000, 2'000});
@@ -67,6 +67,8 @@ TEST(MetricsTest, CountsWhatHappens) {
         "pipeweaver_planning_threads_busy 3",
         "pipeweaver_registrations_waiting 6",
         "pipeweaver_registrations_running 7",
+        "pipeweaver_questions_waiting 8",
+        "pipeweaver_questions_running 9",
         "pipeweaver_steps_held 4",
         "pipeweaver_plan_bytes 5",
         "pipeweaver_plans_sealed_total{origin=\"safe\"} 1",

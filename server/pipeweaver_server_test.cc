@@ -14,9 +14,13 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
+#include <regex>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -26,6 +30,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "client_agents/cc/planner_client.h"
 #include "client_agents/cc/program_check.h"
 #include "gmock/gmock.h"
@@ -43,6 +48,7 @@
 namespace pipeweaver::server {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 std::string* binary = nullptr;  // set by main
@@ -269,6 +275,67 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   EXPECT_EQ(server->Metric(
                 "pipeweaver_plans_sealed_total{origin=\"search_finished\"}"),
             1);
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream in(path);
+  EXPECT_TRUE(in) << path << " is missing";
+  return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+TEST(PipeweaverServerTest, AlertsAndDashboardReadWhatIsThere) {
+  const auto server =
+      ServerProcess::Serving({"--subgraph_store_redis=unix:/nonexistent/r"});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::SubmitStepRequest step =
+      Submission(job, Register(client, job), 0, 2);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  ASSERT_TRUE(client.GetPlan(step.key()).ok());
+  const std::string page = server->MetricsPage();
+  const std::regex metric("pipeweaver_[a-z_]+");
+  for (const char* path :
+       {"deploy/monitoring/alerts.yml", "deploy/monitoring/dashboard.json"}) {
+    const std::string text = ReadFile(path);
+    int read = 0;
+    for (std::sregex_iterator it(text.begin(), text.end(), metric), end;
+         it != end; ++it, ++read) {
+      // A sample, or a family of them.
+      EXPECT_THAT(page, AnyOf(HasSubstr("\n" + it->str() + "{"),
+                              HasSubstr("\n# TYPE " + it->str() + " ")))
+          << path;
+    }
+    EXPECT_GT(read, 0) << path;
+  }
+}
+
+TEST(PipeweaverServerTest, PromtoolTakesTheAlertsAndTheDashboard) {
+  if (std::system("command -v promtool >/dev/null 2>&1") != 0) {
+    GTEST_SKIP() << "skipped: promtool (Debian package prometheus) missing";
+  }
+  EXPECT_EQ(std::system("cd deploy/monitoring && promtool check config "
+                        "prometheus.yml && promtool test rules "
+                        "alerts_test.yml"),
+            0);
+  // The dashboard's expressions, as rules.
+  nlohmann::json rules = nlohmann::json::array();
+  const nlohmann::json dashboard =
+      nlohmann::json::parse(ReadFile("deploy/monitoring/dashboard.json"));
+  for (const nlohmann::json& panel : dashboard.at("panels")) {
+    if (panel.at("type") == "row") continue;
+    for (const nlohmann::json& target : panel.at("targets")) {
+      rules.push_back({{"record", absl::StrCat("expression:", rules.size())},
+                       {"expr", absl::StrReplaceAll(
+                                    target.at("expr").get<std::string>(),
+                                    {{"$__rate_interval", "1m"}, {"$", ""}})}});
+    }
+  }
+  EXPECT_GT(rules.size(), 0u);
+  const nlohmann::json file = {
+      {"groups", {{{"name", "dashboard"}, {"rules", rules}}}}};
+  const std::string path = ::testing::TempDir() + "/dashboard_rules.yml";
+  std::ofstream(path) << file.dump();
+  EXPECT_EQ(std::system(("promtool check rules " + path).c_str()), 0);
 }
 
 // A job of two replicas whose executor feeds moved microbatches, and a step of

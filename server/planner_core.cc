@@ -25,7 +25,8 @@ constexpr std::chrono::milliseconds kFirstSealTime{20};
 // and few wait, since each holds its samples.
 constexpr int kRegistrations = 2;
 constexpr int kRegistrationsQueued = 16;
-constexpr int kRegistrationNiceness = 10;
+// Of the threads that steps do not wait for.
+constexpr int kNiceness = 10;
 // That a layout is looked for with; more would find nothing to do.
 constexpr int kMostLayoutThreads = 8;
 
@@ -42,8 +43,8 @@ int64_t Nanoseconds(Clock::Duration duration) {
 absl::Status QueueFull(int max_queued) {
   return absl::ResourceExhaustedError(
       absl::StrCat("queue: ", max_queued,
-                   " steps and questions wait for a planning thread, the limit "
-                   "(max_queued): try again later"));
+                   " wait for a planning thread, the limit (max_queued): try "
+                   "again later"));
 }
 
 absl::Status RegistrationsFull() {
@@ -79,7 +80,9 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       pool_(options.planner_threads, options.max_queued),
       registrations_(std::min(options.planner_threads, kRegistrations),
                      kRegistrationsQueued, std::numeric_limits<int>::max(),
-                     kRegistrationNiceness),
+                     kNiceness),
+      questions_(std::max(1, options.planner_threads / 2), options.max_queued,
+                 std::numeric_limits<int>::max(), kNiceness),
       fallbacks_(options.planner_threads + 1, std::numeric_limits<int>::max(),
                  options.planner_threads),
       keeper_([this] { KeepDeadlines(); }) {}
@@ -101,8 +104,18 @@ void PlannerCore::Stop() {
   stopping_ = true;
   table_.AbandonPending(absl::UnavailableError("the server shuts down"));
   pool_.Stop();
+  questions_.Stop();
   EndRegistrations();
   fallbacks_.Stop();
+}
+
+void PlannerCore::RunQuestion(const std::string& job, CancelFlag cancelled,
+                              std::function<void(absl::Status)> task) {
+  if (!questions_.Reserve()) {
+    task(QueueFull(options_.max_queued));
+    return;
+  }
+  RunOn(questions_, job, std::move(cancelled), std::move(task));
 }
 
 void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
@@ -343,6 +356,7 @@ void PlannerCore::DropCancelled(JointSteps& joint) {
 void PlannerCore::DropCancelled() {
   pool_.DropCancelled();
   registrations_.DropCancelled();
+  questions_.DropCancelled();
   MutexLock lock(&joint_mutex_);
   for (auto it = joint_.begin(); it != joint_.end();) {
     DropCancelled(it->second);
@@ -953,7 +967,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
                                     CompareCallback done) {
   strategies.insert(strategies.begin(), std::string());  // the planner's own
   const int count = static_cast<int>(strategies.size());
-  if (!pool_.Reserve(count)) {
+  if (!questions_.Reserve(count)) {
     done(QueueFull(options_.max_queued));
     return;
   }
@@ -1012,7 +1026,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
         comparison->done(std::move(outcomes));
       }
     };
-    pool_.Enqueue(std::move(task));
+    questions_.Enqueue(std::move(task));
   }
 }
 

@@ -40,7 +40,7 @@ struct PlannerCoreOptions {
   // Threads that plan, >= 1. More search more steps at once; a search may use
   // those that are idle when it starts.
   int planner_threads = 1;
-  // Steps and questions that wait for a thread; more are refused.
+  // Steps that wait for a thread, and questions likewise; more are refused.
   int max_queued = 4096;
   int max_jobs = 1024;
   // Time for the search of a step that gives no budget of its own.
@@ -159,17 +159,18 @@ class PlannerCore {
                          Clock::TimePoint deadline, CancelFlag cancelled,
                          CompareCallback done);
 
-  // Runs `task` on a planning thread at the turn of `job`. `task` is called
-  // exactly once, with a status other than OK when it is not to run:
-  // RESOURCE_EXHAUSTED (queue full) or CANCELLED.
-  void RunTask(const std::string& job, CancelFlag cancelled,
-               std::function<void(absl::Status)> task);
+  // Runs `task`, which answers a question, at the turn of `job` on a thread
+  // that no step needs. `task` is called exactly once, with a status other than
+  // OK when it is not to run: RESOURCE_EXHAUSTED (queue full) or CANCELLED.
+  void RunQuestion(const std::string& job, CancelFlag cancelled,
+                   std::function<void(absl::Status)> task);
 
   int HeldSteps(const std::string& job) const { return table_.HeldSteps(job); }
   StepTable::Held held() const { return table_.held(); }
   PlanningPool::Load load() const { return pool_.load(); }
   // Registrations that wait for a layout or look for one.
   PlanningPool::Load registrations() const { return registrations_.load(); }
+  PlanningPool::Load questions() const { return questions_.load(); }
   std::vector<std::string> StrategyNames() const {
     return planner_->StrategyNames();
   }
@@ -199,7 +200,10 @@ class PlannerCore {
   // one of a known job, one that is refused. False: it is none of these.
   bool AnsweredAtOnce(const Registration& registration,
                       const RegisterCallback& done);
-  // RunTask on a thread of `pool`. REQUIRES: a reserved place there.
+  // As RunQuestion, on a planning thread.
+  void RunTask(const std::string& job, CancelFlag cancelled,
+               std::function<void(absl::Status)> task);
+  // As RunQuestion, on a thread of `pool`. REQUIRES: a reserved place there.
   void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
              std::function<void(absl::Status)> task);
 
@@ -278,6 +282,8 @@ class PlannerCore {
   PlanningPool pool_;
   // For layouts, which take seconds: steps find their threads, and come first.
   PlanningPool registrations_;
+  // For comparisons and simulations, likewise.
+  PlanningPool questions_;
   // For steps whose time has come: they wait behind no search, and a job leaves
   // a thread to others.
   PlanningPool fallbacks_;

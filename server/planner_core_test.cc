@@ -718,6 +718,26 @@ TEST_F(PlannerCoreTest, ComparesStrategiesAndStartsWithItsOwn) {
   EXPECT_EQ((*outcomes)[2].report->makespan_ns, 9);
 }
 
+TEST_F(PlannerCoreTest, StepsDoNotWaitForQuestions) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  const CancelFlag cancelled = NotCancelled();
+  std::promise<absl::Status> answer;
+  core_.CompareStrategies(
+      *core_.registry().Find("vlm"), LabelledBatch(9), {"1f1b"}, 1, 0,
+      Clock::TimePoint::max(), cancelled,
+      [&answer](const auto& outcomes) { answer.set_value(outcomes.status()); });
+  planner_.WaitForPlans(1);
+  EXPECT_EQ(core_.questions().running, 1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  planner_.WaitForPlans(2);
+  planner_.Finish(1);
+  EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  EXPECT_EQ(core_.questions().running, 1);
+  cancelled->store(true);
+  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
+}
+
 TEST_F(PlannerCoreTest, ACancelledComparisonMakesWay) {
   Register("vlm", "a");
   planner_.HoldPlans();

@@ -745,7 +745,7 @@ absl::Status PlannerServiceImpl::StartSimulate(
                       core_->CheckKey(key));
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
                       core_->SealedStep(key));
-  core_->RunTask(
+  core_->RunQuestion(
       key.job, call->cancelled(),
       [this, call, job, sealed, simulation](const absl::Status& status) {
         if (!status.ok()) {

@@ -105,6 +105,7 @@ struct Server::Parts {
           const PlanningPool::Load load = core.load();
           const StepTable::Held held = core.held();
           const PlanningPool::Load registrations = core.registrations();
+          const PlanningPool::Load questions = core.questions();
           Metrics::Levels levels;
           levels.jobs = core.registry().size();
           levels.queue_length = load.queued;
@@ -113,6 +114,8 @@ struct Server::Parts {
           levels.plan_bytes = held.plan_bytes;
           levels.registrations_waiting = registrations.queued;
           levels.registrations_running = registrations.running;
+          levels.questions_waiting = questions.queued;
+          levels.questions_running = questions.running;
           return levels;
         },
         [this](const std::string& job) { return core.HeldSteps(job); });

@@ -38,8 +38,9 @@ void Add(int64_t value, prometheus::MetricFamily* family,
 
 SubgraphMetrics::SubgraphMetrics(
     std::shared_ptr<const semu::SubgraphCache> cache,
-    std::shared_ptr<const semu::OpGraphCost> costs)
-    : cache_(std::move(cache)), costs_(std::move(costs)) {}
+    std::shared_ptr<const semu::OpGraphCost> costs,
+    const semu::RedisStore* redis)
+    : cache_(std::move(cache)), costs_(std::move(costs)), redis_(redis) {}
 
 std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
   const semu::SubgraphCache::Counters counters = cache_->counters();
@@ -59,7 +60,16 @@ std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
       Counters("pipeweaver_ops_simulated_total",
                "Operations of layers that were really simulated.");
   Add(costs_->ops_simulated(), &ops);
-  return {hits, joined, misses, ops};
+  std::vector<prometheus::MetricFamily> families = {hits, joined, misses, ops};
+  if (redis_ != nullptr) {
+    prometheus::MetricFamily& up = families.emplace_back();
+    up.name = "pipeweaver_subgraph_redis_up";
+    up.help =
+        "0 where the subgraph store's Redis did not answer when last asked.";
+    up.type = prometheus::MetricType::Gauge;
+    up.metric.emplace_back().gauge.value = redis_->lost() ? 0 : 1;
+  }
+  return families;
 }
 
 absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
@@ -78,10 +88,12 @@ absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
     levels.push_back(
         std::make_unique<semu::WriteBehindStore>(*std::move(file)));
   }
+  const semu::RedisStore* shared = nullptr;
   if (!config.subgraph_store_redis().empty()) {
     PW_ASSIGN_OR_RETURN(
         auto redis,
         semu::RedisStore::Create(config.subgraph_store_redis(), {}, Log));
+    shared = redis.get();
     levels.push_back(
         std::make_unique<semu::WriteBehindStore>(std::move(redis)));
   }
@@ -89,7 +101,7 @@ absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
   SubgraphCosts made;
   made.costs = std::make_shared<semu::OpGraphCost>(
       std::make_shared<semu::DeviceOpTimes>(), cache);
-  made.metrics = std::make_shared<SubgraphMetrics>(cache, made.costs);
+  made.metrics = std::make_shared<SubgraphMetrics>(cache, made.costs, shared);
   return made;
 }
 

@@ -12,21 +12,26 @@
 #include "absl/status/statusor.h"
 #include "pipeweaver/v1/server_config.pb.h"
 #include "semu/cost/op_graph_cost.h"
+#include "semu/store/redis_store.h"
 #include "semu/store/subgraph_cache.h"
 
 namespace pipeweaver::server {
 
-// Counters of reuse, for the Prometheus page. Thread-safe.
+// Counters of reuse, and whether Redis is there, for the Prometheus page.
+// Thread-safe.
 class SubgraphMetrics : public prometheus::Collectable {
  public:
+  // `redis`: the level of `cache` that it is, or null.
   SubgraphMetrics(std::shared_ptr<const semu::SubgraphCache> cache,
-                  std::shared_ptr<const semu::OpGraphCost> costs);
+                  std::shared_ptr<const semu::OpGraphCost> costs,
+                  const semu::RedisStore* redis);
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const std::shared_ptr<const semu::SubgraphCache> cache_;
   const std::shared_ptr<const semu::OpGraphCost> costs_;
+  const semu::RedisStore* const redis_;
 };
 
 struct SubgraphCosts {

@@ -144,11 +144,13 @@ void RedisStore::Fail(absl::string_view reason) {
   pause_ = pause_.count() == 0 ? options_.first_pause
                                : std::min(2 * pause_, options_.longest_pause);
   retry_at_ = options_.now() + pause_;
+  lost_ = true;
 }
 
 void RedisStore::Succeed() {
   if (pause_.count() == 0) return;
   pause_ = std::chrono::milliseconds(0);
+  lost_ = false;
   log_(absl::StrCat("subgraph store at Redis ", host_,
                     port_ < 0 ? "" : absl::StrCat(":", port_), " is back"));
 }

@@ -3,6 +3,7 @@
 #ifndef SEMU_STORE_REDIS_STORE_H_
 #define SEMU_STORE_REDIS_STORE_H_
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -65,6 +66,9 @@ class RedisStore : public SubgraphStore {
       absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
+  // Whether the last time that Redis was asked it did not answer, or wrongly.
+  bool lost() const { return lost_; }
+
  private:
   struct FreeReply {
     void operator()(redisReply* reply) const;
@@ -88,6 +92,7 @@ class RedisStore : public SubgraphStore {
   const RedisOptions options_;
   const Log log_;
 
+  std::atomic<bool> lost_ = false;
   Mutex mutex_;
   redisContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::chrono::milliseconds pause_ ABSL_GUARDED_BY(mutex_){0};  // 0: it is well

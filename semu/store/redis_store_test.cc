@@ -137,8 +137,10 @@ TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   const auto store = Open();
   store->Put({{"key", "value"}});
   EXPECT_EQ(store->Get("key"), "value");
+  EXPECT_FALSE(store->lost());
   redis.Kill();
   EXPECT_EQ(store->Get("key"), std::nullopt);
+  EXPECT_TRUE(store->lost());
   EXPECT_THAT(log(), ElementsAre(HasSubstr("is lost, going on without it")));
   EXPECT_THAT(store->GetAll({"key", "other"}),
               ElementsAre(std::nullopt, std::nullopt));
@@ -149,6 +151,7 @@ TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   now_ = std::chrono::seconds(2);
   store->Put({{"key", "value"}});
   EXPECT_EQ(store->Get("key"), "value");
+  EXPECT_FALSE(store->lost());
   EXPECT_THAT(log(), ElementsAre(HasSubstr("is lost"), HasSubstr("is back")));
 }
 
