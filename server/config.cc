@@ -209,6 +209,7 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   PW_COMPLETE(max_jobs, 1024, 1, 1'000'000);
   PW_COMPLETE(max_plan_bytes, int64_t{1} << 30, 1 << 20, kTiB);
   PW_COMPLETE(plan_ttl_seconds, 600, 1, kDayMs / 1000);
+  PW_COMPLETE(job_ttl_seconds, 7 * kDayMs / 1000, 60, 366 * kDayMs / 1000);
   PW_COMPLETE(max_message_bytes, 16 << 20, 1 << 10, 1 << 30);
   PW_COMPLETE(drain_ms, 10'000, 1, kDayMs);
   PW_COMPLETE(max_job_labels, 50, 1, 10'000);
@@ -261,6 +262,7 @@ PlannerCoreOptions CoreOptions(const v1::ServerConfig& config) {
   options.planner_threads = config.planner_threads();
   options.max_queued = config.max_queued();
   options.max_jobs = config.max_jobs();
+  options.job_ttl = std::chrono::seconds(config.job_ttl_seconds());
   options.search_budget = std::chrono::milliseconds(config.search_budget_ms());
   options.max_search = std::chrono::milliseconds(config.max_search_ms());
   options.seal_margin = std::chrono::milliseconds(config.seal_margin_ms());

@@ -187,6 +187,36 @@ absl::Status JobRegistry::Remove(absl::string_view name) {
   return absl::OkStatus();
 }
 
+void JobRegistry::NoteUsed(absl::string_view name, Clock::TimePoint now) {
+  MutexLock lock(&mutex_);
+  const auto it = jobs_.find(name);
+  if (it != jobs_.end()) it->second.used_at = now;
+}
+
+std::optional<Clock::TimePoint> JobRegistry::LeastUsed() const {
+  MutexLock lock(&mutex_);
+  std::optional<Clock::TimePoint> least;
+  for (const auto& [name, entry] : jobs_) {
+    least = std::min(least.value_or(entry.used_at), entry.used_at);
+  }
+  return least;
+}
+
+std::vector<std::string> JobRegistry::RemoveUnused(Clock::TimePoint time) {
+  MutexLock lock(&mutex_);
+  std::vector<std::string> removed;
+  for (auto it = jobs_.begin(); it != jobs_.end();) {
+    if (it->second.used_at > time) {
+      ++it;
+      continue;
+    }
+    removed.push_back(it->first);
+    attempts_removed_ = std::max(attempts_removed_, it->second.job->attempt);
+    it = jobs_.erase(it);
+  }
+  return removed;
+}
+
 std::vector<std::string> JobRegistry::Names() const {
   MutexLock lock(&mutex_);
   std::vector<std::string> names;

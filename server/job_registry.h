@@ -19,6 +19,7 @@
 #include "search/planner.h"
 #include "semu/base/mutex.h"
 #include "semu/model/job.h"
+#include "server/clock.h"
 #include "server/job_costs.h"
 #include "server/sealed_plan.h"
 
@@ -118,6 +119,13 @@ class JobRegistry {
   // Errors: NOT_FOUND.
   absl::Status Remove(absl::string_view name);
 
+  // The job is in use; does nothing for one that is gone.
+  void NoteUsed(absl::string_view name, Clock::TimePoint now);
+  // The least of the times at which jobs were last used.
+  std::optional<Clock::TimePoint> LeastUsed() const;
+  // Removes the jobs that were not used after `time`; returns their names.
+  std::vector<std::string> RemoveUnused(Clock::TimePoint time);
+
   // In ascending order.
   std::vector<std::string> Names() const;
   int size() const;
@@ -136,6 +144,7 @@ class JobRegistry {
     std::deque<std::pair<std::string, std::shared_ptr<const RegisteredJob>>>
         answered;
     JobStats stats;
+    Clock::TimePoint used_at;
   };
 
   absl::StatusOr<std::optional<std::shared_ptr<const RegisteredJob>>>

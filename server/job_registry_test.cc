@@ -1,6 +1,9 @@
 #include "server/job_registry.h"
 
+#include <chrono>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -11,6 +14,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 Registration MakeRegistration(const std::string& name,
                               const std::string& request_id,
@@ -142,6 +146,27 @@ TEST(JobRegistryTest, OldAttemptsAreAbortedAndUnknownOnesNotFound) {
             absl::StatusCode::kNotFound);
   EXPECT_EQ(registry.ConfirmLayout("vlm", 1, "layout").code(),
             absl::StatusCode::kAborted);
+}
+
+TEST(JobRegistryTest, RemovesWhatWasNotUsed) {
+  const auto At = [](int64_t ms) {
+    return Clock::TimePoint(std::chrono::milliseconds(ms));
+  };
+  JobRegistry registry(4);
+  EXPECT_EQ(registry.LeastUsed(), std::nullopt);
+  for (const char* name : {"a", "b", "c"}) {
+    Register(registry, MakeRegistration(name, "start")).value();
+    registry.NoteUsed(name, At(10));
+  }
+  registry.NoteUsed("b", At(30));
+  registry.NoteUsed("gone", At(0));
+  EXPECT_EQ(registry.LeastUsed(), At(10));
+  EXPECT_THAT(registry.RemoveUnused(At(9)), IsEmpty());
+  EXPECT_THAT(registry.RemoveUnused(At(29)), ElementsAre("a", "c"));
+  EXPECT_THAT(registry.Names(), ElementsAre("b"));
+  EXPECT_EQ(registry.LeastUsed(), At(30));
+  // Attempts go on where they were.
+  EXPECT_EQ((*Register(registry, MakeRegistration("a", "again")))->attempt, 2);
 }
 
 TEST(JobRegistryTest, KeepsMeanOfReportsAndCountsOfPlans) {

@@ -48,6 +48,7 @@ ABSL_FLAG(bool, validate, false, "check the configuration, print it, and exit");
   FIELD(int32_t, max_jobs)                  \
   FIELD(int64_t, max_plan_bytes)            \
   FIELD(int64_t, plan_ttl_seconds)          \
+  FIELD(int64_t, job_ttl_seconds)           \
   FIELD(int64_t, max_message_bytes)         \
   FIELD(bool, reflection)                   \
   FIELD(int64_t, drain_ms)                  \

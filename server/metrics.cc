@@ -259,8 +259,9 @@ void Metrics::OnJobRegistered(const std::string& job, uint64_t attempt) {
                       &job_drift_.Add(labels)};
 }
 
-void Metrics::OnJobRemoved(const std::string& job) {
-  spdlog::info("{}: removed", job);
+void Metrics::OnJobRemoved(const std::string& job, bool unused) {
+  spdlog::info("{}: removed{}", job,
+               unused ? ", as it was not used for job_ttl_seconds" : "");
   MutexLock lock(&mutex_);
   const auto it = job_gauges_.find(job);
   if (it == job_gauges_.end()) return;

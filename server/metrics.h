@@ -75,7 +75,7 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
 
   // These two, and OnStepFailed, also say so in the log.
   void OnJobRegistered(const std::string& job, uint64_t attempt) override;
-  void OnJobRemoved(const std::string& job) override;
+  void OnJobRemoved(const std::string& job, bool unused) override;
   void OnLikeBatchLookup(bool found) override;
   void OnPlanSealed(const SealedPlan& sealed,
                     const PlanTimings& timings) override;

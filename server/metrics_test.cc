@@ -107,7 +107,7 @@ TEST(MetricsTest, JobLabelsAreCappedAndGoWithTheJob) {
   metrics.OnJobRegistered("second", 1);
   EXPECT_THAT(Page(metrics), HasSubstr("job=\"first\""));
   EXPECT_THAT(Page(metrics), Not(HasSubstr("job=\"second\"")));
-  metrics.OnJobRemoved("first");
+  metrics.OnJobRemoved("first", /*unused=*/false);
   EXPECT_THAT(Page(metrics), Not(HasSubstr("job=\"")));
   metrics.OnJobRegistered("second", 2);
   EXPECT_THAT(Page(metrics), HasSubstr("job=\"second\""));

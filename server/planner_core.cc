@@ -147,6 +147,8 @@ void PlannerCore::RunOn(PlanningPool& pool, const std::string& job,
 }
 
 void PlannerCore::Begin(const RegisteredJob& job) {
+  registry_.NoteUsed(job.name, clock_->Now());
+  WakeKeeper();
   // A repeated request gets the answer that it got before.
   if (!table_.BeginAttempt(job.name, job.attempt)) return;
   DropCancelled();
@@ -257,7 +259,7 @@ absl::Status PlannerCore::RemoveJob(const std::string& job) {
     MutexLock lock(&lifecycle_mutex_);
     PW_RETURN_IF_ERROR(registry_.Remove(job));
     table_.EndJob(job);
-    if (observer_ != nullptr) observer_->OnJobRemoved(job);
+    if (observer_ != nullptr) observer_->OnJobRemoved(job, /*unused=*/false);
   }
   DropCancelled();
   return absl::OkStatus();
@@ -301,6 +303,7 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
     pool_.Release();
     return step.status();
   }
+  registry_.NoteUsed(request->key.job, now);
   if (request->seal_at.has_value()) WakeKeeper();
   if (request->joint_wait.has_value()) {
     JoinStep(*step);
@@ -919,9 +922,26 @@ void PlannerCore::WakeKeeper() {
   keeper_wake_.NotifyAll();
 }
 
+void PlannerCore::DropUnusedJobs(Clock::TimePoint now) {
+  std::vector<std::string> removed;
+  {
+    MutexLock lock(&lifecycle_mutex_);
+    removed = registry_.RemoveUnused(now - options_.job_ttl);
+    for (const std::string& job : removed) {
+      table_.EndJob(job);
+      if (observer_ != nullptr) observer_->OnJobRemoved(job, /*unused=*/true);
+    }
+  }
+  if (!removed.empty()) DropCancelled();
+}
+
 void PlannerCore::KeepDeadlines() {
   while (true) {
     std::optional<Clock::TimePoint> next = table_.NextEvent();
+    if (const auto used = registry_.LeastUsed(); used.has_value()) {
+      const Clock::TimePoint unused = *used + options_.job_ttl;
+      next = std::min(next.value_or(unused), unused);
+    }
     if (const auto joint = NextJointStart(); joint.has_value()) {
       next = std::min(next.value_or(*joint), *joint);
     }
@@ -941,6 +961,7 @@ void PlannerCore::KeepDeadlines() {
     const auto due = table_.TakeDue(now);
     for (const auto& step : due) EnqueueFallback(step);
     table_.DropExpired(now);
+    DropUnusedJobs(now);
   }
 }
 

@@ -43,6 +43,9 @@ struct PlannerCoreOptions {
   // Steps that wait for a thread, and questions likewise; more are refused.
   int max_queued = 4096;
   int max_jobs = 1024;
+  // A job is removed when it was not registered, and no step of it submitted,
+  // for so long.
+  Clock::Duration job_ttl = std::chrono::hours(7 * 24);
   // Time for the search of a step that gives no budget of its own.
   Clock::Duration search_budget = std::chrono::milliseconds(50);
   // Most time for a search with a budget of evaluations.
@@ -267,6 +270,7 @@ class PlannerCore {
   void RepriceIfDue(const std::shared_ptr<const RegisteredJob>& job);
   void Reprice(const std::string& name);
   void KeepDeadlines();
+  void DropUnusedJobs(Clock::TimePoint now);
   void WakeKeeper();
 
   const PlannerCoreOptions options_;

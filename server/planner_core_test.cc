@@ -776,6 +776,22 @@ TEST_F(PlannerCoreTest, PlansExpireByTheClock) {
               HasSubstr("has expired"));
 }
 
+TEST_F(PlannerCoreTest, JobsThatNobodyUsesAreRemoved) {
+  Register("idle", "a");
+  Register("vlm", "a");
+  clock_.Advance(std::chrono::hours(7 * 24 - 1));
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  clock_.Advance(std::chrono::hours(1));
+  while (core_.registry().size() > 1) std::this_thread::yield();
+  EXPECT_THAT(core_.registry().Names(), ElementsAre("vlm"));
+  EXPECT_EQ(Submit({"idle", 1, 0, 0}, 1).code(), absl::StatusCode::kNotFound);
+  // Whoever comes back does so with the next attempt.
+  EXPECT_EQ(Register("idle", "a"), 2);
+  clock_.Advance(std::chrono::hours(7 * 24));
+  while (core_.registry().size() > 0) std::this_thread::yield();
+}
+
 // Many submitters, readers, cancellers and restarts at once: every read of a
 // key gets one and the same plan. Worth most under ThreadSanitizer.
 TEST(PlannerCoreRaceTest, OnePlanAKeyUnderLoad) {

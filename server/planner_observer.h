@@ -21,7 +21,10 @@ class PlannerObserver {
   virtual void OnJobRegistered(const std::string& job, uint64_t attempt) {
     (void)job, (void)attempt;
   }
-  virtual void OnJobRemoved(const std::string& job) { (void)job; }
+  // `unused`: because it was not used for long; else because it was asked for.
+  virtual void OnJobRemoved(const std::string& job, bool unused) {
+    (void)job, (void)unused;
+  }
   // A plan of a batch with the same metadata was looked for.
   virtual void OnLikeBatchLookup(bool found) { (void)found; }
   virtual void OnPlanSealed(const SealedPlan& sealed,
