@@ -52,7 +52,8 @@ logger = logging.getLogger("pipeweaver")
 PLAN, SAFE = "plan", "safe"
 
 # Why a step ran its safe program; keys of StepAgent.counters.
-UNREACHABLE = "server_unreachable"  # no answer, or an error of the service
+UNREACHABLE = "server_unreachable"  # no answer
+NO_PLAN = "no_plan"  # the server answered that it makes none, or takes no step
 LATE = "plan_late"  # the plan was not there at the vote
 REFUSED = "plan_refused"  # it failed its checks
 DISAGREED = "ranks_disagreed"  # this rank had it, another did not
@@ -60,6 +61,11 @@ DISAGREED_EVERYWHERE = "replicas_disagreed"  # its microbatches were moved, and
 # a rank of some replica had no plan of the same set
 UNSETTLED = "not_settled"  # the trainer did not call settle()
 SUPERSEDED = "superseded"  # a newer attempt of the run has registered
+
+# Codes by which the server says that there will be no plan.
+_ANSWERS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE,
+            grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED,
+            grpc.StatusCode.PERMISSION_DENIED)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ class AgentOptions:
     needed_in_s: float = 1.0
     # Longest a call to the server may take beyond that.
     call_timeout_s: float = 2.0
-    # Pauses between tries of a call that failed, doubled each time.
+    # Pauses between tries of a call that failed, doubled each time. A server that
+    # is away is waited for as long as the last one at a time.
     first_retry_s: float = 0.02
     last_retry_s: float = 1.0
     # Sent with each step; see SubmitStepRequest.
@@ -608,10 +615,15 @@ class StepAgent:
             # The step may not have arrived yet, or the server has forgotten
             # the job, or there is a new attempt: registering tells.
             waiting = self._register_again(code)
+        answered = code in _ANSWERS
         with self._lock:
-            self._unreachable = not waiting
+            if code == grpc.StatusCode.UNAVAILABLE:
+                self._unreachable = True
+            elif code not in (grpc.StatusCode.DEADLINE_EXCEEDED,
+                              grpc.StatusCode.CANCELLED):
+                self._unreachable = False
             if state is not None and not waiting:
-                state.trouble = UNREACHABLE
+                state.trouble = NO_PLAN if answered else UNREACHABLE
         logger.debug("rank %d: %s: %s", self.rank, code, error.details())
 
     def _register_again(self, code: grpc.StatusCode) -> bool:
@@ -624,9 +636,13 @@ class StepAgent:
         forgotten = code == grpc.StatusCode.NOT_FOUND
         if forgotten:
             try:
-                self._client.call("DescribeJob", service_pb2.DescribeJobRequest(
-                    job=self._job.name), self.options.call_timeout_s)
-                return True  # it is the step that is not there yet
+                known = self._client.call(
+                    "DescribeJob", service_pb2.DescribeJobRequest(
+                        job=self._job.name), self.options.call_timeout_s)
+                with self._lock:
+                    if known.attempt == self._attempt:
+                        return True  # it is the step that is not there yet
+                forgotten = False  # another rank has registered again
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.NOT_FOUND:
                     return False
@@ -689,13 +705,14 @@ class StepAgent:
                                   self.options.call_timeout_s)
                 with self._lock:
                     self._unreachable = False
+                    if state.trouble == UNREACHABLE:
+                        state.trouble = LATE
                 return
             except grpc.RpcError as error:
-                if error.code() in (grpc.StatusCode.INVALID_ARGUMENT,
-                                    grpc.StatusCode.ALREADY_EXISTS,
-                                    grpc.StatusCode.OUT_OF_RANGE,
-                                    grpc.StatusCode.UNAUTHENTICATED,
-                                    grpc.StatusCode.PERMISSION_DENIED):
+                # A full server may have room later.
+                if error.code() == grpc.StatusCode.ALREADY_EXISTS or (
+                        error.code() in _ANSWERS and error.code() !=
+                        grpc.StatusCode.RESOURCE_EXHAUSTED):
                     with self._lock:
                         self._count("submission_refused", error.details())
                     return

@@ -44,7 +44,7 @@ class PlannerClient:
     def __init__(self, address: str, options: Optional[ClientOptions] = None):
         options = options or ClientOptions()
         # A server that comes back is found again within a second, by a call
-        # that waits for it. The second is the time to connect in.
+        # that waits for it. The min option is the time to connect in.
         arguments = [("grpc.initial_reconnect_backoff_ms", 100),
                      ("grpc.min_reconnect_backoff_ms", 5000),
                      ("grpc.max_reconnect_backoff_ms", 1000),

@@ -110,6 +110,10 @@ def train_job(rank, transport, port, job, model):
     return losses, origins, counters, found
 
 
+def register_only(rank, transport, port, name):
+    register(f"127.0.0.1:{port}", models.make_job("vlm", 2, name=name), "before")
+
+
 def one_step(rank, transport, port, name):
     """An agent's counters after a step that it waited for."""
     job = models.make_job("vlm", 2, name=name)
@@ -175,6 +179,10 @@ class LiveTest(unittest.TestCase):
     def test_killed_and_back_with_nothing(self):
         port = free_port()
         server = start_real(port)
+        # The run's attempt is not the first one, which the server that comes
+        # back hands out.
+        run_ranks(1, "none", register_only, port,
+                  self.id().rsplit(".", 1)[1])
         try:
             origins, counters = self.disturbed(port, {
                 2: [lambda: os.kill(server.pid, signal.SIGKILL)],
