@@ -45,33 +45,37 @@ class FirstError final : public google::protobuf::io::ErrorCollector {
   std::string error_;
 };
 
-// By its characters: a name, an IPv4 address, or an IPv6 address in brackets.
-bool IsHost(absl::string_view host) {
-  const bool bracketed =
-      absl::ConsumePrefix(&host, "[") && absl::ConsumeSuffix(&host, "]");
+// By its characters: a name, an IPv4 address, or an IPv6 address in brackets,
+// where that is allowed.
+bool IsHost(absl::string_view host, bool brackets_allowed) {
+  const bool bracketed = brackets_allowed && absl::ConsumePrefix(&host, "[") &&
+                         absl::ConsumeSuffix(&host, "]");
   return !host.empty() && absl::c_all_of(host, [bracketed](char c) {
     return absl::ascii_isalnum(c) || c == '.' || c == '-' || c == '_' ||
            (bracketed && (c == ':' || c == '%'));
   });
 }
 
+// `grpc_or_redis`: else the metrics page's listener, which takes neither
+// sockets by path nor IPv6.
 absl::Status CheckAddress(absl::string_view field, absl::string_view address,
-                          bool unix_allowed) {
-  if (unix_allowed && absl::StartsWith(address, "unix:")) {
+                          bool grpc_or_redis) {
+  if (grpc_or_redis && absl::StartsWith(address, "unix:")) {
     if (address.size() > 5) return absl::OkStatus();
   } else {
     const size_t colon = address.rfind(':');
     int port = -1;
-    if (colon != absl::string_view::npos && IsHost(address.substr(0, colon)) &&
+    if (colon != absl::string_view::npos &&
+        IsHost(address.substr(0, colon), grpc_or_redis) &&
         absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 &&
         port <= 65535) {
       return absl::OkStatus();
     }
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, ": '", address, "', must be host:port",
-                   unix_allowed ? " or unix:path" : " or none",
-                   "; an IPv6 host stands in brackets"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      field, ": '", address, "', must be host:port",
+      grpc_or_redis ? " or unix:path; an IPv6 host stands in brackets"
+                    : " or none; IPv6 is not served"));
 }
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t min,
@@ -224,7 +228,7 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   if (!config.subgraph_store_redis().empty()) {
     PW_RETURN_IF_ERROR(CheckAddress("subgraph_store_redis",
                                     config.subgraph_store_redis(),
-                                    /*unix_allowed=*/true));
+                                    /*grpc_or_redis=*/true));
   }
 
   if (!config.subgraph_store_file().empty()) {

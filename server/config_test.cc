@@ -107,6 +107,10 @@ INSTANTIATE_TEST_SUITE_P(
                   },
                   "metrics_address: '127.0.0.1:7411', must not be "
                   "listen_address"},
+        BadConfig{
+            "MetricsOverIpv6",
+            [](v1::ServerConfig* c) { c->set_metrics_address("[::1]:80"); },
+            "must be host:port or none; IPv6 is not served"},
         BadConfig{"MetricsOverUnix",
                   [](v1::ServerConfig* c) { c->set_metrics_address("unix:a"); },
                   "must be host:port or none"},
@@ -160,7 +164,7 @@ INSTANTIATE_TEST_SUITE_P(
                     c->mutable_profiles(0)->set_file(
                         WriteFile("bad.profile", "format_version: 2"));
                   },
-                  "format_version 2 must be 1"},
+                  "format_version: 2, must be 1"},
         BadConfig{"ProfileWithoutJob",
                   [](v1::ServerConfig* c) {
                     c->add_profiles()->set_file(WriteFile(

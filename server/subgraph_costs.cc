@@ -38,8 +38,7 @@ void Add(int64_t value, prometheus::MetricFamily* family,
 
 SubgraphMetrics::SubgraphMetrics(
     std::shared_ptr<const semu::SubgraphCache> cache,
-    std::shared_ptr<const semu::OpGraphCost> costs,
-    const semu::RedisStore* redis)
+    std::shared_ptr<const semu::OpGraphCost> costs, semu::RedisStore* redis)
     : cache_(std::move(cache)), costs_(std::move(costs)), redis_(redis) {}
 
 std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
@@ -65,9 +64,9 @@ std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
     prometheus::MetricFamily& up = families.emplace_back();
     up.name = "pipeweaver_subgraph_redis_up";
     up.help =
-        "0 where the subgraph store's Redis did not answer when last asked.";
+        "1 where the subgraph store's Redis answers, asked at each scrape.";
     up.type = prometheus::MetricType::Gauge;
-    up.metric.emplace_back().gauge.value = redis_->lost() ? 0 : 1;
+    up.metric.emplace_back().gauge.value = redis_->Ping() ? 1 : 0;
   }
   return families;
 }
@@ -88,7 +87,7 @@ absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
     levels.push_back(
         std::make_unique<semu::WriteBehindStore>(*std::move(file)));
   }
-  const semu::RedisStore* shared = nullptr;
+  semu::RedisStore* shared = nullptr;
   if (!config.subgraph_store_redis().empty()) {
     PW_ASSIGN_OR_RETURN(
         auto redis,

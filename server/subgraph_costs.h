@@ -24,14 +24,14 @@ class SubgraphMetrics : public prometheus::Collectable {
   // `redis`: the level of `cache` that it is, or null.
   SubgraphMetrics(std::shared_ptr<const semu::SubgraphCache> cache,
                   std::shared_ptr<const semu::OpGraphCost> costs,
-                  const semu::RedisStore* redis);
+                  semu::RedisStore* redis);
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const std::shared_ptr<const semu::SubgraphCache> cache_;
   const std::shared_ptr<const semu::OpGraphCost> costs_;
-  const semu::RedisStore* const redis_;
+  semu::RedisStore* const redis_;
 };
 
 struct SubgraphCosts {

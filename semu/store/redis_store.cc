@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "semu/store/record.h"
 
 namespace pipeweaver::semu {
@@ -109,7 +110,9 @@ absl::StatusOr<std::unique_ptr<RedisStore>> RedisStore::Create(
              colon != absl::string_view::npos &&
              absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 &&
              port <= 65535) {
-    host = std::string(address.substr(0, colon));
+    absl::string_view name = address.substr(0, colon);
+    if (absl::ConsumePrefix(&name, "[")) absl::ConsumeSuffix(&name, "]");
+    host = std::string(name);
   }
   if (host.empty()) {
     return absl::InvalidArgumentError(
@@ -144,16 +147,16 @@ void RedisStore::Fail(absl::string_view reason) {
   pause_ = pause_.count() == 0 ? options_.first_pause
                                : std::min(2 * pause_, options_.longest_pause);
   retry_at_ = options_.now() + pause_;
-  lost_ = true;
 }
 
 void RedisStore::Succeed() {
   if (pause_.count() == 0) return;
   pause_ = std::chrono::milliseconds(0);
-  lost_ = false;
   log_(absl::StrCat("subgraph store at Redis ", host_,
                     port_ < 0 ? "" : absl::StrCat(":", port_), " is back"));
 }
+
+bool RedisStore::Ping() { return !Ask({Command({"PING"})}).empty(); }
 
 std::optional<std::string> RedisStore::Get(absl::string_view key) {
   return GetAll({key})[0];

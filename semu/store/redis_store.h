@@ -3,7 +3,6 @@
 #ifndef SEMU_STORE_REDIS_STORE_H_
 #define SEMU_STORE_REDIS_STORE_H_
 
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -52,7 +51,8 @@ class RedisStore : public SubgraphStore {
  public:
   using Log = std::function<void(absl::string_view)>;
 
-  // `address`: host:port or unix:path. Errors: INVALID_ARGUMENT for any other.
+  // `address`: host:port, an IPv6 host in brackets, or unix:path. Errors:
+  // INVALID_ARGUMENT for any other.
   static absl::StatusOr<std::unique_ptr<RedisStore>> Create(
       absl::string_view address, RedisOptions options, Log log);
 
@@ -66,8 +66,8 @@ class RedisStore : public SubgraphStore {
       absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
-  // Whether the last time that Redis was asked it did not answer, or wrongly.
-  bool lost() const { return lost_; }
+  // Whether Redis answers; false, and it is not asked, within a pause.
+  bool Ping();
 
  private:
   struct FreeReply {
@@ -92,7 +92,6 @@ class RedisStore : public SubgraphStore {
   const RedisOptions options_;
   const Log log_;
 
-  std::atomic<bool> lost_ = false;
   Mutex mutex_;
   redisContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::chrono::milliseconds pause_ ABSL_GUARDED_BY(mutex_){0};  // 0: it is well

@@ -25,9 +25,11 @@
 namespace pipeweaver::semu {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 constexpr char kServer[] = "/usr/bin/redis-server";
 
@@ -137,10 +139,10 @@ TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   const auto store = Open();
   store->Put({{"key", "value"}});
   EXPECT_EQ(store->Get("key"), "value");
-  EXPECT_FALSE(store->lost());
+  EXPECT_TRUE(store->Ping());
   redis.Kill();
   EXPECT_EQ(store->Get("key"), std::nullopt);
-  EXPECT_TRUE(store->lost());
+  EXPECT_FALSE(store->Ping());
   EXPECT_THAT(log(), ElementsAre(HasSubstr("is lost, going on without it")));
   EXPECT_THAT(store->GetAll({"key", "other"}),
               ElementsAre(std::nullopt, std::nullopt));
@@ -148,10 +150,11 @@ TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   // Within the pause it is not even asked.
   store->Put({{"key", "value"}});
   EXPECT_EQ(store->Get("key"), std::nullopt);
+  EXPECT_FALSE(store->Ping());
   now_ = std::chrono::seconds(2);
+  EXPECT_TRUE(store->Ping());
   store->Put({{"key", "value"}});
   EXPECT_EQ(store->Get("key"), "value");
-  EXPECT_FALSE(store->lost());
   EXPECT_THAT(log(), ElementsAre(HasSubstr("is lost"), HasSubstr("is back")));
 }
 
@@ -216,6 +219,16 @@ TEST(RedisAddressTest, SaysWhatAnAddressMustBe) {
     EXPECT_THAT(std::string(store.status().message()),
                 HasSubstr("must be host:port or unix:path"));
   }
+}
+
+TEST(RedisAddressTest, AnIpv6HostStandsInBrackets) {
+  std::vector<std::string> log;
+  const auto store = RedisStore::Create(
+      "[::1]:1", {}, [&log](auto line) { log.emplace_back(line); });
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_FALSE((*store)->Ping());
+  EXPECT_THAT(log, ElementsAre(AllOf(HasSubstr("Redis ::1:1 is lost"),
+                                     Not(HasSubstr("service not known")))));
 }
 
 // A server that takes connections and never answers.
