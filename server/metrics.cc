@@ -64,13 +64,6 @@ double Seconds(int64_t nanoseconds) {
   return static_cast<double>(nanoseconds) * 1e-9;
 }
 
-double GapOf(const search::StepReport& report) {
-  if (report.lower_bound_ns <= 0) return 0;
-  return static_cast<double>(report.schedule_makespan_ns) /
-             static_cast<double>(report.lower_bound_ns) -
-         1;
-}
-
 }  // namespace
 
 Metrics::Metrics(int max_job_labels)
@@ -144,7 +137,9 @@ Metrics::Metrics(int max_job_labels)
   // There from the start: Prometheus sees no increase in a counter that it has
   // not seen at 0.
   for (const absl::StatusCode code :
-       {absl::StatusCode::kResourceExhausted, absl::StatusCode::kInternal}) {
+       {absl::StatusCode::kResourceExhausted,
+        absl::StatusCode::kInvalidArgument,
+        absl::StatusCode::kFailedPrecondition, absl::StatusCode::kInternal}) {
     steps_failed_.Add({{"code", absl::StatusCodeToString(code)}});
   }
   queue_seconds_ = &Histograms(registry_, "pipeweaver_queue_seconds",
@@ -189,7 +184,8 @@ Metrics::Metrics(int max_job_labels)
                     .Add({});
   jobs_ = &Gauges(registry_, "pipeweaver_jobs", "Jobs registered.").Add({});
   queue_length_ = &Gauges(registry_, "pipeweaver_queue_length",
-                          "Steps that wait for a planning thread.")
+                          "Steps, and reports to learn from, that wait for a "
+                          "planning thread.")
                        .Add({});
   searches_running_ = &Gauges(registry_, "pipeweaver_planning_threads_busy",
                               "Planning threads at work.")
@@ -290,18 +286,20 @@ void Metrics::OnPlanSealed(const SealedPlan& sealed,
   const int origin = static_cast<int>(sealed.identity.origin);
   plans_sealed_.Add({{"origin", kOriginNames[origin]}}).Increment();
   planning_seconds_[origin]->Observe(Seconds(timings.submit_to_seal_ns));
-  queue_seconds_->Observe(Seconds(timings.queue_ns));
+  if (timings.queue_ns.has_value()) {
+    queue_seconds_->Observe(Seconds(*timings.queue_ns));
+  }
   search_seconds_.Add({{"strategy", report.strategy}}, Latency())
       .Observe(Seconds(report.search_ns));
   check_seconds_->Observe(Seconds(report.check_ns));
   lower_seconds_->Observe(Seconds(report.lower_ns));
-  gap_->Observe(GapOf(report));
+  gap_->Observe(report.Gap());
   predicted_seconds_->Observe(Seconds(report.makespan_ns));
   MutexLock lock(&mutex_);
   const auto it = job_gauges_.find(sealed.identity.key.job);
   if (it == job_gauges_.end()) return;
   it->second.predicted_seconds->Set(Seconds(report.makespan_ns));
-  it->second.gap->Set(GapOf(report));
+  it->second.gap->Set(report.Gap());
   it->second.measured_share->Set(report.measured_share);
 }
 

@@ -40,13 +40,6 @@ int64_t Nanoseconds(Clock::Duration duration) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
 }
 
-absl::Status QueueFull(int max_queued) {
-  return absl::ResourceExhaustedError(
-      absl::StrCat("queue: ", max_queued,
-                   " wait for a planning thread, the limit (max_queued): try "
-                   "again later"));
-}
-
 absl::Status RegistrationsFull() {
   return absl::ResourceExhaustedError(
       absl::StrCat("queue: ", kRegistrationsQueued,
@@ -109,10 +102,17 @@ void PlannerCore::Stop() {
   fallbacks_.Stop();
 }
 
+absl::Status PlannerCore::QueueFull() const {
+  if (stopping_) return absl::UnavailableError("the server shuts down");
+  return absl::ResourceExhaustedError(
+      absl::StrCat("queue: full, ", options_.max_queued,
+                   " may wait for a thread (max_queued): try again later"));
+}
+
 void PlannerCore::RunQuestion(const std::string& job, CancelFlag cancelled,
                               std::function<void(absl::Status)> task) {
   if (!questions_.Reserve()) {
-    task(QueueFull(options_.max_queued));
+    task(QueueFull());
     return;
   }
   RunOn(questions_, job, std::move(cancelled), std::move(task));
@@ -121,7 +121,7 @@ void PlannerCore::RunQuestion(const std::string& job, CancelFlag cancelled,
 void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
                           std::function<void(absl::Status)> task) {
   if (!pool_.Reserve()) {
-    task(QueueFull(options_.max_queued));
+    task(QueueFull());
     return;
   }
   RunOn(pool_, job, std::move(cancelled), std::move(task));
@@ -196,7 +196,7 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
   const bool pinned = registration.pinned.has_value();
   PlanningPool& pool = pinned ? pool_ : registrations_;
   if (!pool.Reserve()) {
-    done(pinned ? QueueFull(options_.max_queued) : RegistrationsFull());
+    done(pinned ? QueueFull() : RegistrationsFull());
     return;
   }
   RunOn(pool, name, cancelled,
@@ -296,7 +296,7 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
     request->seal_at = now + *submission.needed_in - options_.seal_margin;
   }
   // The place comes first: what the table accepts must also find a thread.
-  if (!pool_.Reserve()) return QueueFull(options_.max_queued);
+  if (!pool_.Reserve()) return QueueFull();
   StepResult replaced = nullptr;
   auto step = table_.Submit(request, &replaced);
   if (!step.ok() || *step == nullptr) {
@@ -384,8 +384,9 @@ void PlannerCore::EnqueueJointly(JointSteps joint) {
   }
   // Each step is left out by itself when it is cancelled.
   task.cancelled = std::make_shared<std::atomic<bool>>(false);
-  task.run = [this, steps = std::move(joint)](bool dropped) {
-    if (!dropped) PlanJointSteps(steps);
+  task.run = [this, steps = std::move(joint),
+              queued_at = clock_->Now()](bool dropped) {
+    if (!dropped) PlanJointSteps(steps, queued_at);
   };
   pool_.Enqueue(std::move(task));
 }
@@ -461,7 +462,7 @@ absl::Status PlannerCore::ReportStep(StepReportIn report) {
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
                       SealedStep(report.key));
   if (report.rank >= sealed->programs.size()) {
-    return absl::InvalidArgumentError(
+    return absl::OutOfRangeError(
         absl::StrCat("rank: ", report.rank, " is not below ",
                      sealed->programs.size(), ", the ranks of the job"));
   }
@@ -604,6 +605,14 @@ int PlannerCore::ThreadsForSearch() const {
   return std::max(1, pool_.threads() / std::max(1, load.running + load.queued));
 }
 
+int PlannerCore::ThreadsForQuestion() const {
+  const PlanningPool::Load steps = pool_.load();
+  const PlanningPool::Load questions = questions_.load();
+  return std::max(1, pool_.threads() /
+                         std::max(1, steps.running + steps.queued +
+                                         questions.running + questions.queued));
+}
+
 std::shared_ptr<const SealedPlan> PlannerCore::LikeBatch(
     const StepRequest& request) {
   auto like = table_.Like(request, request.job->profile_digest);
@@ -679,7 +688,8 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
 }
 
 void PlannerCore::PlanJointSteps(
-    const std::vector<std::shared_ptr<const PendingStep>>& all) {
+    const std::vector<std::shared_ptr<const PendingStep>>& all,
+    Clock::TimePoint queued_at) {
   std::vector<std::shared_ptr<const PendingStep>> steps;
   for (const auto& step : all) {
     if (!step->cancelled->load()) steps.push_back(step);
@@ -695,6 +705,7 @@ void PlannerCore::PlanJointSteps(
   search::PlanOptions options;
   search::SearchBudget& budget = options.search.budget;
   JointSearch joint;
+  joint.queue_ns = Nanoseconds(started - queued_at);
   joint.seed = steps[0]->request->seed;
   options.search.seed = joint.seed;
   options.search.threads = ThreadsForSearch();
@@ -743,8 +754,7 @@ void PlannerCore::PlanJointSteps(
   std::vector<absl::StatusOr<search::StepPlan>> plans =
       search::PlanJointly(*planner_, plannable, batches, options);
   if (dealt.has_value()) {
-    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint,
-                   started);
+    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -762,8 +772,7 @@ void PlannerCore::PlanJointSteps(
     const Clock::TimePoint planned = clock_->Now();
     SealPlan(step, registered,
              std::make_shared<search::StepPlan>(*std::move(plans[i])), origin,
-             /*warm_start_digest=*/"", &joint,
-             Nanoseconds(started - step.request->submitted_at));
+             /*warm_start_digest=*/"", &joint, joint.queue_ns);
     registry_.NoteSealTime(
         job, after_search_ns + Nanoseconds(clock_->Now() - planned));
   }
@@ -793,7 +802,7 @@ void PlannerCore::SealDealtSteps(
     const std::vector<std::shared_ptr<const PendingStep>>& steps,
     const search::DealtBatches& dealt, const RegisteredJob& job,
     std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-    const JointSearch& joint, Clock::TimePoint started) {
+    const JointSearch& joint) {
   const Clock::TimePoint planned = clock_->Now();
   int64_t after_search_ns = 0;
   const auto fall_back = [&](const absl::Status& status) {
@@ -809,7 +818,7 @@ void PlannerCore::SealDealtSteps(
     plan.identity.origin = plans[i]->report.finished || !cut
                                ? PlanOrigin::kSearchFinished
                                : PlanOrigin::kSearchCut;
-    plan.timings.queue_ns = Nanoseconds(started - request.submitted_at);
+    plan.timings.queue_ns = joint.queue_ns;
     plan.timings.submit_to_seal_ns =
         Nanoseconds(clock_->Now() - request.submitted_at);
     plan.plan = std::make_shared<search::StepPlan>(*std::move(plans[i]));
@@ -846,7 +855,8 @@ void PlannerCore::SealDealtSteps(
 void PlannerCore::SealPlan(const PendingStep& step, const RegisteredJob& job,
                            std::shared_ptr<const search::StepPlan> plan,
                            PlanOrigin origin, std::string warm_start_digest,
-                           const JointSearch* joint, int64_t queue_ns) {
+                           const JointSearch* joint,
+                           std::optional<int64_t> queue_ns) {
   const StepRequest& request = *step.request;
   PlanIdentity identity = IdentityOf(request, job, joint);
   identity.warm_start_digest = std::move(warm_start_digest);
@@ -885,10 +895,9 @@ void PlannerCore::SealFailure(const PendingStep& step,
 void PlannerCore::SealFallback(const PendingStep& step,
                                const absl::Status& why_no_search) {
   const StepRequest& request = *step.request;
-  const int64_t queue_ns = Nanoseconds(clock_->Now() - request.submitted_at);
   if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, *request.job, like->plan, PlanOrigin::kCached,
-             like->plan_digest, /*joint=*/nullptr, queue_ns);
+             like->plan_digest, /*joint=*/nullptr, /*queue_ns=*/std::nullopt);
     return;
   }
   auto safe = planner_->PlanSafe(*request.job->plannable, request.batch);
@@ -898,7 +907,8 @@ void PlannerCore::SealFallback(const PendingStep& step,
   }
   SealPlan(step, *request.job,
            std::make_shared<search::StepPlan>(*std::move(safe)),
-           PlanOrigin::kSafe, std::string(), /*joint=*/nullptr, queue_ns);
+           PlanOrigin::kSafe, std::string(), /*joint=*/nullptr,
+           /*queue_ns=*/std::nullopt);
 }
 
 void PlannerCore::EnqueueFallback(
@@ -977,6 +987,7 @@ struct PlannerCore::Comparison {
   Mutex mutex;
   std::vector<StrategyOutcome> outcomes ABSL_GUARDED_BY(mutex);
   int left ABSL_GUARDED_BY(mutex) = 0;
+  bool dropped ABSL_GUARDED_BY(mutex) = false;  // a task of it was
 };
 
 void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
@@ -989,7 +1000,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
   strategies.insert(strategies.begin(), std::string());  // the planner's own
   const int count = static_cast<int>(strategies.size());
   if (!questions_.Reserve(count)) {
-    done(QueueFull(options_.max_queued));
+    done(QueueFull());
     return;
   }
   auto comparison = std::make_shared<Comparison>();
@@ -1020,7 +1031,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
       if (!dropped) {
         search::PlanOptions options = comparison->options;
         options.strategy = strategy;
-        options.search.threads = ThreadsForSearch();
+        options.search.threads = ThreadsForQuestion();
         options.search.budget.deadline =
             std::min(comparison->deadline,
                      clock_->Now() + (options.search.budget.evaluations == 0
@@ -1035,14 +1046,19 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
         }
       }
       std::vector<StrategyOutcome> outcomes;
+      bool any_dropped = false;
       {
         MutexLock lock(&comparison->mutex);
         comparison->outcomes[i].report = std::move(report);
+        comparison->dropped = comparison->dropped || dropped;
         if (--comparison->left > 0) return;
         outcomes = std::move(comparison->outcomes);
+        any_dropped = comparison->dropped;
       }
       if (comparison->cancelled->load()) {
         comparison->done(absl::CancelledError("the call was cancelled"));
+      } else if (any_dropped) {
+        comparison->done(absl::UnavailableError("the server shuts down"));
       } else {
         comparison->done(std::move(outcomes));
       }

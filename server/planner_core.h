@@ -93,7 +93,7 @@ struct StrategyOutcome {
   absl::StatusOr<search::StepReport> report;
 };
 
-// Thread-safe. Callbacks may run on the calling thread, on a planning thread or
+// Thread-safe. Callbacks may run on the calling thread, on one that plans or
 // on the keeper's, and must not block.
 class PlannerCore {
  public:
@@ -143,8 +143,8 @@ class PlannerCore {
   // Takes what a rank measured. What it says of costs is worked out on a
   // planning thread, and left out when none is free.
   // Errors: those of SealedStep; FAILED_PRECONDITION for another digest than
-  // the plan's; INVALID_ARGUMENT for columns that do not fit the program, or
-  // times or sizes out of range.
+  // the plan's; OUT_OF_RANGE for the rank; INVALID_ARGUMENT for columns that do
+  // not fit the program, or times or sizes out of range.
   absl::Status ReportStep(StepReportIn report);
 
   // Takes measured layers of a job. Errors: those of JobRegistry::Find.
@@ -153,7 +153,8 @@ class PlannerCore {
 
   // Plans `batch` by the planner and by each strategy of `strategies`, each as
   // a task of the job. Stops early at `deadline` or when `cancelled` is set.
-  // Errors: RESOURCE_EXHAUSTED when the queue is full; CANCELLED.
+  // Errors: RESOURCE_EXHAUSTED when the queue is full; CANCELLED; UNAVAILABLE
+  // when stopped.
   using CompareCallback =
       std::function<void(absl::StatusOr<std::vector<StrategyOutcome>>)>;
   void CompareStrategies(std::shared_ptr<const RegisteredJob> job,
@@ -162,9 +163,10 @@ class PlannerCore {
                          Clock::TimePoint deadline, CancelFlag cancelled,
                          CompareCallback done);
 
-  // Runs `task`, which answers a question, at the turn of `job` on a thread
-  // that no step needs. `task` is called exactly once, with a status other than
-  // OK when it is not to run: RESOURCE_EXHAUSTED (queue full) or CANCELLED.
+  // Runs `task`, which answers a question, at the turn of `job` on a thread of
+  // low priority that no step waits for. `task` is called exactly once, with a
+  // status other than OK when it is not to run: RESOURCE_EXHAUSTED (queue
+  // full), CANCELLED, or UNAVAILABLE (stopped).
   void RunQuestion(const std::string& job, CancelFlag cancelled,
                    std::function<void(absl::Status)> task);
 
@@ -196,6 +198,7 @@ class PlannerCore {
     std::string batch_digests;       // of all, in the order of replicas
     uint64_t seed = 0;               // of the first replica that takes part
     int64_t budget_evaluations = 0;  // of all together; 0: time alone
+    int64_t queue_ns = 0;            // wait for a thread, once all were there
   };
   using JointKey = std::tuple<std::string, uint64_t, uint64_t>;
 
@@ -227,7 +230,8 @@ class PlannerCore {
   std::vector<JointSteps> TakeJointDue(Clock::TimePoint now);
   std::optional<Clock::TimePoint> NextJointStart() const;
   void PlanJointSteps(
-      const std::vector<std::shared_ptr<const PendingStep>>& steps);
+      const std::vector<std::shared_ptr<const PendingStep>>& steps,
+      Clock::TimePoint queued_at);
   // Seals the plans of all replicas' dealt-out batches, made with `job`, or,
   // where one of them failed or somebody was first with a step, a plan of its
   // own batch for each.
@@ -235,7 +239,7 @@ class PlannerCore {
       const std::vector<std::shared_ptr<const PendingStep>>& steps,
       const search::DealtBatches& dealt, const RegisteredJob& job,
       std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-      const JointSearch& joint, Clock::TimePoint started);
+      const JointSearch& joint);
   // The identity of a step's plan made with `job`, as far as the arguments say;
   // `joint` is null for a step planned alone.
   static PlanIdentity IdentityOf(const StepRequest& request,
@@ -246,12 +250,16 @@ class PlannerCore {
   void SealPlan(const PendingStep& step, const RegisteredJob& job,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
                 std::string warm_start_digest, const JointSearch* joint,
-                int64_t queue_ns);
+                std::optional<int64_t> queue_ns);
   void SealFailure(const PendingStep& step, const absl::Status& status);
   // Seals without a search: a like batch's plan, else the safe program.
   // `why_no_search` is the answer when not even that exists.
   void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
+  // Of a step, beside the other steps; of a question, beside all.
   int ThreadsForSearch() const;
+  int ThreadsForQuestion() const;
+  // Why a pool had no place.
+  absl::Status QueueFull() const;
   // What checking, lowering and serialising a plan of the job will take, by
   // what they took; before any plan of it, a guess within `until_sealed`.
   std::chrono::nanoseconds SealTime(const std::string& job,

@@ -26,6 +26,15 @@ using ::testing::Not;
 
 CancelFlag NotCancelled() { return std::make_shared<std::atomic<bool>>(false); }
 
+// Notes how long the plan sealed last had waited for a thread; -1: it had not.
+class QueueObserver final : public PlannerObserver {
+ public:
+  void OnPlanSealed(const SealedPlan&, const PlanTimings& timings) override {
+    queue_ns = timings.queue_ns.value_or(-1);
+  }
+  std::atomic<int64_t> queue_ns = 0;
+};
+
 class PlannerCoreTest : public ::testing::Test {
  protected:
   static PlannerCoreOptions Options() {
@@ -35,7 +44,8 @@ class PlannerCoreTest : public ::testing::Test {
     return options;
   }
 
-  PlannerCoreTest() : core_(Options(), &planner_, &codec_, &clock_, nullptr) {}
+  PlannerCoreTest()
+      : core_(Options(), &planner_, &codec_, &clock_, &observer_) {}
 
   absl::StatusOr<std::shared_ptr<const RegisteredJob>> TryRegister(
       const std::string& name, const std::string& request_id,
@@ -89,6 +99,7 @@ class PlannerCoreTest : public ::testing::Test {
   FakeClock clock_;
   PuppetPlanner planner_;
   TextCodec codec_;
+  QueueObserver observer_;
   PlannerCore core_;
 };
 
@@ -139,6 +150,17 @@ TEST_F(PlannerCoreTest, JointPlansNameTheCostsThatTheyWereMadeWith) {
     EXPECT_EQ((*plan)->identity.profile_digest, before);
     EXPECT_EQ((*plan)->costs->number, 0);
   }
+}
+
+TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherWaitForNoThread) {
+  Register("vlm", "a");
+  constexpr auto kWait = std::chrono::seconds(60);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1, {}, 0, kWait).ok());
+  clock_.Advance(std::chrono::seconds(1));
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 2, {}, 0, kWait).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  ASSERT_TRUE(Read({"vlm", 1, 0, 1}).ok());
+  EXPECT_EQ(observer_.queue_ns, 0);
 }
 
 TEST_F(PlannerCoreTest, JointPlansTellHowLongSealingTakes) {
@@ -509,6 +531,7 @@ TEST_F(PlannerCoreTest, AnOverdueSearchIsReplacedByTheSafeProgram) {
   clock_.Advance(milliseconds(28));
   const StepResult plan = Read({"vlm", 1, 0, 0});
   EXPECT_EQ((*plan)->identity.origin, PlanOrigin::kSafe);
+  EXPECT_EQ(observer_.queue_ns, -1);
   EXPECT_EQ(planner_.safe_calls(), 1);
   planner_.Finish(1);
   EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
@@ -764,6 +787,10 @@ TEST_F(PlannerCoreTest, StopAnswersAllThatWait) {
   core_.Stop();
   EXPECT_EQ(waiting.get_future().get().status().code(),
             absl::StatusCode::kUnavailable);
+  absl::Status answer;
+  core_.RunQuestion("vlm", NotCancelled(),
+                    [&answer](absl::Status status) { answer = status; });
+  EXPECT_EQ(answer.code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(PlannerCoreTest, PlansExpireByTheClock) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "profiler/profile_file.h"
 #include "proto/digest/digest.h"
@@ -573,10 +574,10 @@ grpc::ServerUnaryReactor* PlannerServiceImpl::CancelStep(
 }
 
 void PlannerServiceImpl::Read(
-    Call* call, const v1::PlanKey& proto,
+    Call* call, bool has_key, const v1::PlanKey& proto,
     std::function<absl::Status(const std::shared_ptr<const SealedPlan>&)>
         done) {
-  const absl::StatusOr<StepKey> key = KeyFromProto(true, proto);
+  const absl::StatusOr<StepKey> key = KeyFromProto(has_key, proto);
   if (!key.ok()) {
     call->End(key.status());
     return;
@@ -597,7 +598,7 @@ grpc::ServerUnaryReactor* PlannerServiceImpl::GetPlan(
     grpc::ByteBuffer* response) {
   return Start<v1::GetPlanRequest, v1::GetPlanResponse>(
       RpcMethod::kGetPlan, context, request, response, [this](auto* call) {
-        Read(call, call->request.key(),
+        Read(call, call->request.has_key(), call->request.key(),
              [call](const std::shared_ptr<const SealedPlan>& sealed) {
                call->response.mutable_plan()->ParseFromString(
                    sealed->plan_bytes);
@@ -621,7 +622,7 @@ grpc::ServerUnaryReactor* PlannerServiceImpl::GetProgram(
               ", the pipeline ranks of job '", in.key().job(), "'")));
           return;
         }
-        Read(call, in.key(),
+        Read(call, in.has_key(), in.key(),
              [this, call](const std::shared_ptr<const SealedPlan>& sealed)
                  -> absl::Status {
                PW_ASSIGN_OR_RETURN(grpc::ByteBuffer bytes,
@@ -701,7 +702,8 @@ absl::Status PlannerServiceImpl::StartCompare(
   for (const std::string& name : request.strategies()) {
     if (std::find(known.begin(), known.end(), name) == known.end()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("strategies: '", name, "' does not exist"));
+          absl::StrCat("strategies: '", name, "', must be one of ",
+                       absl::StrJoin(known, ", ")));
     }
     if (std::find(strategies.begin(), strategies.end(), name) !=
         strategies.end()) {

@@ -146,7 +146,7 @@ class PlannerServiceImpl final : public RawPlannerService {
       MessageCall<v1::SimulatePlanRequest, v1::SimulatePlanResponse>* call);
   // Starts a read of the step, which ends `call` by `done`.
   void Read(
-      Call* call, const v1::PlanKey& key,
+      Call* call, bool has_key, const v1::PlanKey& key,
       std::function<absl::Status(const std::shared_ptr<const SealedPlan>&)>
           done);
 

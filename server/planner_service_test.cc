@@ -167,7 +167,7 @@ TEST_F(PlannerServiceTest, BadProfilesAreRefused) {
   upload.mutable_profile()->mutable_points(0)->set_min_ns(2000);
   EXPECT_EQ(refused().error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(refused().error_message(),
-              HasSubstr("profile: points[0]: times must satisfy"));
+              HasSubstr("profile: points[0]: times: must satisfy"));
   const auto refused_layer = [&](const auto& change) {
     *upload.mutable_profile() = SmallProfile(7, 1000);
     change(upload.mutable_profile()
@@ -180,24 +180,24 @@ TEST_F(PlannerServiceTest, BadProfilesAreRefused) {
   EXPECT_THAT(
       refused_layer(
           [](auto* key) { key->set_context_parallel(2'000'000'000); }),
-      HasSubstr("profile: points[0]: key.layer.context_parallel 2000000000 "
+      HasSubstr("profile: points[0]: key.layer.context_parallel: 2000000000, "
                 "must be 0 to 1024"));
   EXPECT_THAT(refused_layer([](auto* key) { key->set_tensor_parallel(-1); }),
-              HasSubstr("key.layer.tensor_parallel -1 must be 0 to 1024"));
+              HasSubstr("key.layer.tensor_parallel: -1, must be 0 to 1024"));
   EXPECT_THAT(
       refused_layer([](auto* key) { key->set_tokens(int64_t{1} << 60); }),
-      HasSubstr("key.layer.tokens 1152921504606846976 must be 0 to"));
+      HasSubstr("key.layer.tokens: 1152921504606846976, must be 0 to"));
   EXPECT_THAT(
       refused_layer([](auto* key) { key->set_sum_squares(int64_t{1} << 60); }),
       HasSubstr("key.layer.sum_squares"));
   EXPECT_THAT(refused_layer([](auto* key) { key->set_condition_tokens(-5); }),
-              HasSubstr("key.layer.condition_tokens -5 must be 0 to"));
+              HasSubstr("key.layer.condition_tokens: -5, must be 0 to"));
   *upload.mutable_profile() = SmallProfile(7, int64_t{1} << 60);
   EXPECT_THAT(refused().error_message(),
-              HasSubstr("max_ns 1152921504606846976 must be 0 to"));
+              HasSubstr("max_ns: 1152921504606846976, must be 0 to"));
   upload.clear_profile();
   EXPECT_THAT(refused().error_message(),
-              HasSubstr("profile: format_version 0 must be 1"));
+              HasSubstr("profile: format_version: 0, must be 1"));
   v1::DescribeJobResponse described;
   ASSERT_TRUE(Describe("vlm", &described).ok());
   EXPECT_EQ(described.costs().version(), 0);
@@ -803,7 +803,7 @@ TEST_F(PlannerServiceTest, BadReads) {
   EXPECT_THAT(status.error_message(), HasSubstr("was not submitted"));
   status = GetProgram(v1::GetProgramRequest(), &response);
   EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("key.job"));
+  EXPECT_THAT(status.error_message(), HasSubstr("key: missing"));
   v1::Plan plan;
   EXPECT_EQ(GetPlan(v1::PlanKey(), &plan).error_code(),
             StatusCode::INVALID_ARGUMENT);

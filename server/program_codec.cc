@@ -59,11 +59,7 @@ v1::PlanReport ReportToProto(const search::StepReport& report) {
   proto.set_lower_bound_ns(report.lower_bound_ns);
   proto.set_flow_lower_bound_ns(report.flow_lower_bound_ns);
   proto.set_layout_free_bound_ns(report.layout_free_bound_ns);
-  if (report.lower_bound_ns > 0) {
-    proto.set_gap(static_cast<double>(report.schedule_makespan_ns) /
-                      static_cast<double>(report.lower_bound_ns) -
-                  1);
-  }
+  proto.set_gap(report.Gap());
   proto.set_bubble_ratio(report.bubble_ratio);
   proto.set_expected_makespan_ns(report.expected_makespan_ns);
   v1::BubbleCauses* bubbles = proto.mutable_bubbles();
@@ -96,7 +92,7 @@ SealedPlan Serialize(const UnsealedPlan& unsealed, int threads,
                                                   proto.identity(), threads);
   proto.set_plan_digest(bytes.plan_digest);
   *proto.mutable_report() = ReportToProto(plan.report);
-  proto.mutable_report()->set_queue_ns(unsealed.timings.queue_ns);
+  proto.mutable_report()->set_queue_ns(unsealed.timings.queue_ns.value_or(0));
   proto.mutable_report()->set_submit_to_seal_ns(
       unsealed.timings.submit_to_seal_ns);
   for (const std::string& program : bytes.programs) {

@@ -7,6 +7,7 @@
 #include <compare>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,7 +59,9 @@ struct PlanIdentity {
 
 // Wall-clock figures of how a plan was made, nanoseconds.
 struct PlanTimings {
-  int64_t queue_ns = 0;
+  // That the step waited for a planning thread; none where it was sealed
+  // without one, since its time had come.
+  std::optional<int64_t> queue_ns;
   int64_t submit_to_seal_ns = 0;
 };
 

@@ -72,6 +72,23 @@ TEST(BatchFromProtoTest, FillsInGridAndInheritedItems) {
   EXPECT_EQ(microbatch.uses[1][0].producer_item, 0);
 }
 
+TEST(BatchFromProtoTest, ItemsFitTheLargestShapeBucket) {
+  v1::Job proto = *MakeSetup("omni");
+  for (const int64_t tokens : {512, 4608}) {
+    proto.mutable_executor()->add_shape_buckets(tokens);
+  }
+  const Job job = *JobFromProto(proto);
+  EXPECT_TRUE(BatchFromProto(GoodBatch(), job).ok());
+  v1::BatchMetadata batch = GoodBatch();
+  batch.mutable_microbatches(0)->mutable_items(2)->set_tokens(0, 4609);
+  const auto refused = BatchFromProto(batch, job);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("microbatches[0] item 0 of module \"backbone\" has "
+                        "4609 tokens: must be at most the largest of "
+                        "executor.shape_buckets, 4608"));
+}
+
 TEST(SampleBatchesFromProtoTest, CountsItemsOfAll) {
   v1::BatchMetadata many;
   for (int b = 0; b < 10; ++b) {

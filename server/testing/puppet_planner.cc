@@ -10,6 +10,8 @@
 namespace pipeweaver::server {
 namespace {
 
+constexpr int kActionsPerRank = 2;
+
 int64_t LabelOf(const semu::Batch& batch) {
   for (const semu::Microbatch& microbatch : batch.microbatches) {
     for (const auto& items : microbatch.item_tokens) {
@@ -157,7 +159,7 @@ search::StepPlan PuppetPlanner::MakePlan(const search::PlannableJob& job,
   for (int rank = 0; rank < ranks; ++rank) {
     plan.schedule.ranks[rank].push_back(
         {search::StageKind::kForward, 0, rank, 0});
-    for (int i = 0; i < actions_per_rank_; ++i) {
+    for (int i = 0; i < kActionsPerRank; ++i) {
       search::Action action;
       action.kind = i % 2 == 0 ? search::ActionKind::kForward
                                : search::ActionKind::kBackward;

@@ -50,11 +50,6 @@ class PuppetPlanner final : public search::StepPlanner {
   // Later calls answer this status.
   void FailPrepare(absl::Status status);
   void FailSafe(absl::Status status);
-  // Size of the programs of later plans.
-  void set_actions_per_rank(int actions) {
-    MutexLock lock(&mutex_);
-    actions_per_rank_ = actions;
-  }
   // What lowering took in the reports of later plans.
   void set_lower_ns(int64_t ns) {
     MutexLock lock(&mutex_);
@@ -95,7 +90,6 @@ class PuppetPlanner final : public search::StepPlanner {
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
   bool hold_prepares_ ABSL_GUARDED_BY(mutex_) = false;
   mutable int prepares_held_ ABSL_GUARDED_BY(mutex_) = 0;
-  int actions_per_rank_ ABSL_GUARDED_BY(mutex_) = 2;
   int64_t lower_ns_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable std::vector<Call> calls_ ABSL_GUARDED_BY(mutex_);
   mutable std::deque<Release> releases_ ABSL_GUARDED_BY(mutex_);
