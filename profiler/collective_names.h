@@ -26,14 +26,14 @@ absl::string_view CollectiveKindName(CollectiveKind kind);
 // The kind of a kernel by its name, in any case; '_' and spaces do not count.
 //
 // A kernel is a collective if its name holds one of these marks:
-//   nccl, rccl, msccl    NCCL, RCCL and MSCCL kernels (ncclKernel_*,
-//   ncclDevKernel_*) oneccl, hccl         Intel's and Habana's libraries
-//   nvshmem              NVSHMEM's device-side transfers
-//   userbuffers          TransformerEngine's overlapped tensor-parallel
-//   transfers crossdevicereduce    vLLM's and SGLang's own all-reduce
-//   oneshotallreduce, twoshotallreduce, multimem, allreducefusion
-//                        PyTorch symmetric memory, TensorRT-LLM, FlashInfer
-//   deepep::             DeepEP's dispatch and combine
+// - nccl, rccl, msccl: NCCL, RCCL and MSCCL kernels (ncclDevKernel_*, say);
+// - oneccl, hccl: Intel's and Habana's libraries;
+// - nvshmem: NVSHMEM's device-side transfers;
+// - userbuffers: TransformerEngine's overlapped tensor-parallel transfers;
+// - crossdevicereduce: vLLM's and SGLang's own all-reduce;
+// - oneshotallreduce, twoshotallreduce, multimem, allreducefusion: PyTorch
+//   symmetric memory, TensorRT-LLM, FlashInfer;
+// - deepep::: DeepEP's dispatch and combine.
 // The kind is the first of these that the name holds: allreduce, allgather,
 // reducescatter, alltoall, sendrecv, broadcast, reduce; for crossdevicereduce
 // all-reduce, for DeepEP all-to-all.

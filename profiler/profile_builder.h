@@ -21,15 +21,12 @@ struct ProfileInput {
 };
 
 // A profile of the traces, one a rank of the same run:
-//   op: each call of an operator, the kernels that it launched itself
-//   (collectives
-//     apart) summed; by name, input shapes and types;
-//   annotation, layer: each range, the kernels launched inside it (collectives
-//   apart)
-//     summed, those of nested ranges too; by name, or by LayerKey;
-//   collective: each kernel's transfer (collective_waiting.h), by kind, type,
-//   group
-//     size and bytes.
+// - op: each call of an operator, the kernels that it launched itself summed,
+//   collectives apart; by name, input shapes and types;
+// - annotation, layer: each range, the kernels launched inside it summed, those
+//   of nested ranges too, collectives apart; by name, or by LayerKey;
+// - collective: each kernel's transfer (collective_waiting.h), by kind, type,
+//   group size and bytes.
 // Ranges whose name would be no valid LayerKey go by name.
 // A range or call without kernels gives no point. `version` >= 1. Fails with
 // OUT_OF_RANGE where a sum leaves int64 nanoseconds, INVALID_ARGUMENT without

@@ -327,23 +327,25 @@ TEST_F(ProfileFileTest, ErrorsNameTheField) {
   const auto message = [](const std::string& text) {
     return std::string(ParseProfile(text, "p").status().message());
   };
-  EXPECT_EQ(message(""), "p: format_version 0 must be 1");
-  EXPECT_EQ(message("format_version: 1"), "p: version 0 must be at least 1");
+  EXPECT_EQ(message(""), "p: format_version: 0, must be 1");
+  EXPECT_EQ(message("format_version: 1"), "p: version: 0, must be at least 1");
   EXPECT_THAT(message("format_version: x"),
               ::testing::HasSubstr("p: line 1, column 17"));
   const std::string head = "format_version: 1 version: 1 ";
-  EXPECT_EQ(message(head + "points { }"), "p: points[0]: key.kind is not set");
+  EXPECT_EQ(message(head + "points { }"), "p: points[0]: key.kind: not set");
   EXPECT_EQ(message(head + "points { key { kind: POINT_KIND_OP } }"),
-            "p: points[0]: count 0 must be at least 1");
+            "p: points[0]: count: 0, must be at least 1");
   const std::string point =
       "points { key { kind: POINT_KIND_OP } count: 1 min_ns: 2 median_ns: 2 "
       "max_ns: 2 total_ns: 2 } ";
   EXPECT_EQ(message(head + point), "");
-  EXPECT_EQ(message(head + point + point), "p: points[1]: key appears twice");
+  EXPECT_EQ(message(head + point + point),
+            "p: points[1]: key: kind: POINT_KIND_OP, is that of an earlier "
+            "point: must be unique");
   EXPECT_THAT(
       message(head +
               "points { key { kind: POINT_KIND_OP } count: 1 min_ns: 3 }"),
-      ::testing::HasSubstr("points[0]: times must satisfy"));
+      ::testing::HasSubstr("points[0]: times: must satisfy"));
 }
 
 // Four ranks of one real run.

@@ -43,16 +43,16 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t most) {
   if (value >= 0 && value <= most) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(field, " ", value, " must be 0 to ", most));
+      absl::StrCat(field, ": ", value, ", must be 0 to ", most));
 }
 
 absl::Status CheckPoint(const v1::MeasuredPoint& point) {
   const v1::PointKey& key = point.key();
   if (key.kind() == v1::POINT_KIND_UNSPECIFIED)
-    return absl::InvalidArgumentError("key.kind is not set");
+    return absl::InvalidArgumentError("key.kind: not set");
   if (key.kind() == v1::POINT_KIND_LAYER && !key.has_layer()) {
     return absl::InvalidArgumentError(
-        "key.layer is not set, kind is POINT_KIND_LAYER");
+        "key.layer: not set, must be where kind is POINT_KIND_LAYER");
   }
   if (key.kind() == v1::POINT_KIND_LAYER) {
     PW_RETURN_IF_ERROR(ValidateLayerKey(key.layer()));
@@ -60,18 +60,18 @@ absl::Status CheckPoint(const v1::MeasuredPoint& point) {
   }
   if (point.count() < 1) {
     return absl::InvalidArgumentError(
-        absl::StrCat("count ", point.count(), " must be at least 1"));
+        absl::StrCat("count: ", point.count(), ", must be at least 1"));
   }
   if (point.min_ns() < 0 || point.median_ns() < point.min_ns() ||
       point.max_ns() < point.median_ns() || point.total_ns() < point.max_ns()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("times must satisfy 0 <= min_ns ", point.min_ns(),
+        absl::StrCat("times: must satisfy 0 <= min_ns ", point.min_ns(),
                      " <= median_ns ", point.median_ns(), " <= max_ns ",
                      point.max_ns(), " <= total_ns ", point.total_ns()));
   }
   if (point.waiting_ns() < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("waiting_ns ", point.waiting_ns(), " must be at least 0"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "waiting_ns: ", point.waiting_ns(), ", must be at least 0"));
   }
   return absl::OkStatus();
 }
@@ -105,18 +105,20 @@ absl::Status ValidateLayerKey(const v1::LayerKey& key) {
 absl::Status ValidateProfile(const v1::Profile& profile) {
   if (profile.format_version() != 1) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "format_version ", profile.format_version(), " must be 1"));
+        "format_version: ", profile.format_version(), ", must be 1"));
   }
   if (profile.version() < 1) {
     return absl::InvalidArgumentError(
-        absl::StrCat("version ", profile.version(), " must be at least 1"));
+        absl::StrCat("version: ", profile.version(), ", must be at least 1"));
   }
   std::set<std::string> keys;
   for (int i = 0; i < profile.points_size(); ++i) {
     absl::Status status = CheckPoint(profile.points(i));
     if (status.ok() &&
         !keys.insert(profile.points(i).key().SerializeAsString()).second) {
-      status = absl::InvalidArgumentError("key appears twice");
+      status = absl::InvalidArgumentError(
+          absl::StrCat("key: ", profile.points(i).key().ShortDebugString(),
+                       ", is that of an earlier point: must be unique"));
     }
     if (!status.ok()) {
       return absl::InvalidArgumentError(

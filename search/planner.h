@@ -82,6 +82,14 @@ struct StepReport {
   int64_t search_ns = 0;
   int64_t check_ns = 0;
   int64_t lower_ns = 0;
+
+  // The schedule's makespan over its lower bound, less 1; 0 without a bound.
+  double Gap() const {
+    return lower_bound_ns <= 0 ? 0
+                               : static_cast<double>(schedule_makespan_ns) /
+                                         static_cast<double>(lower_bound_ns) -
+                                     1;
+  }
 };
 
 // A planned step. Both checkers have passed on it.
@@ -107,7 +115,8 @@ struct JitterOptions {
 };
 
 struct PlanOptions {
-  // Name of a strategy (Planner::StrategyNames); empty: the default portfolio.
+  // Name of a strategy (StepPlanner::StrategyNames); empty: the default
+  // portfolio.
   std::string strategy;
   SearchOptions search;
   // The batch for whose mean baselines divide layers; null: the one to be

@@ -7,6 +7,7 @@
 #              bench-out), plots beside it
 #   problems   every problem file at --budget-ms 50, judged by the reference checker
 #   serve      from submission to the last rank's program; sealed programs against a bare echo
+#   planner    what a plan costs besides the search
 #   partition  splitting and costing a step
 #   lower      checks, lowering and serialising of a plan
 #   engine     stage events a second of the step emulator
@@ -60,6 +61,7 @@ case $name in
     python3 tests/check_problems.py --ctl bazel-bin/server/ctl/pipeweaverctl --budget-ms 50 "$@"
     ;;
   serve) run_target //server/bench:serve_benchmark "$@" ;;
+  planner) run_target //search:planner_benchmark "$@" ;;
   partition) run_target //search/partition:partition_benchmark "$@" ;;
   lower) run_target //search/lower:lower_benchmark "$@" ;;
   engine) run_target //semu/engine:step_emulator_benchmark "$@" ;;
@@ -72,7 +74,7 @@ case $name in
     ;;
   ops) run_target //tests/ops:leave_one_out "$@" ;;
   *)
-    sed -n '2,18s/^# \{0,1\}//p' "$root/tests/bench.sh"
+    sed -n '2,19s/^# \{0,1\}//p' "$root/tests/bench.sh"
     [[ $name == help ]]
     ;;
 esac

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests of the Python package against what comes from PyPI alone: a current
 # torch (for torch.distributed.pipelining) and megatron-core. Installs them into
-# a virtual environment once: several GB, some minutes. The last line reads
-# `N passed, N failed`.
+# a virtual environment once: several GB, some minutes. Where that works, the last
+# line reads `N passed, N failed`.
 #
 # PIPEWEAVER_INTEROP_VENV: where; default ~/.cache/pipeweaver/interop.
 set -uo pipefail
@@ -21,7 +21,7 @@ if [[ ! -x $venv/bin/python ]]; then
   mkdir -p "$(dirname "$venv")"
   /usr/bin/python3 -m venv "$venv" || exit 1
 fi
-# Versions that the tests were written against, and what they need.
+# Any torch with torch.distributed.pipelining; the Megatron that tests know.
 "$venv/bin/pip" install -q 'torch>=2.5' numpy packaging 'grpcio>=1.51' \
   'protobuf>=4.21' || exit 1
 "$venv/bin/pip" install -q --no-deps 'megatron-core>=0.16,<0.17' || exit 1
@@ -31,6 +31,7 @@ fi
 package=$root/client_agents/python
 # A bare environment, with what pip finds for the package.
 bare=$(mktemp -d)
+trap 'rm -rf "$bare"' EXIT
 /usr/bin/python3 -m venv "$bare" && "$bare/bin/pip" install -q "$package" &&
   (cd / && "$bare/bin/python" -c 'import pipeweaver; print(pipeweaver.__file__)') ||
   exit 1
@@ -39,7 +40,7 @@ rm -rf "$bare"
 export PYTHONPATH=$package:$package/tests:$package/interop OMP_NUM_THREADS=1
 
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -rf "$log" "$bare"' EXIT
 passed=0
 failed=0
 # run NAME...: one run of unittest.

@@ -27,7 +27,7 @@ bazel_tests() {
   echo "== $title"
   local status=0
   bazel test --noshow_progress --ui_event_filters=-info --keep_going \
-    --test_summary=terse "$@" 2>&1 | tee "$log" || status=$?
+    --test_summary=short "$@" 2>&1 | tee "$log" || status=$?
   local ran broken
   ran=$(grep -cE '^//\S+ +(\(cached\) )?PASSED' "$log")
   broken=$(grep -cE '^//\S+ +(FAILED|TIMEOUT|NO STATUS|INCOMPLETE|FLAKY)' "$log")
@@ -73,14 +73,14 @@ suite_test() {
 }
 
 script_test "C++ format" tests/lint.sh
-bazel_tests "all tests" --test_summary=short //...
+bazel_tests "all tests" //...
 # The parsers, the core that outside input reaches, and all that runs on several
 # threads; gRPC itself is Debian's, without sanitizers.
-bazel_tests "address and undefined-behaviour sanitizers" --config=asan --test_summary=short \
+bazel_tests "address and undefined-behaviour sanitizers" --config=asan \
   //tests/fuzz/... //search/lower/... //search/plan/... //search/problem/... //semu/engine/... \
   //semu/model/... //semu/cost/ops/... //semu/graph/... //semu/store/... //profiler:trace_import_test //profiler:profile_builder_test \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test
-bazel_tests "thread sanitizer" --config=tsan --test_summary=short \
+bazel_tests "thread sanitizer" --config=tsan \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_costs_test //server:job_registry_test //server/testing:seeded_race_test \
   //search/lower/testing/... //search/strategy/... //semu/store:memory_store_test \

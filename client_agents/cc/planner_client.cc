@@ -139,6 +139,10 @@ struct PlannerClient::Impl {
   std::chrono::system_clock::time_point Deadline() const {
     return std::chrono::system_clock::now() + options.call_timeout;
   }
+  std::chrono::system_clock::time_point SearchDeadline() const {
+    return std::chrono::system_clock::now() +
+           std::max(options.call_timeout, options.search_timeout);
+  }
 
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(
@@ -208,11 +212,8 @@ absl::StatusOr<PlannerClient> PlannerClient::Create(
 
 absl::StatusOr<v1::RegisterJobResponse> PlannerClient::RegisterJob(
     const v1::RegisterJobRequest& request) {
-  const PlannerClientOptions& options = impl_->options;
-  return impl_->Call(
-      &v1::PlannerService::Stub::RegisterJob, request,
-      std::chrono::system_clock::now() +
-          std::max(options.call_timeout, options.register_timeout));
+  return impl_->Call(&v1::PlannerService::Stub::RegisterJob, request,
+                     impl_->SearchDeadline());
 }
 
 absl::StatusOr<v1::ConfirmLayoutResponse> PlannerClient::ConfirmLayout(
@@ -266,7 +267,7 @@ absl::StatusOr<v1::UploadProfileResponse> PlannerClient::UploadProfile(
 absl::StatusOr<v1::CompareStrategiesResponse> PlannerClient::CompareStrategies(
     const v1::CompareStrategiesRequest& request) {
   return impl_->Call(&v1::PlannerService::Stub::CompareStrategies, request,
-                     impl_->Deadline());
+                     impl_->SearchDeadline());
 }
 
 absl::StatusOr<v1::SimulatePlanResponse> PlannerClient::SimulatePlan(

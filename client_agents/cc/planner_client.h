@@ -22,9 +22,10 @@ namespace pipeweaver::client {
 struct PlannerClientOptions {
   // Each call ends by then, retries and all chunks of a program included.
   std::chrono::milliseconds call_timeout = std::chrono::seconds(10);
-  // Of RegisterJob, where a layout is chosen in seconds, or longer on a busy
-  // planner; never less than call_timeout.
-  std::chrono::milliseconds register_timeout = std::chrono::minutes(2);
+  // Of RegisterJob, where a layout is chosen, and of CompareStrategies, where
+  // each may search for the server's max_search_ms: seconds, or longer on a
+  // busy planner; never less than call_timeout.
+  std::chrono::milliseconds search_timeout = std::chrono::minutes(2);
   // PEM file of the authority that signed the server's certificate; empty:
   // plaintext.
   std::string ca_file;

@@ -15,8 +15,7 @@ namespace pipeweaver::client {
 // Fixed size, one packet each.
 struct ControlMessage {
   enum Kind : uint32_t {
-    kRegistered,  // submitter: value = attempt
-    kSubmitted,   // submitter, and on to the ranks: value = attempt
+    kSubmitted,  // submitter, and on to the ranks: value = attempt
     kHeld,  // rank: holds the checked program; value = digest's first 8 bytes
     kRun,   // to ranks: all hold the same program of the step, run it
     kDone,  // rank: value = walked nanoseconds; to the submitter: step is over

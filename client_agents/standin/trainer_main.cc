@@ -698,10 +698,16 @@ absl::StatusOr<Trainer> ReadTrainer() {
         absl::StrCat("parallelism.pipeline_parallel: ", trainer.ranks,
                      ": the stand-in runs 1 to 64 ranks"));
   }
-  if (absl::GetFlag(FLAGS_steps) < 1 || absl::GetFlag(FLAGS_ahead) < 1 ||
-      !(absl::GetFlag(FLAGS_time_scale) > 0)) {
-    return absl::InvalidArgumentError(
-        "--steps, --ahead and --time_scale must be above 0");
+  const std::pair<const char*, double> positive[] = {
+      {"steps", absl::GetFlag(FLAGS_steps)},
+      {"ahead", absl::GetFlag(FLAGS_ahead)},
+      {"time_scale", absl::GetFlag(FLAGS_time_scale)}};
+  for (const auto& [flag, value] : positive) {
+    // Written so that NaN fails too.
+    if (!(value > 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", flag, ": ", value, ", must be above 0"));
+    }
   }
   trainer.steps = absl::GetFlag(FLAGS_steps);
   return trainer;

@@ -75,7 +75,6 @@ uint8_t* BufferPool::Request(std::size_t* bytes) {
       return data;
     }
   }
-  exhausted_.fetch_add(1, std::memory_order_relaxed);
   auto* data = static_cast<uint8_t*>(std::aligned_alloc(64, kSmallBufferBytes));
   *bytes = data != nullptr ? kSmallBufferBytes : 0;
   return data;

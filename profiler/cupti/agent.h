@@ -64,10 +64,6 @@ class BufferPool : public BufferOwner {
   void Return(uint8_t* data);
   // Ends a wait.
   void Wake();
-  // Times that no prepared buffer was left.
-  uint64_t exhausted() const {
-    return exhausted_.load(std::memory_order_relaxed);
-  }
 
  private:
   struct Free {
@@ -75,7 +71,6 @@ class BufferPool : public BufferOwner {
   };
   const std::size_t buffer_bytes_;
   std::vector<std::unique_ptr<uint8_t, Free>> prepared_;
-  std::atomic<uint64_t> exhausted_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<uint8_t*> free_;        // guarded by mutex_

@@ -16,10 +16,9 @@
  *   PIPEWEAVER_CUPTI=0              stay off
  *   PIPEWEAVER_CUPTI_RING           file of the ring; default
  *                                   /dev/shm/pipeweaver-cupti-<uid>-<pid>-<time>
- *   PIPEWEAVER_CUPTI_DUTY           steps traced of how many, "2/100" by
- * default PIPEWEAVER_CUPTI_BUFFERS        buffers and KiB of each, "16x2048" by
- * default PIPEWEAVER_CUPTI_LIBRARY        libcupti to load in place of the
- * usual ones
+ *   PIPEWEAVER_CUPTI_DUTY           steps traced of how many; default 2/100
+ *   PIPEWEAVER_CUPTI_BUFFERS        buffers, KiB of each; default 16x2048
+ *   PIPEWEAVER_CUPTI_LIBRARY        libcupti to load; default the usual ones
  */
 
 #ifndef PROFILER_CUPTI_PIPEWEAVER_CUPTI_H_

@@ -33,7 +33,6 @@ constexpr Baseline kAll[] = {
     Baseline::kNnScaler, Baseline::kOptimus, Baseline::kNested,
     Baseline::kGpipe,    Baseline::kZbH1,    Baseline::kZbV};
 
-constexpr int kMostVirtualStages = 4;
 constexpr int64_t kMostTurns = int64_t{1} << 20;
 
 using ChainOrders = std::vector<std::vector<ChainTurn>>;  // [rank]

@@ -23,8 +23,6 @@ constexpr int64_t kMostItemsTried = 64;
 // Bounds of the work that evening out may take.
 constexpr size_t kMostChunksEvened = 256;
 constexpr int kMostMoves = 256;
-// Share of the work below which a module's latency counts for little.
-constexpr double kLightModule = 0.02;
 constexpr double kWorthMoving = 0.99999;
 
 int64_t TotalNs(const std::vector<int64_t>& times) {

@@ -13,6 +13,9 @@
 
 namespace pipeweaver::search {
 
+// Share of the work below which a module counts for little.
+inline constexpr double kLightModule = 0.02;
+
 // B_m of a module: the fewest tokens, in whole usual items (usual_batch.h), at
 // which time a token is at most 1/0.95 of its least over sizes up to the
 // module's longest microbatch; within the largest shape bucket.

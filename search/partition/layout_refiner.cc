@@ -24,7 +24,6 @@ using semu::Job;
 // Of a makespan: what is worth a change, what is no loss.
 constexpr double kWorthwhile = 0.999;
 constexpr double kNoWorse = 1.002;
-constexpr double kLightModule = 0.02;
 // Of the best layout's makespan on the same samples: beyond, a layout is not
 // looked at further.
 constexpr double kHopeless = 1.02;

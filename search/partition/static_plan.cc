@@ -21,7 +21,6 @@ namespace {
 
 using semu::Job;
 
-constexpr int kMostVirtualStages = 4;
 constexpr int kSearched = 3;
 constexpr int kEvaluations = 64;
 

@@ -16,6 +16,9 @@
 
 namespace pipeweaver::search {
 
+// Chunks of a rank that interleaved baselines go up to.
+inline constexpr int kMostVirtualStages = 4;
+
 struct StaticPlan {
   Chain chain;
   MemoryPlan memory;

@@ -63,10 +63,6 @@ class PipelineRules {
     return static_cast<int>(
         std::max(ladders_[0].prices.size(), ladders_[1].prices.size()));
   }
-  bool can_fuse() const { return can_fuse_; }
-  // Every group is two sweeps, over all ranks and back, so that kZeroBubbleV
-  // applies.
-  bool is_v() const { return is_v_; }
 
   // The plain list schedule (backwards first, sweeps and groups as given), and
   // the rules to look at next to it, groups as given.

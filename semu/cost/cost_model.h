@@ -64,8 +64,11 @@ struct LayerQuery {
   bool input_grad = true;
 };
 
+// The most that a time or a size of a cost may be.
+inline constexpr int64_t kMaxCost = 100'000'000'000'000;
+
 // Cost of one layer under one strategy. Bytes are per GPU; times are of the
-// GPUs of a rank, which act as one. All values are 0 .. 10^14.
+// GPUs of a rank, which act as one. All values are 0 .. kMaxCost.
 struct StrategyCost {
   int64_t forward_ns = 0;
   int64_t input_grad_ns = 0;  // rebuilding activations included

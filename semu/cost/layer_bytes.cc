@@ -12,12 +12,11 @@
 namespace pipeweaver::semu {
 namespace {
 
-// Bound of every size (cost_model.h).
-constexpr double kMaxValue = 1e14;
 constexpr double kFp32Bytes = 4;
 
 int64_t Bounded(double value) {
-  return static_cast<int64_t>(std::llround(std::min(value, kMaxValue)));
+  return static_cast<int64_t>(
+      std::llround(std::min(value, static_cast<double>(kMaxCost))));
 }
 
 class LayerBytes {

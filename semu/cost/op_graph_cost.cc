@@ -21,9 +21,6 @@
 namespace pipeweaver::semu {
 namespace {
 
-// Bound of every time (cost_model.h).
-constexpr int64_t kMaxValue = 100'000'000'000'000;
-
 // Operations of remembered layers, of some 300 bytes each.
 constexpr int64_t kMaxRememberedOps = 1 << 17;
 
@@ -179,7 +176,7 @@ LayerCost OpGraphCost::Simulate(const Platform& platform,
   rules_->TimeOps(platform, ops, absl::MakeSpan(op_ns));
   ops_simulated_.fetch_add(layer.pass_ops, std::memory_order_relaxed);
   const auto latency_ns = [&op_ns](const PassLatency& pass) {
-    return std::min(pass.Ns(op_ns), kMaxValue);
+    return std::min(pass.Ns(op_ns), kMaxCost);
   };
 
   const int64_t forward_ns = latency_ns(layer.forward);

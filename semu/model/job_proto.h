@@ -22,8 +22,6 @@
 
 namespace pipeweaver::semu {
 
-// Most tokens of one module in one microbatch.
-
 // OK if `name` is 1 to 63 letters, digits, '_', '-' or '.'; else
 // INVALID_ARGUMENT naming `field`.
 absl::Status ValidateName(absl::string_view field, absl::string_view name);

@@ -40,12 +40,4 @@ int64_t OutputWidth(const Module& module) {
   return OutputWidth(module.layers.back().layer);
 }
 
-const LayerSpec& LayerAt(const Module& module, int index) {
-  for (const LayerGroup& group : module.layers) {
-    if (index < group.count) return group.layer;
-    index -= group.count;
-  }
-  PW_CHECK(false && "layer index past the module's end");
-}
-
 }  // namespace pipeweaver::semu

@@ -25,9 +25,6 @@ int64_t OutputWidth(const LayerSpec& layer);
 // Width of what the module hands to the next module.
 int64_t OutputWidth(const Module& module);
 
-// The layer at `index`, counted over the groups. REQUIRES: it exists.
-const LayerSpec& LayerAt(const Module& module, int index);
-
 }  // namespace pipeweaver::semu
 
 #endif  // SEMU_MODEL_LAYER_SIZE_H_

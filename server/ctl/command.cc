@@ -135,20 +135,23 @@ Table::Cell Table::Gibibytes(int64_t bytes) {
 
 Progress::Progress(std::string what, std::ostream& err)
     : thread_([this, what = std::move(what), &err] {
-        std::unique_lock<std::mutex> lock(mutex_);
-        int seconds = 0;
-        while (!ended_changed_.wait_for(lock, std::chrono::seconds(1),
-                                        [this] { return ended_; })) {
-          err << what << " ... " << ++seconds << " s" << std::endl;
+        using Clock = std::chrono::steady_clock;
+        MutexLock lock(&mutex_);
+        Clock::time_point next = Clock::now();
+        for (int seconds = 1; !ended_; ++seconds) {
+          next += std::chrono::seconds(1);
+          while (!ended_ && !ended_changed_.WaitUntil(&mutex_, next)) {
+          }
+          if (!ended_) err << what << " ... " << seconds << " s" << std::endl;
         }
       }) {}
 
 Progress::~Progress() {
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    MutexLock lock(&mutex_);
     ended_ = true;
   }
-  ended_changed_.notify_one();
+  ended_changed_.NotifyOne();
   thread_.join();
 }
 

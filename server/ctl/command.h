@@ -3,9 +3,7 @@
 #ifndef SERVER_CTL_COMMAND_H_
 #define SERVER_CTL_COMMAND_H_
 
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -17,13 +15,15 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "nlohmann/json.hpp"
+#include "semu/base/mutex.h"
 
 namespace pipeweaver::ctl {
 
 // Exit codes, as `pipeweaverctl help` documents them.
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailed = 1,    // the answer is no: a check failed, bytes differ
+  // The answer is no (a check failed, bytes differ), or it cannot be written.
+  kExitFailed = 1,
   kExitUsage = 2,     // wrong arguments
   kExitBadInput = 3,  // an input breaks a rule, or has no valid schedule
   // The server cannot be reached, did not answer, or asks for a token.
@@ -90,9 +90,9 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
  private:
-  std::mutex mutex_;
-  std::condition_variable ended_changed_;
-  bool ended_ = false;  // guarded by mutex_
+  Mutex mutex_;
+  CondVar ended_changed_;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
 

@@ -31,14 +31,6 @@ namespace {
 using search::StepPlan;
 using search::StepReport;
 
-double Gap(const StepReport& report) {
-  return report.lower_bound_ns == 0
-             ? 0
-             : static_cast<double>(report.schedule_makespan_ns) /
-                       report.lower_bound_ns -
-                   1;
-}
-
 int64_t Peak(const StepReport& report) {
   int64_t peak = 0;
   for (const int64_t bytes : report.peak_memory_bytes) {
@@ -52,7 +44,7 @@ std::vector<Table::Cell> PlanRow(const StepReport& report) {
   return {Table::Text(report.strategy),
           Table::Milliseconds(report.makespan_ns),
           Table::Milliseconds(report.lower_bound_ns),
-          Table::Percent(Gap(report)),
+          Table::Percent(report.Gap()),
           Table::Percent(report.bubble_ratio),
           Table::Gibibytes(Peak(report)),
           Table::Percent(report.measured_share),

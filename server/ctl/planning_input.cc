@@ -71,8 +71,7 @@ absl::Status WriteFile(const std::string& path, const std::string& content) {
   out << content;
   out.close();
   if (!out) {
-    return absl::PermissionDeniedError(
-        absl::StrCat(path, ": cannot be written"));
+    return absl::DataLossError(absl::StrCat(path, ": cannot be written"));
   }
   return absl::OkStatus();
 }

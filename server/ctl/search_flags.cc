@@ -9,7 +9,7 @@ namespace pipeweaver::ctl {
 namespace {
 
 constexpr uint64_t kMostMs = 86'400'000;  // a day
-constexpr uint64_t kMostEvaluations = 1'000'000'000;
+constexpr uint64_t kMostEvaluations = 1'000'000'000'000;
 constexpr uint64_t kMostThreads = 256;
 
 }  // namespace

@@ -97,10 +97,8 @@ absl::StatusOr<semu::Timeline> TimelineOfPlan(
       plan.step, plan.programs, ModuleNames(input.job_proto));
   timeline.title =
       absl::StrCat(input.job_proto.name(), ", by ", plan.report.strategy);
-  const double bound = static_cast<double>(plan.report.lower_bound_ns);
-  timeline.subtitle =
-      Summary(plan.report.makespan_ns, plan.report.bubble_ratio,
-              bound == 0 ? 0 : plan.report.schedule_makespan_ns / bound - 1);
+  timeline.subtitle = Summary(plan.report.makespan_ns, plan.report.bubble_ratio,
+                              plan.report.Gap());
   return timeline;
 }
 

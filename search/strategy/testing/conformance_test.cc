@@ -151,7 +151,7 @@ TEST_P(StrategyTest, HasAScheduleEvenWithoutTime) {
   }
 }
 
-// Once, a time budget alone left one move a round to local search.
+// Local search makes full rounds where time alone bounds it.
 TEST_P(StrategyTest, ATimeBudgetSearchesAsHardAsAnEvaluationBudget) {
   const Problem problem = MiddlingProblem();
   SearchOptions options;

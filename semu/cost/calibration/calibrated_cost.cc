@@ -11,11 +11,9 @@
 namespace pipeweaver::semu {
 namespace {
 
-// Bound of every time (cost_model.h).
-constexpr double kMaxNs = 1e15;
-
 int64_t Scaled(int64_t ns, double factor) {
-  return std::llround(std::min(static_cast<double>(ns) * factor, kMaxNs));
+  return std::llround(std::min(static_cast<double>(ns) * factor,
+                               static_cast<double>(kMaxCost)));
 }
 
 }  // namespace

@@ -14,9 +14,6 @@ namespace {
 
 using Points = std::vector<MeasuredLayer>;
 
-// Bound of every time (cost_model.h).
-constexpr double kMaxNs = 1e15;
-
 auto LayerTuple(const LayerSpec& layer) {
   return std::make_tuple(static_cast<int>(layer.kind), layer.hidden_size,
                          layer.ffn_size, layer.heads, layer.kv_heads,
@@ -102,7 +99,7 @@ Shape WithCondition(Shape shape, const LayerQuery& query) {
 
 double ConditionDistance(const MeasuredLayer& point, const LayerQuery& query) {
   if (query.layer.kind != LayerKind::kDit) return 0;
-  if (LacksCondition(point.shape, query)) return kMaxNs;
+  if (LacksCondition(point.shape, query)) return static_cast<double>(kMaxCost);
   return std::abs(MeanCondition(point.shape) - MeanCondition(query.shape));
 }
 
@@ -122,7 +119,8 @@ bool ConditionInside(absl::Span<const MeasuredLayer> points,
 }
 
 int64_t Scaled(int64_t ns, double factor) {
-  return std::llround(std::min(static_cast<double>(ns) * factor, kMaxNs));
+  return std::llround(std::min(static_cast<double>(ns) * factor,
+                               static_cast<double>(kMaxCost)));
 }
 
 }  // namespace
