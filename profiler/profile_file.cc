@@ -3,7 +3,6 @@
 #include "profiler/profile_file.h"
 
 #include <fcntl.h>
-#include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "profiler/text_source.h"
+#include "proto/text/text_proto.h"
 #include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
 
@@ -24,21 +24,6 @@ namespace pipeweaver::profiler {
 namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
-
-// Keeps the first error of a parse.
-class FirstError : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, google::protobuf::io::ColumnNumber column,
-                const std::string& message) override {
-    if (text_.empty())
-      text_ = absl::StrCat("line ", line + 1, ", column ", column + 1, ": ",
-                           message);
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  std::string text_;
-};
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t most) {
   if (value >= 0 && value <= most) return absl::OkStatus();
@@ -131,12 +116,7 @@ absl::Status ValidateProfile(const v1::Profile& profile) {
 absl::StatusOr<v1::Profile> ParseProfile(absl::string_view text,
                                          absl::string_view name) {
   v1::Profile profile;
-  FirstError error;
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(std::string(text), &profile)) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.text()));
-  }
+  PW_RETURN_IF_ERROR(ParseTextProto(text, name, profile));
   if (const absl::Status status = ValidateProfile(profile); !status.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": ", status.message()));

@@ -22,28 +22,14 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "google/protobuf/io/tokenizer.h"
-#include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
+#include "proto/text/text_proto.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/job_proto.h"
 #include "server/auth.h"
 
 namespace pipeweaver::server {
 namespace {
-
-class FirstError final : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, google::protobuf::io::ColumnNumber column,
-                const std::string& message) override {
-    if (!error_.empty()) return;
-    error_ = absl::StrCat(line + 1, ":", column + 1, ": ", message);
-  }
-  const std::string& error() const { return error_; }
-
- private:
-  std::string error_;
-};
 
 // By its characters: a name, an IPv4 address, or an IPv6 address in brackets,
 // where that is allowed.
@@ -167,13 +153,8 @@ absl::Status CheckStoreFile(const std::string& path) {
 
 absl::StatusOr<v1::ServerConfig> ParseConfig(absl::string_view text,
                                              absl::string_view path) {
-  FirstError error;
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
   v1::ServerConfig config;
-  if (!parser.ParseFromString(std::string(text), &config)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ":", error.error()));
-  }
+  PW_RETURN_IF_ERROR(ParseTextProto(text, path, config));
   return config;
 }
 

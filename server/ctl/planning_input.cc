@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
 #include "profiler/text_source.h"
+#include "proto/text/text_proto.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/calibration/corrected_costs.h"
 #include "semu/cost/measured/profile_layers.h"
@@ -23,18 +23,6 @@ namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
-// Keeps the first error of a parse.
-class FirstError : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, google::protobuf::io::ColumnNumber column,
-                const std::string& message) override {
-    if (!text.empty()) return;
-    text =
-        absl::StrCat("line ", line + 1, ", column ", column + 1, ": ", message);
-  }
-  std::string text;
-};
-
 }  // namespace
 
 absl::Status ReadTextProto(const std::string& path,
@@ -46,15 +34,7 @@ absl::Status ReadTextProto(const std::string& path,
                ? text.status()
                : absl::InvalidArgumentError(text.status().message());
   }
-  FirstError error;
-  google::protobuf::TextFormat::Parser parser;
-  parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(*text, &message)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", error.text, " (expected ",
-                     message.GetDescriptor()->full_name(), " as text)"));
-  }
-  return absl::OkStatus();
+  return ParseTextProto(*text, path, message);
 }
 
 absl::Status WriteTextProto(const std::string& path,
