@@ -329,8 +329,7 @@ TEST_F(ProfileFileTest, ErrorsNameTheField) {
   };
   EXPECT_EQ(message(""), "p: format_version: 0, must be 1");
   EXPECT_EQ(message("format_version: 1"), "p: version: 0, must be at least 1");
-  EXPECT_THAT(message("format_version: x"),
-              ::testing::HasSubstr("p:1:17: "));
+  EXPECT_THAT(message("format_version: x"), ::testing::HasSubstr("p:1:17: "));
   const std::string head = "format_version: 1 version: 1 ";
   EXPECT_EQ(message(head + "points { }"), "p: points[0]: key.kind: not set");
   EXPECT_EQ(message(head + "points { key { kind: POINT_KIND_OP } }"),

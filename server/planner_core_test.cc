@@ -741,7 +741,7 @@ TEST_F(PlannerCoreTest, ComparesStrategiesAndStartsWithItsOwn) {
   EXPECT_EQ((*outcomes)[2].report->makespan_ns, 9);
 }
 
-TEST_F(PlannerCoreTest, StepsDoNotWaitForQuestions) {
+TEST_F(PlannerCoreTest, StepsDoNotWaitForQuestionsWhichCancellingEnds) {
   Register("vlm", "a");
   planner_.HoldPlans();
   const CancelFlag cancelled = NotCancelled();
@@ -757,20 +757,6 @@ TEST_F(PlannerCoreTest, StepsDoNotWaitForQuestions) {
   planner_.Finish(1);
   EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
   EXPECT_EQ(core_.questions().running, 1);
-  cancelled->store(true);
-  EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
-}
-
-TEST_F(PlannerCoreTest, ACancelledComparisonMakesWay) {
-  Register("vlm", "a");
-  planner_.HoldPlans();
-  const CancelFlag cancelled = NotCancelled();
-  std::promise<absl::Status> answer;
-  core_.CompareStrategies(
-      *core_.registry().Find("vlm"), LabelledBatch(9), {"1f1b"}, 1, 0,
-      Clock::TimePoint::max(), cancelled,
-      [&answer](const auto& outcomes) { answer.set_value(outcomes.status()); });
-  planner_.WaitForPlans(1);
   cancelled->store(true);
   EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
 }
