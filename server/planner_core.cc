@@ -336,7 +336,7 @@ void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
     // One withdrawn meanwhile may have been submitted again; this one may have
     // been withdrawn by now.
     DropCancelled(joint);
-    if (joint.empty() || joint.size() == replicas) {
+    if (joint.empty() || joint.size() == replicas || joint_waits_end_) {
       ready = std::move(joint);
       joint_.erase(it);
     }
@@ -346,6 +346,16 @@ void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
   } else {
     EnqueueJointly(std::move(ready));
   }
+}
+
+void PlannerCore::EndJointWaits() {
+  std::map<JointKey, JointSteps> waiting;
+  {
+    MutexLock lock(&joint_mutex_);
+    joint_waits_end_ = true;
+    waiting.swap(joint_);
+  }
+  for (auto& [key, steps] : waiting) EnqueueJointly(std::move(steps));
 }
 
 void PlannerCore::DropCancelled(JointSteps& joint) {

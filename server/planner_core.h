@@ -184,6 +184,10 @@ class PlannerCore {
   // UNAVAILABLE. Idempotent.
   void EndRegistrations();
 
+  // Steps wait for other replicas no longer: those that do are planned without
+  // them. Idempotent.
+  void EndJointWaits();
+
   // Ends all searches and answers all that wait with UNAVAILABLE. Idempotent.
   void Stop();
 
@@ -302,6 +306,7 @@ class PlannerCore {
 
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);
+  bool joint_waits_end_ ABSL_GUARDED_BY(joint_mutex_) = false;
   // Ends searches for layouts.
   std::atomic<bool> registrations_end_ = false;
   // Ends joint searches.

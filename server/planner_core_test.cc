@@ -163,6 +163,17 @@ TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherWaitForNoThread) {
   EXPECT_EQ(observer_.queue_ns, 0);
 }
 
+TEST_F(PlannerCoreTest, WaitsForReplicasEndAtADrain) {
+  Register("vlm", "a");
+  constexpr auto kWait = std::chrono::seconds(60);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1, {}, 0, kWait).ok());
+  core_.EndJointWaits();
+  EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  // One that came in meanwhile waits for none.
+  ASSERT_TRUE(Submit({"vlm", 1, 1, 0}, 1, {}, 0, kWait).ok());
+  EXPECT_TRUE(Read({"vlm", 1, 1, 0}).ok());
+}
+
 TEST_F(PlannerCoreTest, JointPlansTellHowLongSealingTakes) {
   Register("vlm", "a");
   planner_.set_lower_ns(3'000'000);

@@ -241,6 +241,7 @@ void Server::Drain() {
   // the right code for as long as calls are in flight.
   parts_->service.RefuseCalls();
   parts_->core.EndRegistrations();
+  parts_->core.EndJointWaits();
   const auto deadline = std::chrono::system_clock::now() +
                         std::chrono::milliseconds(parts_->config.drain_ms());
   while (calls_in_flight() > 0 && std::chrono::system_clock::now() < deadline) {

@@ -8,10 +8,12 @@
 #include <string>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client_agents/cc/planner_client.h"
+#include "nlohmann/json.hpp"
 #include "pipeweaver/v1/planner_service.pb.h"
 #include "profiler/profile_file.h"
 #include "semu/base/check.h"
@@ -22,6 +24,22 @@
 namespace pipeweaver::ctl {
 namespace {
 
+// Digests in hexadecimal, as logs and tables have them, for protobuf's base64.
+void SpellDigests(nlohmann::ordered_json& value, bool is_digest) {
+  if (value.is_string() && is_digest) {
+    std::string bytes;
+    PW_CHECK(absl::Base64Unescape(value.get<std::string>(), &bytes));
+    value = absl::BytesToHexString(bytes);
+  } else if (value.is_array()) {
+    for (auto& element : value) SpellDigests(element, is_digest);
+  } else if (value.is_object()) {
+    for (auto& [key, element] : value.items()) {
+      SpellDigests(element, absl::EndsWith(key, "_digest") ||
+                                absl::EndsWith(key, "_digests"));
+    }
+  }
+}
+
 // A message as JSON with the field names of the .proto files.
 std::string ToJson(const google::protobuf::Message& message) {
   google::protobuf::util::JsonPrintOptions options;
@@ -30,7 +48,9 @@ std::string ToJson(const google::protobuf::Message& message) {
   std::string json;
   PW_CHECK(google::protobuf::util::MessageToJsonString(message, &json, options)
                .ok());
-  return json;
+  auto value = nlohmann::ordered_json::parse(json);
+  SpellDigests(value, /*is_digest=*/false);
+  return value.dump();
 }
 
 int List(client::PlannerClient& client, absl::string_view output,

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "pipeweaver/v1/planner_service.pb.h"
@@ -54,6 +56,14 @@ TEST(JobCommandTest, TheLifeOfAJob) {
   const Outcome plan = Job(server, {"plan", "vlm", "3"});
   EXPECT_EQ(plan.code, kExitOk) << plan.err;
   EXPECT_THAT(plan.out, HasSubstr("makespan"));
+  const std::string digest = absl::BytesToHexString(again.layout_digest());
+  for (const std::vector<std::string>& args :
+       std::vector<std::vector<std::string>>{
+           {"describe", "vlm", "-o", "json"},
+           {"plan", "vlm", "3", "-o", "json"}}) {
+    EXPECT_THAT(Job(server, args).out,
+                HasSubstr(absl::StrCat("\"layout_digest\":\"", digest, "\"")));
+  }
 
   EXPECT_EQ(Job(server, {"remove", "vlm"}).code, kExitOk);
   EXPECT_THAT(Job(server, {"list"}).out, Not(HasSubstr("vlm")));
