@@ -116,6 +116,7 @@ bool JobRegistry::Reprice(absl::string_view name, PreparedJob prepared) {
 
 std::shared_ptr<const RegisteredJob> JobRegistry::Answer(
     Entry& entry, const std::string& request_id, RegisteredJob job) {
+  job.request_id = request_id;
   entry.job = std::make_shared<const RegisteredJob>(std::move(job));
   entry.answered.emplace_back(request_id, entry.job);
   if (entry.answered.size() > kRequestIdsKept) entry.answered.pop_front();
@@ -202,19 +203,13 @@ std::optional<Clock::TimePoint> JobRegistry::LeastUsed() const {
   return least;
 }
 
-std::vector<std::string> JobRegistry::RemoveUnused(Clock::TimePoint time) {
+std::vector<std::string> JobRegistry::Unused(Clock::TimePoint time) const {
   MutexLock lock(&mutex_);
-  std::vector<std::string> removed;
-  for (auto it = jobs_.begin(); it != jobs_.end();) {
-    if (it->second.used_at > time) {
-      ++it;
-      continue;
-    }
-    removed.push_back(it->first);
-    attempts_removed_ = std::max(attempts_removed_, it->second.job->attempt);
-    it = jobs_.erase(it);
+  std::vector<std::string> unused;
+  for (const auto& [name, entry] : jobs_) {
+    if (entry.used_at <= time) unused.push_back(name);
   }
-  return removed;
+  return unused;
 }
 
 std::vector<std::string> JobRegistry::Names() const {

@@ -33,6 +33,7 @@ struct RegisteredJob {
   std::string job_digest;
   std::string layout_digest;
   uint64_t attempt = 0;
+  std::string request_id;  // of the attempt
   bool layout_confirmed = false;
   std::shared_ptr<const search::PlannableJob> plannable;
   // Of the plans made with `plannable`, and the version of its costs.
@@ -123,8 +124,8 @@ class JobRegistry {
   void NoteUsed(absl::string_view name, Clock::TimePoint now);
   // The least of the times at which jobs were last used.
   std::optional<Clock::TimePoint> LeastUsed() const;
-  // Removes the jobs that were not used after `time`; returns their names.
-  std::vector<std::string> RemoveUnused(Clock::TimePoint time);
+  // The jobs that were not used after `time`.
+  std::vector<std::string> Unused(Clock::TimePoint time) const;
 
   // In ascending order.
   std::vector<std::string> Names() const;

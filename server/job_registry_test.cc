@@ -148,7 +148,7 @@ TEST(JobRegistryTest, OldAttemptsAreAbortedAndUnknownOnesNotFound) {
             absl::StatusCode::kAborted);
 }
 
-TEST(JobRegistryTest, RemovesWhatWasNotUsed) {
+TEST(JobRegistryTest, TellsWhatWasNotUsed) {
   const auto At = [](int64_t ms) {
     return Clock::TimePoint(std::chrono::milliseconds(ms));
   };
@@ -161,12 +161,9 @@ TEST(JobRegistryTest, RemovesWhatWasNotUsed) {
   registry.NoteUsed("b", At(30));
   registry.NoteUsed("gone", At(0));
   EXPECT_EQ(registry.LeastUsed(), At(10));
-  EXPECT_THAT(registry.RemoveUnused(At(9)), IsEmpty());
-  EXPECT_THAT(registry.RemoveUnused(At(29)), ElementsAre("a", "c"));
-  EXPECT_THAT(registry.Names(), ElementsAre("b"));
-  EXPECT_EQ(registry.LeastUsed(), At(30));
-  // Attempts go on where they were.
-  EXPECT_EQ((*Register(registry, MakeRegistration("a", "again")))->attempt, 2);
+  EXPECT_THAT(registry.Unused(At(9)), IsEmpty());
+  EXPECT_THAT(registry.Unused(At(29)), ElementsAre("a", "c"));
+  EXPECT_THAT(registry.Unused(At(30)), ElementsAre("a", "b", "c"));
 }
 
 TEST(JobRegistryTest, KeepsMeanOfReportsAndCountsOfPlans) {

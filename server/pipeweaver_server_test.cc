@@ -558,6 +558,23 @@ TEST(PipeweaverServerTest, NothingMovesWhenAReplicaComesTooLate) {
   }
 }
 
+TEST(PipeweaverServerTest, ADrainWaitsForNoReplica) {
+  const auto server = ServerProcess::Serving({});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = PairJob();
+  const v1::SubmitStepRequest step =
+      UnevenSubmission(job, Register(client, job), 0, /*replica=*/0);
+  ASSERT_TRUE(client.SubmitStep(step).ok());
+  absl::StatusOr<v1::Plan> plan;
+  std::thread reader([&] { plan = client.GetPlan(step.key()); });
+  while (server->Metric("pipeweaver_rpcs_in_flight") < 1) {
+  }
+  server->Terminate();
+  reader.join();
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(server->Wait(), 0);
+}
+
 // Layers of every module of `job`, as if measured at `factor` microseconds a
 // token forward and twice that backward.
 v1::Profile MeasuredProfile(const v1::Job& job, double factor) {

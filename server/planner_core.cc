@@ -196,7 +196,9 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
   const bool pinned = registration.pinned.has_value();
   PlanningPool& pool = pinned ? pool_ : registrations_;
   if (!pool.Reserve()) {
-    done(pinned ? QueueFull() : RegistrationsFull());
+    done(pinned               ? QueueFull()
+         : registrations_end_ ? absl::UnavailableError("the server shuts down")
+                              : RegistrationsFull());
     return;
   }
   RunOn(pool, name, cancelled,
@@ -943,16 +945,21 @@ void PlannerCore::WakeKeeper() {
 }
 
 void PlannerCore::DropUnusedJobs(Clock::TimePoint now) {
-  std::vector<std::string> removed;
+  bool removed = false;
   {
     MutexLock lock(&lifecycle_mutex_);
-    removed = registry_.RemoveUnused(now - options_.job_ttl);
-    for (const std::string& job : removed) {
+    for (const std::string& job : registry_.Unused(now - options_.job_ttl)) {
+      // Its plans may still be needed.
+      if (table_.HeldSteps(job) > 0) {
+        registry_.NoteUsed(job, now);
+        continue;
+      }
+      removed = registry_.Remove(job).ok() || removed;
       table_.EndJob(job);
       if (observer_ != nullptr) observer_->OnJobRemoved(job, /*unused=*/true);
     }
   }
-  if (!removed.empty()) DropCancelled();
+  if (removed) DropCancelled();
 }
 
 void PlannerCore::KeepDeadlines() {

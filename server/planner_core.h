@@ -43,8 +43,8 @@ struct PlannerCoreOptions {
   // Steps that wait for a thread, and questions likewise; more are refused.
   int max_queued = 4096;
   int max_jobs = 1024;
-  // A job is removed when it was not registered, and no step of it submitted,
-  // for so long.
+  // A job is removed when it was not registered, and no step of it submitted or
+  // held, for so long.
   Clock::Duration job_ttl = std::chrono::hours(7 * 24);
   // Time for the search of a step that gives no budget of its own.
   Clock::Duration search_budget = std::chrono::milliseconds(50);
@@ -259,7 +259,8 @@ class PlannerCore {
   // Seals without a search: a like batch's plan, else the safe program.
   // `why_no_search` is the answer when not even that exists.
   void SealFallback(const PendingStep& step, const absl::Status& why_no_search);
-  // Of a step, beside the other steps; of a question, beside all.
+  // Of a step, beside the other steps; of a question, beside steps and
+  // questions.
   int ThreadsForSearch() const;
   int ThreadsForQuestion() const;
   // Why a pool had no place.

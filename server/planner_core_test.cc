@@ -26,13 +26,24 @@ using ::testing::Not;
 
 CancelFlag NotCancelled() { return std::make_shared<std::atomic<bool>>(false); }
 
-// Notes how long the plan sealed last had waited for a thread; -1: it had not.
+// Notes how long each sealed plan had waited for a thread; -1: for none.
 class QueueObserver final : public PlannerObserver {
  public:
   void OnPlanSealed(const SealedPlan&, const PlanTimings& timings) override {
-    queue_ns = timings.queue_ns.value_or(-1);
+    MutexLock lock(&mutex_);
+    queue_ns_.push_back(timings.queue_ns.value_or(-1));
   }
-  std::atomic<int64_t> queue_ns = 0;
+  // Of the first `count` plans, once they are sealed.
+  std::vector<int64_t> QueueNs(size_t count) {
+    while (true) {
+      MutexLock lock(&mutex_);
+      if (queue_ns_.size() >= count) return queue_ns_;
+    }
+  }
+
+ private:
+  Mutex mutex_;
+  std::vector<int64_t> queue_ns_ ABSL_GUARDED_BY(mutex_);
 };
 
 class PlannerCoreTest : public ::testing::Test {
@@ -160,7 +171,7 @@ TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherWaitForNoThread) {
   ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 2, {}, 0, kWait).ok());
   ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
   ASSERT_TRUE(Read({"vlm", 1, 0, 1}).ok());
-  EXPECT_EQ(observer_.queue_ns, 0);
+  EXPECT_THAT(observer_.QueueNs(2), ElementsAre(0, 0));
 }
 
 TEST_F(PlannerCoreTest, WaitsForReplicasEndAtADrain) {
@@ -542,7 +553,7 @@ TEST_F(PlannerCoreTest, AnOverdueSearchIsReplacedByTheSafeProgram) {
   clock_.Advance(milliseconds(28));
   const StepResult plan = Read({"vlm", 1, 0, 0});
   EXPECT_EQ((*plan)->identity.origin, PlanOrigin::kSafe);
-  EXPECT_EQ(observer_.queue_ns, -1);
+  EXPECT_THAT(observer_.QueueNs(1), ElementsAre(-1));
   EXPECT_EQ(planner_.safe_calls(), 1);
   planner_.Finish(1);
   EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
@@ -798,6 +809,18 @@ TEST_F(PlannerCoreTest, PlansExpireByTheClock) {
   while (core_.held().steps > 0) std::this_thread::yield();
   EXPECT_THAT(std::string(Read({"vlm", 1, 0, 0}).status().message()),
               HasSubstr("has expired"));
+}
+
+TEST_F(PlannerCoreTest, JobsWhosePlansAreStillNeededAreKept) {
+  Register("vlm", "a");
+  constexpr auto kDay = std::chrono::hours(24);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 1, 7 * kDay).ok());
+  planner_.WaitForPlans(1);
+  ASSERT_TRUE(Read({"vlm", 1, 0, 0}).ok());
+  Register("other", "a");
+  clock_.Advance(7 * kDay);
+  while (core_.registry().size() > 1) std::this_thread::yield();
+  EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
 }
 
 TEST_F(PlannerCoreTest, JobsThatNobodyUsesAreRemoved) {

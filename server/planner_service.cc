@@ -456,6 +456,7 @@ absl::Status PlannerServiceImpl::Describe(
   response->mutable_job()->ParseFromString(job->job_bytes);
   response->set_job_digest(job->job_digest);
   response->set_attempt(job->attempt);
+  response->set_request_id(job->request_id);
   *response->mutable_layout() =
       semu::LayoutToProto(job->plannable->layout, job->plannable->job);
   response->set_layout_digest(job->layout_digest);

@@ -59,8 +59,8 @@ struct PlanIdentity {
 
 // Wall-clock figures of how a plan was made, nanoseconds.
 struct PlanTimings {
-  // That the step waited for a planning thread; none where it was sealed
-  // without one, since its time had come.
+  // That the step waited for a planning thread; none where its plan is no
+  // thread's search: its time had come, or the search failed.
   std::optional<int64_t> queue_ns;
   int64_t submit_to_seal_ns = 0;
 };

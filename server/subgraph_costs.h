@@ -6,11 +6,13 @@
 #include <prometheus/collectable.h>
 #include <prometheus/metric_family.h>
 
+#include <future>
 #include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "pipeweaver/v1/server_config.pb.h"
+#include "semu/base/mutex.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/store/redis_store.h"
 #include "semu/store/subgraph_cache.h"
@@ -31,7 +33,14 @@ class SubgraphMetrics : public prometheus::Collectable {
  private:
   const std::shared_ptr<const semu::SubgraphCache> cache_;
   const std::shared_ptr<const semu::OpGraphCost> costs_;
+  // Whether Redis answers, as far as is known in a short while: a name that is
+  // not resolved must not keep the page.
+  bool RedisAnswers() const ABSL_LOCKS_EXCLUDED(mutex_);
+
   semu::RedisStore* const redis_;
+  mutable Mutex mutex_;
+  mutable std::future<bool> ping_ ABSL_GUARDED_BY(mutex_);
+  mutable bool redis_answers_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 struct SubgraphCosts {

@@ -52,7 +52,7 @@ logger = logging.getLogger("pipeweaver")
 PLAN, SAFE = "plan", "safe"
 
 # Why a step ran its safe program; keys of StepAgent.counters.
-UNREACHABLE = "server_unreachable"  # no answer
+UNREACHABLE = "server_unreachable"  # no answer, or a fault of the server
 NO_PLAN = "no_plan"  # the server answered that it makes none, or takes no step
 LATE = "plan_late"  # the plan was not there at the vote
 REFUSED = "plan_refused"  # it failed its checks
@@ -615,7 +615,7 @@ class StepAgent:
             # The step may not have arrived yet, or the server has forgotten
             # the job, or there is a new attempt: registering tells.
             waiting = self._register_again(code)
-        answered = code in _ANSWERS
+        answered = code in _ANSWERS or code == grpc.StatusCode.NOT_FOUND
         with self._lock:
             if code == grpc.StatusCode.UNAVAILABLE:
                 self._unreachable = True
@@ -642,7 +642,12 @@ class StepAgent:
                 with self._lock:
                     if known.attempt == self._attempt:
                         return True  # it is the step that is not there yet
-                forgotten = False  # another rank has registered again
+                    if known.request_id == self._run_id:
+                        # Another rank of the run has registered again.
+                        self._attempt = known.attempt
+                        self.counters["registered_again"] += 1
+                        return True
+                return False  # another run has the job
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.NOT_FOUND:
                     return False
@@ -705,7 +710,7 @@ class StepAgent:
                                   self.options.call_timeout_s)
                 with self._lock:
                     self._unreachable = False
-                    if state.trouble == UNREACHABLE:
+                    if state.trouble in (UNREACHABLE, NO_PLAN):
                         state.trouble = LATE
                 return
             except grpc.RpcError as error:
@@ -714,6 +719,7 @@ class StepAgent:
                         error.code() in _ANSWERS and error.code() !=
                         grpc.StatusCode.RESOURCE_EXHAUSTED):
                     with self._lock:
+                        state.trouble = NO_PLAN
                         self._count("submission_refused", error.details())
                     return
                 self._note_trouble(state, error)

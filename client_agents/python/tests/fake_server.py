@@ -47,7 +47,9 @@ class FakePlanner:
             context.abort(grpc.StatusCode.NOT_FOUND, "job: not registered")
         return service_pb2.DescribeJobResponse(
             reports=self.reports,
-            attempt=max(self.attempts[request.job].values()))
+            attempt=max(self.attempts[request.job].values()),
+            request_id=max(self.attempts[request.job],
+                           key=self.attempts[request.job].get))
 
     def _check(self, key, context):
         if key.job not in self.jobs:

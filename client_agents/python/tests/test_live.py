@@ -235,6 +235,7 @@ class LiveTest(unittest.TestCase):
                     agent.settle(3, agent.vote(3), 5)
             counters = dict(agent.counters)
         self.assertEqual(counters["submission_refused"], 1)
+        self.assertEqual(counters["no_plan"], 1)
         self.assertNotIn("server_unreachable", counters)
         self.assertIn("key.step: 3, is over", "".join(logs.output))
 
