@@ -31,12 +31,12 @@ class SubgraphMetrics : public prometheus::Collectable {
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
-  const std::shared_ptr<const semu::SubgraphCache> cache_;
-  const std::shared_ptr<const semu::OpGraphCost> costs_;
   // Whether Redis answers, as far as is known in a short while: a name that is
   // not resolved must not keep the page.
   bool RedisAnswers() const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  const std::shared_ptr<const semu::SubgraphCache> cache_;
+  const std::shared_ptr<const semu::OpGraphCost> costs_;
   semu::RedisStore* const redis_;
   mutable Mutex mutex_;
   mutable std::future<bool> ping_ ABSL_GUARDED_BY(mutex_);

@@ -9,12 +9,12 @@
 #include <tuple>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/layer_size.h"
 #include "semu/model/module_graph.h"
+#include "semu/model/shape_buckets.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -181,6 +181,7 @@ absl::Status SplitMicrobatch(const Job& job, const semu::Layout& layout,
                              const std::vector<int>& order,
                              const Microbatch& microbatch, int b,
                              std::vector<SubMicrobatch>* result) {
+  PW_RETURN_IF_ERROR(semu::CheckShapeBuckets(job, microbatch, b));
   const int64_t largest_bucket = job.executor.shape_buckets.empty()
                                      ? 0
                                      : job.executor.shape_buckets.back();
@@ -199,14 +200,6 @@ absl::Status SplitMicrobatch(const Job& job, const semu::Layout& layout,
     for (size_t i = 0; i < tokens.size(); ++i) {
       weights[i] = ItemWeight(job.modules[m], tokens[i], condition[i]);
       sum += tokens[i];
-      if (largest_bucket > 0 && tokens[i] > largest_bucket) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("microbatches[", b, "] item ", i, " of module \"",
-                         job.modules[m].name, "\" has ", tokens[i],
-                         " tokens: must be at most the largest of "
-                         "executor.shape_buckets, ",
-                         largest_bucket));
-      }
     }
     const int64_t target = layout.modules[m].sub_microbatch_tokens;
     const int count = static_cast<int>(tokens.size());

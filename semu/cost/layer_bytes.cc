@@ -15,8 +15,7 @@ namespace {
 constexpr double kFp32Bytes = 4;
 
 int64_t Bounded(double value) {
-  return static_cast<int64_t>(
-      std::llround(std::min(value, static_cast<double>(kMaxCost))));
+  return static_cast<int64_t>(std::llround(std::min<double>(value, kMaxCost)));
 }
 
 class LayerBytes {

@@ -11,6 +11,7 @@
 #include "semu/base/status_macros.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/module_graph.h"
+#include "semu/model/shape_buckets.h"
 
 namespace pipeweaver::semu {
 namespace {
@@ -209,26 +210,6 @@ absl::Status CheckConsumption(const std::string& path, const Job& job,
   return absl::OkStatus();
 }
 
-// Executors that take fixed shapes only pad items, but cut none.
-absl::Status CheckShapeBuckets(const std::string& path, const Job& job,
-                               const Microbatch& microbatch) {
-  if (job.executor.shape_buckets.empty()) return absl::OkStatus();
-  const int64_t largest = job.executor.shape_buckets.back();
-  for (size_t m = 0; m < job.modules.size(); ++m) {
-    if (InheritedEdge(job, static_cast<int>(m)) >= 0) continue;
-    const std::vector<int64_t>& tokens = microbatch.item_tokens[m];
-    for (size_t i = 0; i < tokens.size(); ++i) {
-      if (tokens[i] <= largest) continue;
-      return Invalid(path, " item ", i, " of module \"", job.modules[m].name,
-                     "\" has ", tokens[i],
-                     " tokens: must be at most the largest of "
-                     "executor.shape_buckets, ",
-                     largest);
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
@@ -299,7 +280,7 @@ absl::StatusOr<Batch> BatchFromProto(const v1::BatchMetadata& proto,
       num_uses += in.uses(i).producer_item_size();
     }
     PW_RETURN_IF_ERROR(CheckConsumption(path, job, out));
-    PW_RETURN_IF_ERROR(CheckShapeBuckets(path, job, out));
+    PW_RETURN_IF_ERROR(CheckShapeBuckets(job, out, b));
 
     for (const std::vector<int64_t>& items : out.item_tokens) {
       num_items += static_cast<int64_t>(items.size());

@@ -12,8 +12,8 @@ namespace pipeweaver::semu {
 namespace {
 
 int64_t Scaled(int64_t ns, double factor) {
-  return std::llround(std::min(static_cast<double>(ns) * factor,
-                               static_cast<double>(kMaxCost)));
+  return std::llround(
+      std::min<double>(static_cast<double>(ns) * factor, kMaxCost));
 }
 
 }  // namespace

@@ -99,7 +99,7 @@ Shape WithCondition(Shape shape, const LayerQuery& query) {
 
 double ConditionDistance(const MeasuredLayer& point, const LayerQuery& query) {
   if (query.layer.kind != LayerKind::kDit) return 0;
-  if (LacksCondition(point.shape, query)) return static_cast<double>(kMaxCost);
+  if (LacksCondition(point.shape, query)) return kMaxCost;
   return std::abs(MeanCondition(point.shape) - MeanCondition(query.shape));
 }
 
@@ -119,8 +119,8 @@ bool ConditionInside(absl::Span<const MeasuredLayer> points,
 }
 
 int64_t Scaled(int64_t ns, double factor) {
-  return std::llround(std::min(static_cast<double>(ns) * factor,
-                               static_cast<double>(kMaxCost)));
+  return std::llround(
+      std::min<double>(static_cast<double>(ns) * factor, kMaxCost));
 }
 
 }  // namespace
