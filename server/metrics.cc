@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "semu/base/version.h"
 
 namespace pipeweaver::server {
 namespace {
@@ -118,6 +119,10 @@ Metrics::Metrics(int max_job_labels)
           Gauges(registry_, "pipeweaver_job_drift",
                  "Replicas whose latest reported step's time parted from "
                  "the prediction.")) {
+  Gauges(registry_, "pipeweaver_build_info",
+         "Always 1; its label is the server's version.")
+      .Add({{"version", kVersion}})
+      .Set(1);
   auto& rpc_seconds =
       Histograms(registry_, "pipeweaver_rpc_seconds",
                  "Time of a call in the server, waiting for a plan included.");

@@ -1,7 +1,8 @@
 // The Prometheus page: what is measured, under which names.
 //
-// Labels are bounded: method, code, origin, strategy; `job` only on the gauges
-// pipeweaver_job_*, for at most max_job_labels jobs, and gone with the job.
+// Labels are bounded: version, method, code, origin, strategy; `job` only on
+// the gauges pipeweaver_job_*, for at most max_job_labels jobs, and gone with
+// the job.
 
 #ifndef SERVER_METRICS_H_
 #define SERVER_METRICS_H_

@@ -62,7 +62,8 @@ TEST(MetricsTest, CountsWhatHappens) {
   Exercise(metrics);
   const std::string page = Page(metrics);
   for (const char* line :
-       {"pipeweaver_jobs 1",
+       {"pipeweaver_build_info{version=\"0.1.0\"} 1",
+        "pipeweaver_jobs 1",
         "pipeweaver_queue_length 2",
         "pipeweaver_planning_threads_busy 3",
         "pipeweaver_registrations_waiting 6",

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Tests of the Python package against what comes from PyPI alone: a current
-# torch (for torch.distributed.pipelining) and megatron-core. Installs them into
-# a virtual environment once: several GB, some minutes. Where that works, the last
-# line reads `N passed, N failed`.
+# Tests against what comes from PyPI alone: of the Python package a current torch
+# (for torch.distributed.pipelining) and megatron-core, of the Kubernetes manifest
+# the API's schemas. Installs them into a virtual environment once: several GB,
+# some minutes. Where that works, the last line reads `N passed, N failed`.
 #
 # PIPEWEAVER_INTEROP_VENV: where; default ~/.cache/pipeweaver/interop.
 set -uo pipefail
@@ -14,8 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit 1
 # shellcheck source=deploy/packages.sh
 source deploy/packages.sh
-install_packages python3 python3-venv python3-setuptools protobuf-compiler \
-  libprotobuf-dev || exit 1
+install_packages "${BUILD_PACKAGES[@]}" python3 python3-venv python3-setuptools ||
+  exit 1
 venv=${PIPEWEAVER_INTEROP_VENV:-$HOME/.cache/pipeweaver/interop}
 if [[ ! -x $venv/bin/python ]]; then
   mkdir -p "$(dirname "$venv")"
@@ -25,6 +25,7 @@ fi
 "$venv/bin/pip" install -q 'torch>=2.5' numpy packaging 'grpcio>=1.51' \
   'protobuf>=4.21' || exit 1
 "$venv/bin/pip" install -q --no-deps 'megatron-core>=0.16,<0.17' || exit 1
+"$venv/bin/pip" install -q 'kubernetes-validate>=1.34,<1.38' || exit 1
 "$venv/bin/python" -c \
   'import torch; print("torch", torch.__version__)' || exit 1
 
@@ -59,6 +60,10 @@ run() {
   failed=$((failed + broken))
 }
 
+bazel build --noshow_progress --ui_event_filters=-info //server:pipeweaver_server ||
+  exit 1
+cd "$root/tests/deploy" || exit 1
+run test_kubernetes
 cd "$package/interop" || exit 1
 run test_pipelining
 run test_megatron

@@ -55,6 +55,16 @@ script_test() {
   fi
 }
 
+# Benchmarks and tools, those too that no test runs.
+build_binaries() {
+  local quiet=(--noshow_progress --ui_event_filters=-info)
+  local binaries
+  binaries=$(bazel query "${quiet[@]}" \
+    'kind(cc_binary, //...) except attr(tags, manual, //...)') || return
+  # shellcheck disable=SC2086  # one target a word
+  bazel build "${quiet[@]}" $binaries
+}
+
 # suite_test TITLE COMMAND...: a runner of its own whose last line reads
 # `N passed, N failed`.
 suite_test() {
@@ -74,6 +84,7 @@ suite_test() {
 
 script_test "C++ format" tests/lint.sh
 bazel_tests "all tests" //...
+script_test "all binaries build" build_binaries
 # The parsers, the core that outside input reaches, and all that runs on several
 # threads; gRPC itself is Debian's, without sanitizers.
 bazel_tests "address and undefined-behaviour sanitizers" --config=asan \

@@ -1,4 +1,4 @@
-// What --help says.
+// What --help and --version say.
 
 #ifndef SEMU_BASE_FLAGS_HELP_H_
 #define SEMU_BASE_FLAGS_HELP_H_
@@ -9,13 +9,15 @@
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "semu/base/version.h"
 
 namespace pipeweaver {
 
 // Makes --help print `usage` and the flags of the source file whose path ends
-// in `file`: Abseil looks for one that is called as the program. Call once,
-// before flags are parsed.
+// in `file` (Abseil looks for one that is called as the program), and --version
+// the version. Call once, before flags are parsed.
 inline void SetHelp(absl::string_view usage, std::string file) {
   absl::SetProgramUsageMessage(usage);
   absl::FlagsUsageConfig config;
@@ -23,6 +25,9 @@ inline void SetHelp(absl::string_view usage, std::string file) {
       [file = std::move(file)](absl::string_view path) {
         return absl::EndsWith(path, file);
       };
+  config.version_string = [] {
+    return absl::StrCat("pipeweaver ", kVersion, "\n");
+  };
   absl::SetFlagsUsageConfig(std::move(config));
 }
 

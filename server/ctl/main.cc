@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "semu/base/version.h"
 #include "server/ctl/command.h"
 #include "server/ctl/profile_command.h"
 #include "server/ctl/schedule_command.h"
@@ -41,7 +42,8 @@ void PrintHelp(std::ostream& out) {
     out << "  " << command.name << std::string(10 - command.name.size(), ' ')
         << command.summary << "\n";
   }
-  out << "\n`pipeweaverctl COMMAND --help` tells more.\n\n"
+  out << "\n`pipeweaverctl COMMAND --help` tells more, "
+         "`pipeweaverctl --version` the version.\n\n"
          "Exit codes: 0 done; 1 the answer is no (a check failed, bytes "
          "differ);\n2 wrong arguments; 3 an input breaks a rule or has no "
          "valid schedule;\n4 the server cannot be reached, did not answer or "
@@ -55,6 +57,10 @@ int Main(absl::Span<const std::string> args) {
   }
   if (args[0] == "help" || args[0] == "--help" || args[0] == "-h") {
     PrintHelp(std::cout);
+    return kExitOk;
+  }
+  if (args[0] == "--version") {
+    std::cout << "pipeweaver " << kVersion << "\n";
     return kExitOk;
   }
   for (const Command& command : kCommands) {
