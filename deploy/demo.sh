@@ -33,6 +33,8 @@ source "$root/deploy/packages.sh"
 install_packages "${BUILD_PACKAGES[@]}"
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+# Names of files in it are listed with commas between them.
+[[ $out != *,* ]] || { echo "--out: $out: must not have a comma in it" >&2; exit 2; }
 cd "$root"
 echo "building (about 3 minutes on two cores the first time, with nothing to see)"
 # The name of this clone's Bazel server; the brackets keep grep from finding itself.

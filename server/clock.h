@@ -5,6 +5,7 @@
 #define SERVER_CLOCK_H_
 
 #include <chrono>
+#include <cstdint>
 #include <optional>
 
 #include "semu/base/mutex.h"
@@ -21,6 +22,9 @@ class Clock {
 
   virtual TimePoint Now() const = 0;
 
+  // Seconds since 1970, UTC.
+  virtual uint64_t UnixSeconds() const = 0;
+
   // Waits on `condition` until it is notified or the clock reads `wake_at`
   // (nullopt: until notified). May return early: call in a loop.
   virtual void Wait(Mutex* mutex, CondVar* condition,
@@ -28,10 +32,15 @@ class Clock {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) = 0;
 };
 
-// The machine's monotonic clock.
+// The machine's monotonic clock, and its calendar.
 class SteadyClock final : public Clock {
  public:
   TimePoint Now() const override { return std::chrono::steady_clock::now(); }
+
+  uint64_t UnixSeconds() const override {
+    return std::chrono::system_clock::now().time_since_epoch() /
+           std::chrono::seconds(1);
+  }
 
   void Wait(Mutex* mutex, CondVar* condition,
             std::optional<TimePoint> wake_at) override

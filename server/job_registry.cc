@@ -19,6 +19,14 @@ absl::Status NotRegistered(absl::string_view name) {
       absl::StrCat("job: '", name, "' is not registered"));
 }
 
+absl::Status OverAttempt(absl::string_view name, uint64_t attempt,
+                         const RegisteredJob& latest) {
+  return absl::AbortedError(
+      absl::StrCat("attempt: ", attempt, " of job '", name,
+                   "' is over, the latest is ", latest.attempt,
+                   attempt == latest.attempt ? ", of another request_id" : ""));
+}
+
 std::string Hex(absl::string_view digest) {
   return absl::BytesToHexString(digest);
 }
@@ -51,8 +59,15 @@ JobRegistry::TryRegisterLocked(const Registration& registration) {
         Hex(job.job_digest), ", not ", Hex(registration.job_digest),
         ": remove that job or choose another name"));
   }
+  if (registration.attempt != 0 &&
+      (registration.attempt < job.attempt ||
+       (registration.attempt == job.attempt &&
+        registration.request_id != job.request_id))) {
+    return OverAttempt(name, registration.attempt, job);
+  }
   for (const auto& [request_id, answer] : entry.answered) {
-    if (request_id == registration.request_id) {
+    if (registration.attempt <= job.attempt &&
+        request_id == registration.request_id) {
       RegisteredJob same = *answer;
       same.layout_confirmed =
           same.layout_confirmed ||
@@ -65,7 +80,7 @@ JobRegistry::TryRegisterLocked(const Registration& registration) {
     return std::nullopt;  // a new layout for a known job
   }
   RegisteredJob next = job;
-  ++next.attempt;
+  next.attempt = NextAttempt(job.attempt, registration);
   next.layout_confirmed =
       next.layout_confirmed || registration.pinned.has_value();
   return Answer(entry, registration.request_id, std::move(next));
@@ -85,8 +100,8 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>> JobRegistry::Commit(
   job.job_bytes = registration.job_bytes;
   job.job_digest = registration.job_digest;
   job.layout_digest = std::move(prepared.layout_digest);
-  job.attempt =
-      (it == jobs_.end() ? attempts_removed_ : it->second.job->attempt) + 1;
+  job.attempt = NextAttempt(it == jobs_.end() ? 0 : it->second.job->attempt,
+                            registration);
   job.layout_confirmed = registration.pinned.has_value();
   job.plannable = std::move(prepared.plannable);
   job.profile_digest = std::move(prepared.profile_digest);
@@ -112,6 +127,12 @@ bool JobRegistry::Reprice(absl::string_view name, PreparedJob prepared) {
   repriced.cost_version = std::move(prepared.cost_version);
   it->second.job = std::make_shared<const RegisteredJob>(std::move(repriced));
   return true;
+}
+
+uint64_t JobRegistry::NextAttempt(uint64_t latest,
+                                  const Registration& registration) const {
+  return registration.attempt > latest ? registration.attempt
+                                       : std::max(latest, attempts_before_) + 1;
 }
 
 std::shared_ptr<const RegisteredJob> JobRegistry::Answer(
@@ -165,11 +186,7 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>>
 JobRegistry::FindAttemptLocked(absl::string_view name, uint64_t attempt) const {
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
                       FindLocked(name));
-  if (attempt < job->attempt) {
-    return absl::AbortedError(absl::StrCat("attempt: ", attempt, " of job '",
-                                           name, "' is over, the latest is ",
-                                           job->attempt));
-  }
+  if (attempt < job->attempt) return OverAttempt(name, attempt, *job);
   if (attempt > job->attempt) {
     return absl::NotFoundError(
         absl::StrCat("attempt: ", attempt, " of job '", name,
@@ -183,7 +200,7 @@ absl::Status JobRegistry::Remove(absl::string_view name) {
   MutexLock lock(&mutex_);
   const auto it = jobs_.find(name);
   if (it == jobs_.end()) return NotRegistered(name);
-  attempts_removed_ = std::max(attempts_removed_, it->second.job->attempt);
+  attempts_before_ = std::max(attempts_before_, it->second.job->attempt);
   jobs_.erase(it);
   return absl::OkStatus();
 }

@@ -56,6 +56,8 @@ struct PreparedJob {
 struct Registration {
   // Chosen by the caller, once for each start of the run.
   std::string request_id;
+  // That the run has had; 0: none.
+  uint64_t attempt = 0;
   std::string job_bytes;
   std::string job_digest;
   semu::Job job;
@@ -76,18 +78,21 @@ struct JobStats {
   int64_t seal_ns = 0;
 };
 
-// Attempts of one name never repeat while the registry lives, not even after
-// the job was removed. Thread-safe.
+// New attempts of one name never repeat while the registry lives, not even
+// after the job was removed; a run keeps its attempt (Registration::attempt)
+// where the registry does not know it any more. Thread-safe.
 class JobRegistry {
  public:
-  // Holds at most `max_jobs` >= 1.
-  explicit JobRegistry(int max_jobs) : max_jobs_(max_jobs) {}
+  // Holds at most `max_jobs` >= 1. New attempts are above `attempts_before`.
+  explicit JobRegistry(int max_jobs, uint64_t attempts_before = 0)
+      : max_jobs_(max_jobs), attempts_before_(attempts_before) {}
 
   // What can be answered without preparing the job: a request id seen before
-  // (the same attempt again), or a job known with this layout (the next
-  // attempt). nullopt: prepare the job and Commit.
+  // (the same attempt again), or a job known with this layout (the run's
+  // attempt, or else the next). nullopt: prepare the job and Commit.
   //
-  // Errors: ALREADY_EXISTS when the name has another job digest;
+  // Errors: ALREADY_EXISTS when the name has another job digest; ABORTED when
+  // the run's attempt is not above the latest, of another run;
   // RESOURCE_EXHAUSTED when the registry is full.
   absl::StatusOr<std::optional<std::shared_ptr<const RegisteredJob>>>
   TryRegister(const Registration& registration);
@@ -156,14 +161,18 @@ class JobRegistry {
   absl::StatusOr<std::shared_ptr<const RegisteredJob>> FindAttemptLocked(
       absl::string_view name, uint64_t attempt) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The attempt of a registration above `latest`.
+  uint64_t NextAttempt(uint64_t latest, const Registration& registration) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static std::shared_ptr<const RegisteredJob> Answer(
       Entry& entry, const std::string& request_id, RegisteredJob job);
 
   const int max_jobs_;
   mutable Mutex mutex_;
   std::map<std::string, Entry, std::less<>> jobs_ ABSL_GUARDED_BY(mutex_);
-  // Highest attempt of any job that was removed: later ones start above it.
-  uint64_t attempts_removed_ ABSL_GUARDED_BY(mutex_) = 0;
+  // New attempts are above it: at least as high as any of a job that was
+  // removed.
+  uint64_t attempts_before_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace pipeweaver::server

@@ -106,6 +106,36 @@ TEST(JobRegistryTest, AttemptsDoNotRepeatAfterRemoval) {
   EXPECT_EQ((*Register(registry, MakeRegistration("vlm", "c")))->attempt, 3);
 }
 
+TEST(JobRegistryTest, ARunKeepsTheAttemptThatTheRegistryForgot) {
+  const auto Back = [](const std::string& request_id, uint64_t attempt) {
+    Registration registration = MakeRegistration("vlm", request_id);
+    registration.attempt = attempt;
+    return registration;
+  };
+  // It was started again later than the one that handed out 50 and 51.
+  JobRegistry registry(4, /*attempts_before=*/100);
+  EXPECT_EQ((*Register(registry, Back("old", 50)))->attempt, 50);
+  EXPECT_EQ((*Register(registry, Back("old", 50)))->attempt, 50);
+  EXPECT_EQ((*Register(registry, Back("live", 51)))->attempt, 51);
+  EXPECT_EQ((*Register(registry, Back("live", 51)))->attempt, 51);
+  const auto over = Register(registry, Back("old", 50)).status();
+  EXPECT_EQ(over.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(std::string(over.message()),
+              HasSubstr("attempt: 50 of job 'vlm' is over, the latest is 51"));
+  EXPECT_EQ(Register(registry, Back("other", 51)).status().code(),
+            absl::StatusCode::kAborted);
+  EXPECT_EQ((*Register(registry, MakeRegistration("vlm", "new")))->attempt,
+            101);
+  EXPECT_EQ(Register(registry, Back("live", 51)).status().code(),
+            absl::StatusCode::kAborted);
+  // Removed, both come back: the newer one stays.
+  ASSERT_TRUE(registry.Remove("vlm").ok());
+  EXPECT_EQ((*Register(registry, Back("live", 51)))->attempt, 51);
+  EXPECT_EQ((*Register(registry, Back("new", 101)))->attempt, 101);
+  EXPECT_EQ((*Register(registry, MakeRegistration("vlm", "last")))->attempt,
+            102);
+}
+
 TEST(JobRegistryTest, ALayoutIsConfirmedOnceAndForLaterAttempts) {
   JobRegistry registry(4);
   EXPECT_FALSE(

@@ -183,9 +183,10 @@ client::PlannerClient Connect(const ServerProcess& server) {
 }
 
 v1::RegisterJobResponse Register(client::PlannerClient& client,
-                                 const v1::Job& job) {
+                                 const v1::Job& job, uint64_t attempt = 0) {
   v1::RegisterJobRequest request;
   request.set_request_id("start");
+  request.set_attempt(attempt);
   *request.mutable_job() = job;
   const auto registered = client.RegisterJob(request);
   EXPECT_TRUE(registered.ok()) << registered.status();
@@ -265,8 +266,9 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   // Another server, given the same, seals the same plan.
   const auto other = ServerProcess::Serving({"--planner_threads=3"});
   client::PlannerClient other_client = Connect(*other);
-  EXPECT_EQ(Register(other_client, job).layout_digest(),
-            registered.layout_digest());
+  EXPECT_EQ(
+      Register(other_client, job, registered.attempt()).SerializeAsString(),
+      registered.SerializeAsString());
   ASSERT_TRUE(other_client.SubmitStep(step).ok());
   EXPECT_EQ(other_client.GetPlan(step.key())->plan_digest(),
             plan->plan_digest());
@@ -508,7 +510,7 @@ TEST(PipeweaverServerTest, MicrobatchesMoveBetweenReplicas) {
   // seals the same.
   const auto other = ServerProcess::Serving({"--planner_threads=3"});
   client::PlannerClient other_client = Connect(*other);
-  Register(other_client, job);
+  Register(other_client, job, registered.attempt());
   for (const uint32_t replica : {0, 1}) {
     v1::SubmitStepRequest step = UnevenSubmission(job, registered, 1, replica);
     step.set_move_microbatches(true);

@@ -23,6 +23,7 @@ namespace pipeweaver::server {
 namespace {
 
 constexpr size_t kMaxRequestId = 63;
+constexpr uint64_t kMaxAttempt = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMaxNeededInSeconds = 86'400;
 constexpr int64_t kMaxJointWaitSeconds = 600;
 // Sums over replicas stay far from 2^63.
@@ -164,8 +165,13 @@ absl::StatusOr<Registration> ReadRegistration(
                      " characters, must be 1 .. ", kMaxRequestId));
   }
   if (!request.has_job()) return absl::InvalidArgumentError("job: missing");
+  if (request.attempt() > kMaxAttempt) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("attempt: ", request.attempt(), ", must be below 2^63"));
+  }
   Registration registration;
   registration.request_id = request.request_id();
+  registration.attempt = request.attempt();
   PW_ASSIGN_OR_RETURN(registration.job, semu::JobFromProto(request.job()));
   if (request.job().has_layout()) {
     PW_ASSIGN_OR_RETURN(

@@ -289,7 +289,8 @@ TEST_F(PlannerServiceTest, LongInputDoesNotHideTheError) {
 
 TEST_F(PlannerServiceTest, TheLifeOfAJob) {
   const v1::RegisterJobResponse job = server_.Register("vlm");
-  EXPECT_EQ(job.attempt(), 1);
+  // Above those of any server that was started before.
+  EXPECT_GT(job.attempt(), 1'700'000'000u);
   EXPECT_EQ(job.job_digest(), CanonicalDigest(SmallJob("vlm")));
   EXPECT_EQ(job.layout_digest(), CanonicalDigest(job.layout()));
   EXPECT_EQ(job.activation_limit_bytes_size(), 2);
@@ -558,11 +559,33 @@ TEST_F(PlannerServiceTest, AJobThatDoesNotFitSaysWhy) {
   EXPECT_THAT(status.error_message(), HasSubstr("rank 1: 90 bytes"));
 }
 
+TEST_F(PlannerServiceTest, ARunGoesOnWithItsAttempt) {
+  v1::RegisterJobRequest request;
+  request.set_request_id("run");
+  request.set_attempt(7);
+  *request.mutable_job() = SmallJob("vlm");
+  v1::RegisterJobResponse response;
+  ASSERT_TRUE(
+      Call(&v1::PlannerService::Stub::RegisterJob, request, &response).ok());
+  EXPECT_EQ(response.attempt(), 7);
+  request.set_request_id("older run");
+  request.set_attempt(6);
+  grpc::Status status =
+      Call(&v1::PlannerService::Stub::RegisterJob, request, &response);
+  EXPECT_EQ(status.error_code(), StatusCode::ABORTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("the latest is 7"));
+  request.set_attempt(uint64_t{1} << 63);
+  status = Call(&v1::PlannerService::Stub::RegisterJob, request, &response);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr("attempt: 9223372036854775808, must be below 2^63"));
+}
+
 TEST_F(PlannerServiceTest, AWrongLayoutDigestIsNotConfirmed) {
   const v1::RegisterJobResponse job = server_.Register("vlm");
   v1::ConfirmLayoutRequest request;
   request.set_job("vlm");
-  request.set_attempt(1);
+  request.set_attempt(job.attempt());
   request.set_layout_digest("wrong");
   v1::ConfirmLayoutResponse response;
   EXPECT_EQ(Call(&v1::PlannerService::Stub::ConfirmLayout, request, &response)
@@ -606,10 +629,12 @@ INSTANTIATE_TEST_SUITE_P(
             "OldAttempt",
             [](v1::SubmitStepRequest* r) { r->mutable_key()->set_attempt(0); },
             StatusCode::ABORTED, "attempt: 0"},
-        BadSubmission{
-            "UnknownAttempt",
-            [](v1::SubmitStepRequest* r) { r->mutable_key()->set_attempt(2); },
-            StatusCode::NOT_FOUND, "attempt: 2"},
+        BadSubmission{"UnknownAttempt",
+                      [](v1::SubmitStepRequest* r) {
+                        r->mutable_key()->set_attempt(r->key().attempt() + 1);
+                      },
+                      StatusCode::NOT_FOUND,
+                      "' was not handed out, the latest is "},
         BadSubmission{
             "ReplicaOutOfRange",
             [](v1::SubmitStepRequest* r) { r->mutable_key()->set_replica(1); },
@@ -775,7 +800,7 @@ TEST_F(PlannerServiceTest, AnOldAttemptIsAborted) {
   const v1::RegisterJobResponse first = server_.Register("vlm", "first");
   EXPECT_TRUE(server_.Submit(TestServer::Submission("vlm", first, 3, 77)).ok());
   const v1::RegisterJobResponse second = server_.Register("vlm", "second");
-  EXPECT_EQ(second.attempt(), 2);
+  EXPECT_EQ(second.attempt(), first.attempt() + 1);
   const v1::SubmitStepRequest old = TestServer::Submission("vlm", first, 4, 77);
   EXPECT_EQ(server_.Submit(old).error_code(), StatusCode::ABORTED);
   v1::Plan plan;

@@ -20,6 +20,8 @@ class FakeClock final : public Clock {
     return now_;
   }
 
+  uint64_t UnixSeconds() const override { return 0; }
+
   // Moves the clock forward and wakes whoever waits on it.
   void Advance(Duration by) {
     std::vector<std::pair<Mutex*, CondVar*>> waiters;

@@ -171,9 +171,11 @@ def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 120.
 
 
 def _register(client: PlannerClient, job: job_pb2.Job, run_id: str, timeout_s: float,
-              sample_batches: Sequence[batch_pb2.BatchMetadata] = ()) -> Registration:
+              sample_batches: Sequence[batch_pb2.BatchMetadata] = (),
+              attempt: int = 0) -> Registration:
     response = client.call("RegisterJob", service_pb2.RegisterJobRequest(
-        request_id=run_id, job=job, sample_batches=sample_batches), timeout_s)
+        request_id=run_id, attempt=attempt, job=job,
+        sample_batches=sample_batches), timeout_s)
     if not response.layout_confirmed:
         client.call("ConfirmLayout", service_pb2.ConfirmLayoutRequest(
             job=job.name, attempt=response.attempt,
@@ -627,47 +629,53 @@ class StepAgent:
         logger.debug("rank %d: %s: %s", self.rank, code, error.details())
 
     def _register_again(self, code: grpc.StatusCode) -> bool:
-        """Asks for the run's attempt: the same unless the server lost it, since
-        registration is idempotent by run. True where the server knows us."""
+        """Asks whose the job is, and registers where the server does not know the
+        run any more. True where the server knows us."""
         with self._registering:
-            return self._register_if_needed(code)
+            try:
+                return self._register_if_needed(code)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.ABORTED:
+                    self._note_superseded()
+                return False
 
     def _register_if_needed(self, code: grpc.StatusCode) -> bool:
-        forgotten = code == grpc.StatusCode.NOT_FOUND
-        if forgotten:
-            try:
-                known = self._client.call(
-                    "DescribeJob", service_pb2.DescribeJobRequest(
-                        job=self._job.name), self.options.call_timeout_s)
-                with self._lock:
-                    if known.attempt == self._attempt:
-                        return True  # it is the step that is not there yet
-                    if known.request_id == self._run_id:
-                        # Another rank of the run has registered again.
-                        self._attempt = known.attempt
-                        self.counters["registered_again"] += 1
-                        return True
-                return False  # another run has the job
-            except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.NOT_FOUND:
-                    return False
         try:
-            found = _register(self._client, self._job, self._run_id,
-                              self.options.call_timeout_s)
-        except grpc.RpcError:
-            return False
+            known = self._client.call(
+                "DescribeJob", service_pb2.DescribeJobRequest(
+                    job=self._job.name), self.options.call_timeout_s)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
+            known = None
         with self._lock:
-            if found.attempt == self._attempt and (
-                    code == grpc.StatusCode.ABORTED):
-                if not self._superseded:
-                    self._superseded = True
-                    self._count(SUPERSEDED, "a newer attempt has registered")
-                    self._lock.notify_all()
-                return False
-            if forgotten or found.attempt != self._attempt:
-                self._attempt = found.attempt
-                self.counters["registered_again"] += 1
+            mine = self._attempt
+        if known is not None and known.request_id == self._run_id:
+            self._take_attempt(known.attempt)
+            # Else it is the step that is not there yet.
+            if code != grpc.StatusCode.FAILED_PRECONDITION:
+                return True
+        elif known is not None and known.attempt > mine > 0:
+            self._note_superseded()
+            return False
+        # The run keeps its attempt: of two that come back the newer one stays.
+        self._take_attempt(_register(
+            self._client, self._job, self._run_id, self.options.call_timeout_s,
+            attempt=mine).attempt, anew=known is None)
         return True
+
+    def _take_attempt(self, attempt: int, anew: bool = False) -> None:
+        with self._lock:
+            if anew or attempt != self._attempt:
+                self._attempt = attempt
+                self.counters["registered_again"] += 1
+
+    def _note_superseded(self) -> None:
+        with self._lock:
+            if not self._superseded:
+                self._superseded = True
+                self._count(SUPERSEDED, "a newer attempt has registered")
+                self._lock.notify_all()
 
     def _send_all(self) -> None:
         while True:

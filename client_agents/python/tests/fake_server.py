@@ -35,7 +35,11 @@ class FakePlanner:
     def RegisterJob(self, request, context):
         name = request.job.name
         ids = self.attempts.setdefault(name, {})
-        attempt = ids.setdefault(request.request_id, len(ids) + 1)
+        if ids and 0 < request.attempt < max(ids.values()):
+            context.abort(grpc.StatusCode.ABORTED, "attempt: is over")
+        attempt = ids.setdefault(
+            request.request_id,
+            request.attempt or max(ids.values(), default=0) + 1)
         self.jobs[name] = request.job
         return service_pb2.RegisterJobResponse(
             job_digest=digest.job_digest(request.job), attempt=attempt,

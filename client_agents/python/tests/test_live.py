@@ -85,6 +85,39 @@ def same_split(job, batch, program):
                              f"the agent into {split}")
 
 
+def old_and_live(rank, transport, port, first_back):
+    """Two runs of one job, of which the first was not told to end. The server is
+    started again, and knows neither. What each says of its next two steps when
+    the one named comes back first: the origin, and whether it is superseded."""
+    server = start_real(port)
+    try:
+        job = models.make_job("vlm", 2)
+        job.layout.CopyFrom(
+            register(f"127.0.0.1:{port}", job, "proposed").layout)
+        agents = {run: StepAgent(f"127.0.0.1:{port}", job, 0, register(
+            f"127.0.0.1:{port}", job, run), submits=True)
+            for run in ("old", "live")}
+        stop(server)
+        server = start_real(port)
+
+        def step(run, number):
+            agent = agents[run]
+            agent.submit(number, models.make_batch(job, random.Random(number), 1))
+            agent.wait(number, 5.0)
+            token = agent.vote(number)
+            return agent.settle(number, token, token), agent.superseded
+
+        order = sorted(agents, key=lambda run: run != first_back)
+        said = {run: [step(run, 0)] for run in order}
+        for run in order:
+            said[run].append(step(run, 1))
+        for agent in agents.values():
+            agent.close()
+        return said
+    finally:
+        stop(server)
+
+
 def train_job(rank, transport, port, job, model):
     found = set()
 
@@ -314,6 +347,14 @@ class LiveTest(unittest.TestCase):
         [(found, origin, counters)] = run_ranks(1, "none", superseded, self.port)
         self.assertTrue(found, counters)
         self.assertEqual(origin, SAFE)
+
+    def test_of_two_runs_the_newer_one_outlives_a_restart(self):
+        for first_back, old in (("live", (SAFE, True)), ("old", (PLAN, False))):
+            with self.subTest(first_back=first_back):
+                [said] = run_ranks(1, "none", old_and_live, free_port(),
+                                   first_back)
+                self.assertEqual(said["live"], [(PLAN, False)] * 2)
+                self.assertEqual(said["old"], [old, (SAFE, True)])
 
     def test_first_plan(self):
         examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
