@@ -25,7 +25,17 @@ class Translation {
   // `graph` is that of step.problem.
   Translation(const StepProblem& step, const ProblemGraph& graph,
               const StepPrograms& programs, const LinkSpeeds& links)
-      : step_(step), graph_(graph), programs_(programs), links_(links) {}
+      : step_(step), graph_(graph), programs_(programs), links_(links) {
+    for (const auto& module : step.choices) {
+      for (const auto& segment : module) {
+        for (const auto& chunk : segment) {
+          for (const MemoryChoice& choice : chunk) {
+            offloads_ = offloads_ || choice.offload_layers > 0;
+          }
+        }
+      }
+    }
+  }
 
   // All but `bytes`.
   semu::StepProgram Operations() {
@@ -86,11 +96,12 @@ class Translation {
     using enum semu::StepOpKind;
     switch (a.kind) {
       case ActionKind::kForward:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).forward_ns);
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).forward_ns - CopyWait(a));
       case ActionKind::kBackward:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).backward_ns);
+        return semu::StepOp(kCompute, 0, ChoiceOf(a).backward_ns - CopyWait(a));
       case ActionKind::kInputGrad:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).input_grad_ns);
+        return semu::StepOp(kCompute, 0,
+                            ChoiceOf(a).input_grad_ns - CopyWait(a));
       case ActionKind::kWeightGrad:
         return semu::StepOp(kCompute, 0, ChoiceOf(a).weight_grad_ns);
       case ActionKind::kPostSend:
@@ -117,14 +128,31 @@ class Translation {
     return semu::StepOp(kMark, 0, 0);
   }
 
+  // What of a stage's length is not computing; copies count by themselves.
+  int64_t CopyWait(const Action& a) const {
+    if (!offloads_) return 0;
+    const Choice& c =
+        step_.problem.sweeps[a.sweep].stages[a.stage].choices[a.choice];
+    switch (a.kind) {
+      case ActionKind::kForward:
+        return c.forward_copy_wait_ns;
+      case ActionKind::kInputGrad:
+        return c.input_grad_copy_wait_ns;
+      default:
+        return c.backward_copy_wait_ns;
+    }
+  }
+
   // `received`: bytes of the inputs of the stage pair's F and of its gradient.
   semu::MemoryChange Change(const Action& a, const int64_t* received,
                             bool reloads) const {
     switch (a.kind) {
       case ActionKind::kForward: {
         const int64_t bytes = ChoiceOf(a).activation_bytes;
-        return {bytes - received[0],
-                graph_.has_backward(Pair(a.sweep, a.stage)) ? 0 : -bytes, 0};
+        if (!graph_.has_backward(Pair(a.sweep, a.stage))) {
+          return {bytes - received[0], -bytes, 0};
+        }
+        return {bytes + OffloadBytes(step_, a) - received[0], 0, 0};
       }
       case ActionKind::kBackward: {
         const GraphChoice& c = ChoiceOf(a);
@@ -144,12 +172,12 @@ class Translation {
         return {programs_.transfers[a.transfer].bytes, 0, 0};
       case ActionKind::kWaitSend:
         return {0, -programs_.transfers[a.transfer].bytes, 0};
-      case ActionKind::kOffload:
       case ActionKind::kReload:
         return {OffloadBytes(step_, a), 0, 0};
       case ActionKind::kWaitCopy:
         return {0, reloads ? 0 : -OffloadBytes(step_, a), 0};
       case ActionKind::kWaitRecv:
+      case ActionKind::kOffload:
       case ActionKind::kGradsReady:
         break;
     }
@@ -168,6 +196,7 @@ class Translation {
   const ProblemGraph& graph_;
   const StepPrograms& programs_;
   const LinkSpeeds& links_;
+  bool offloads_ = false;  // any choice
   std::vector<int> copy_;  // [pair]: its last copy
 };
 

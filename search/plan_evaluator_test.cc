@@ -100,6 +100,41 @@ TEST(PlanEvaluatorTest, PredictsWhatItEmulates) {
   }
 }
 
+// A copy counts by itself, and not in the stage's length, too.
+TEST(PlanEvaluatorTest, HostCopiesCountOnce) {
+  Lowered l;
+  Choice choice;
+  choice.forward_ns = 25;  // it computes for 10 and copies for 25
+  choice.forward_copy_wait_ns = 15;
+  choice.input_grad_ns = choice.weight_grad_ns = 20;
+  choice.backward_copy_wait_ns = 10;
+  MemoryChoice memory;
+  memory.offload_layers = 1;
+  memory.offload_bytes = 25;
+  l.step.problem.ranks = 1;
+  l.step.problem.memory_limit_bytes = {1000};
+  Sweep sweep;
+  sweep.id = "mb0";
+  sweep.stages = {{0, 0, {choice}}};
+  l.step.problem.sweeps = {sweep};
+  l.step.choices = {{{{memory}}}};
+  l.step.sub_microbatches = {{0, 0, {0}, 1}};
+  l.step.sweeps = {{0, 0}};
+  l.step.output_bytes = {{0}};
+  l.step.after_bytes = {{}};
+  l.schedule = *SafeOrder(l.step.problem);
+  l.times = CheckSchedule(l.step.problem, l.schedule)->times;
+  EXPECT_EQ(l.times.makespan_ns, 25 + 40);
+  l.programs = *Lower(l.step, l.schedule, l.times, {{1000}, 2});
+  LinkSpeeds links;
+  links.host_bandwidth_bytes_per_second = 1'000'000'000;
+  const auto evaluation = PlanEvaluator(l.step, l.programs, links).Evaluate({});
+  ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+  // With nothing beside them, both copies are waited for.
+  EXPECT_EQ(evaluation->makespan_ns, 10 + 25 + 25 + 30);
+  EXPECT_EQ(evaluation->ranks[0].busy_ns, 10 + 30);
+}
+
 TEST(PlanEvaluatorTest, RefusesOptionsOutOfRange) {
   std::mt19937_64 random(3);
   const Lowered l = RandomLowered(random, 2);

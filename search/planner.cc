@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "search/lower/coverage_checker.h"
 #include "search/lower/lower.h"
 #include "search/lower/program_checker.h"
 #include "search/partition/baselines.h"
@@ -33,14 +34,32 @@ int64_t NanosecondsSince(WallClock::time_point start) {
   return (WallClock::now() - start) / std::chrono::nanoseconds(1);
 }
 
-// One microbatch as heavy as the job says a microbatch may be: an item of each
-// module, consumed along every edge.
-semu::Batch HeaviestBatch(const semu::Job& job) {
+// One microbatch with as many tokens as the job says a microbatch may have, in
+// items of at most `most_item_tokens`, [module], and the largest shape bucket;
+// along every edge each item is consumed once.
+semu::Batch HeaviestBatch(const semu::Job& job,
+                          absl::Span<const int64_t> most_item_tokens) {
+  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
   semu::Microbatch microbatch;
-  for (const int64_t tokens : job.max_microbatch_tokens) {
-    microbatch.item_tokens.push_back({tokens});
+  for (size_t m = 0; m < job.modules.size(); ++m) {
+    int64_t most = most_item_tokens[m];
+    if (!buckets.empty()) {
+      most = std::min(most, *std::max_element(buckets.begin(), buckets.end()));
+    }
+    std::vector<int64_t>& items = microbatch.item_tokens.emplace_back();
+    for (int64_t left = job.max_microbatch_tokens[m]; left > 0; left -= most) {
+      items.push_back(std::min(left, most));
+    }
   }
-  microbatch.uses.assign(job.edges.size(), {semu::ItemUse{0, 0}});
+  for (const semu::ModuleEdge& edge : job.edges) {
+    const auto items = [&](int module) {
+      return static_cast<int>(microbatch.item_tokens[module].size());
+    };
+    std::vector<semu::ItemUse>& uses = microbatch.uses.emplace_back();
+    for (int i = 0; i < items(edge.producer); ++i) {
+      uses.push_back({i, std::min(i, items(edge.consumer) - 1)});
+    }
+  }
   semu::Batch batch;
   batch.microbatches.push_back(std::move(microbatch));
   return batch;
@@ -240,16 +259,16 @@ class Planner : public StepPlanner {
     // memory.py), so no time may have a say in it.
     StepProblemOptions options;
     options.uniform_choices = true;
-    return PlanWithRoomForTransfers(
-        job, batch, options, /*threads=*/1,
-        [](const Problem& problem, const ProblemGraph& graph,
-           StepPlan& plan) -> absl::Status {
-          SetBounds(graph, &plan.report);
-          PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(problem));
-          plan.report.strategy = "safe";
-          plan.report.finished = true;
-          return absl::OkStatus();
-        });
+    return PlanWithChecks(job, batch, options, /*threads=*/1,
+                          [](const Problem& problem, const ProblemGraph& graph,
+                             StepPlan& plan) -> absl::Status {
+                            SetBounds(graph, &plan.report);
+                            PW_ASSIGN_OR_RETURN(plan.schedule,
+                                                SafeOrder(problem));
+                            plan.report.strategy = "safe";
+                            plan.report.finished = true;
+                            return absl::OkStatus();
+                          });
   }
 
   std::shared_ptr<const semu::CostModel> Costs() const override {
@@ -284,15 +303,30 @@ class Planner : public StepPlanner {
     prepared->static_bytes = std::move(memory.static_bytes);
     prepared->activation_limit_bytes = std::move(memory.activation_limit_bytes);
     prepared->transfer_bytes = memory.transfer_bytes;
-    // What fits the heaviest microbatch fits any: the safe order can always
-    // hold one microbatch alone.
-    if (const auto plan = PlanSafe(*prepared, HeaviestBatch(job)); !plan.ok()) {
+    // The safe order can always hold one microbatch alone. So what fits the
+    // heaviest ones, in few items and in many, which shape buckets pad the
+    // more, fits any whose items are consumed once and are not so long that a
+    // layer needs more than its reserve.
+    std::vector<std::vector<int64_t>> most_item_tokens = {
+        job.max_microbatch_tokens};
+    if (!job.executor.shape_buckets.empty()) {
+      auto& many = most_item_tokens.emplace_back();
+      for (const semu::ModuleLayout& module : layout.modules) {
+        many.push_back(module.sub_microbatch_tokens);
+      }
+    }
+    for (const std::vector<int64_t>& most : most_item_tokens) {
+      const auto plan = PlanSafe(*prepared, HeaviestBatch(job, most));
+      if (plan.ok()) continue;
       return absl::Status(
           plan.status().code(),
-          absl::StrCat("a microbatch of max_microbatch_tokens (",
-                       absl::StrJoin(job.max_microbatch_tokens, ", "),
-                       ") by the safe program: ", plan.status().message()));
+          absl::StrCat(
+              "a microbatch of max_microbatch_tokens (",
+              absl::StrJoin(job.max_microbatch_tokens, ", "),
+              ") in items of at most ", absl::StrJoin(most, ", "),
+              " tokens by the safe program: ", plan.status().message()));
     }
+    prepared->layer_reserve_bytes = std::move(memory.layer_reserve_bytes);
     return std::shared_ptr<const PlannableJob>(std::move(prepared));
   }
 
@@ -308,7 +342,7 @@ class Planner : public StepPlanner {
     const WallClock::duration time =
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
-    return PlanWithRoomForTransfers(
+    return PlanWithChecks(
         job, batch, StepProblemOptions{}, search.threads,
         [&](const Problem&, const ProblemGraph& graph,
             StepPlan& plan) -> absl::Status {
@@ -408,16 +442,60 @@ class Planner : public StepPlanner {
     return *std::move(best);
   }
 
-  // Plans with `solve`. The scheduling problem counts no transfers; where the
-  // values on their way need more than the reserve holds, the problem gets less
-  // memory and is solved again.
+  // Plans with `solve`, which may be called several times. The scheduling
+  // problem takes a host copy for as long as it is beside its stage; where
+  // there is no room to copy ahead, emulation shows that it takes longer, and a
+  // plan that does not offload may be shorter.
+  template <typename Solve>
+  static absl::StatusOr<StepPlan> PlanWithChecks(const PlannableJob& job,
+                                                 const semu::Batch& batch,
+                                                 StepProblemOptions options,
+                                                 int threads,
+                                                 const Solve& solve) {
+    WorkerPool pool(threads);
+    options.pool = &pool;
+    options.layer_reserve_bytes = job.layer_reserve_bytes;
+    absl::StatusOr<StepPlan> plan =
+        PlanWithRoomForTransfers(job, batch, options, pool, StepPlan(), solve);
+    if (!job.job.executor.offload) return plan;
+    StepPlan other;
+    if (plan.ok()) {
+      const StepReport& report = plan->report;
+      if (!Offloads(plan->programs) ||
+          report.makespan_ns <= report.schedule_makespan_ns) {
+        return plan;
+      }
+      other.report.search_ns = report.search_ns;
+    } else if (!absl::IsResourceExhausted(plan.status())) {
+      return plan;
+    }
+    options.offload = false;
+    absl::StatusOr<StepPlan> without = PlanWithRoomForTransfers(
+        job, batch, options, pool, std::move(other), solve);
+    if (without.ok() && (!plan.ok() || without->report.makespan_ns <
+                                           plan->report.makespan_ns)) {
+      return without;
+    }
+    return plan;
+  }
+
+  static bool Offloads(const StepPrograms& programs) {
+    return std::any_of(
+        programs.ranks.begin(), programs.ranks.end(), [](const auto& program) {
+          return std::any_of(
+              program.begin(), program.end(),
+              [](const Action& a) { return a.kind == ActionKind::kOffload; });
+        });
+  }
+
+  // The scheduling problem counts no transfers, nor what is copied to the host
+  // until it is there; where these need more than the reserve holds, the
+  // problem gets less memory and is solved again. Completes `plan`.
   template <typename Solve>
   static absl::StatusOr<StepPlan> PlanWithRoomForTransfers(
       const PlannableJob& job, const semu::Batch& batch,
-      StepProblemOptions options, int threads, const Solve& solve) {
-    StepPlan plan;
-    WorkerPool pool(threads);
-    options.pool = &pool;
+      const StepProblemOptions& options, WorkerPool& pool, StepPlan plan,
+      const Solve& solve) {
     int64_t set_aside_bytes = 0;
     while (true) {
       std::vector<int64_t> limits = job.activation_limit_bytes;
@@ -429,14 +507,30 @@ class Planner : public StepPlanner {
                                            *job.costs, options));
       const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
       PW_RETURN_IF_ERROR(solve(plan.step.problem, graph, plan));
-      absl::Status status = Finish(job.job, MemoryOf(job), graph, pool, &plan);
+      const absl::Status status =
+          Finish(job.job, batch, MemoryOf(job, plan.step), graph, pool, &plan);
       if (status.ok()) return plan;
       const bool nothing_left =
           *std::max_element(limits.begin(), limits.end()) == 0;
       if (!absl::IsResourceExhausted(status) || nothing_left) return status;
-      set_aside_bytes =
-          std::max({2 * set_aside_bytes, job.transfer_bytes, int64_t{1}});
+      set_aside_bytes = std::max({2 * set_aside_bytes, job.transfer_bytes,
+                                  MostOffloadBytes(plan.step), int64_t{1}});
     }
+  }
+
+  // Of a stage.
+  static int64_t MostOffloadBytes(const StepProblem& step) {
+    int64_t most = 0;
+    for (const auto& module : step.choices) {
+      for (const auto& segment : module) {
+        for (const auto& chunk : segment) {
+          for (const MemoryChoice& choice : chunk) {
+            most = std::max(most, choice.offload_bytes);
+          }
+        }
+      }
+    }
+    return most;
   }
 
   static absl::StatusOr<StepPlan> PlanByBaseline(const PlannableJob& job,
@@ -456,12 +550,22 @@ class Planner : public StepPlanner {
     const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
     SetBounds(graph, &plan.report);
     WorkerPool pool(/*threads=*/1);
-    PW_RETURN_IF_ERROR(Finish(job.job, planned.memory, graph, pool, &plan));
+    PW_RETURN_IF_ERROR(
+        Finish(job.job, batch, planned.memory, graph, pool, &plan));
     return plan;
   }
 
-  static MemoryPlan MemoryOf(const PlannableJob& job) {
-    return {job.static_bytes, job.activation_limit_bytes, job.transfer_bytes};
+  static MemoryPlan MemoryOf(const PlannableJob& job, const StepProblem& step) {
+    MemoryPlan memory{job.static_bytes, job.activation_limit_bytes,
+                      job.transfer_bytes, job.layer_reserve_bytes};
+    for (size_t r = 0; r < step.extra_reserve_bytes.size(); ++r) {
+      const int64_t extra = step.extra_reserve_bytes[r];
+      memory.static_bytes[r] += extra;
+      memory.layer_reserve_bytes[r] += extra;
+      memory.activation_limit_bytes[r] =
+          std::max<int64_t>(0, memory.activation_limit_bytes[r] - extra);
+    }
+    return memory;
   }
 
   static void SetBounds(const ProblemGraph& graph, StepReport* report) {
@@ -473,7 +577,8 @@ class Planner : public StepPlanner {
 
   // Times, checks and lowers the schedule of `plan`, and completes its report.
   // RESOURCE_EXHAUSTED: transfers do not fit beside the activations.
-  static absl::Status Finish(const semu::Job& job, const MemoryPlan& memory,
+  static absl::Status Finish(const semu::Job& job, const semu::Batch& batch,
+                             const MemoryPlan& memory,
                              const ProblemGraph& graph, WorkerPool& pool,
                              StepPlan* finished) {
     StepPlan& plan = *finished;
@@ -512,7 +617,10 @@ class Planner : public StepPlanner {
                                           LinkSpeedsOf(job));
         report.lower_ns += NanosecondsSince(start);
       } else {
-        programs_checked = CheckPrograms(plan.step, plan.programs, limits);
+        programs_checked = CheckCoverage(job, batch, plan.step);
+        if (programs_checked.ok()) {
+          programs_checked = CheckPrograms(plan.step, plan.programs, limits);
+        }
         report.check_ns += NanosecondsSince(start);
       }
     });

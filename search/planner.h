@@ -40,6 +40,8 @@ struct PlannableJob {
   std::vector<int64_t> activation_limit_bytes;
   // For the buffers of transfers beside the activations; on every rank.
   int64_t transfer_bytes = 0;
+  // For the layer that runs; MemoryPlan::layer_reserve_bytes.
+  std::vector<int64_t> layer_reserve_bytes;
   // Of static_bytes, those of PrepareOptions::extra_reserve_bytes.
   std::vector<int64_t> extra_reserve_bytes;
 };

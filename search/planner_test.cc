@@ -8,7 +8,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "search/partition/layout_planner.h"
 #include "search/plan_evaluator.h"
+#include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/sample_batches.h"
@@ -205,6 +207,41 @@ TEST(PlannerTest, ALayoutForLightSamplesHoldsTheHeaviestMicrobatch) {
   options.samples = samples;
   const auto prepared = planner->Prepare(job, std::nullopt, options);
   EXPECT_TRUE(prepared.ok()) << prepared.status();
+}
+
+TEST(PlannerTest, ItemsOfAMicrobatchNeedNotFillIt) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.mutable_executor()->add_shape_buckets(4096);
+  const semu::Job job = *semu::JobFromProto(proto);
+  const auto planner = MakeStepPlanner();
+  const auto prepared = planner->Prepare(job, std::nullopt, {});
+  EXPECT_TRUE(prepared.ok()) << prepared.status();
+}
+
+// Peaks are within the budget, and a plan that offloads is not longer than one
+// that does not.
+TEST(PlannerTest, OffloadsWhereThatIsShorter) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.set_memory_budget_bytes(int64_t{30} << 30);
+  const auto planner = MakeStepPlanner();
+  const semu::Batch batch =
+      *semu::BatchFromProto(*semu::SampleBatch(proto, {.microbatches = 16}),
+                            *semu::JobFromProto(proto));
+  std::vector<int64_t> makespan_ns;
+  for (const bool offload : {true, false}) {
+    proto.mutable_executor()->set_offload(offload);
+    const semu::Job job = *semu::JobFromProto(proto);
+    const auto prepared =
+        planner->Prepare(job, PlanLayout(job, semu::OpGraphCost()), {});
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    const auto plan = planner->Plan(**prepared, batch, Evaluations(200));
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    makespan_ns.push_back(plan->report.makespan_ns);
+    for (const int64_t bytes : plan->report.peak_memory_bytes) {
+      EXPECT_LE(bytes, job.memory_budget_bytes);
+    }
+  }
+  EXPECT_LE(makespan_ns[0], makespan_ns[1]);
 }
 
 TEST(PlannerTest, ASampleThatDoesNotFitIsNamedWhereverItStands) {

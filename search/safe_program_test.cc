@@ -73,6 +73,15 @@ std::string BytesOf(const Stage& stage) {
   return absl::StrJoin(bytes, ", ");
 }
 
+// Without what long items have set aside.
+std::vector<int64_t> GivenLimits(const StepProblem& step) {
+  std::vector<int64_t> limits = step.problem.memory_limit_bytes;
+  for (size_t r = 0; r < step.extra_reserve_bytes.size(); ++r) {
+    limits[r] += step.extra_reserve_bytes[r];
+  }
+  return limits;
+}
+
 // The layout is that of a fixed rule, so that no search has a say in the
 // vector.
 Json VectorOf(const Case& c, const StepPlanner& planner) {
@@ -106,7 +115,7 @@ Json VectorOf(const Case& c, const StepPlanner& planner) {
 
   Json vector = {{"job", ToJson(proto)},
                  {"batch", ToJson(batch_proto)},
-                 {"memory_limit_bytes", plan->step.problem.memory_limit_bytes},
+                 {"memory_limit_bytes", GivenLimits(plan->step)},
                  {"bytes", Json::array()},
                  {"ranks", Json::array()}};
   for (const Sweep& sweep : plan->step.problem.sweeps) {
@@ -137,7 +146,7 @@ TEST(SafeProgramTest, EqualsTheVectors) {
        [](v1::Job& job) {
          job.mutable_executor()->Clear();
          job.mutable_executor()->set_selective_recompute(true);
-         for (const int64_t tokens : {1024, 4096, 16384, 131072}) {
+         for (const int64_t tokens : {1024, 4096, 10240, 131072}) {
            job.mutable_executor()->add_shape_buckets(tokens);
          }
          job.set_data_type(v1::DATA_TYPE_FP32);

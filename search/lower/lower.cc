@@ -296,20 +296,19 @@ class Lowering {
       if (!transfers_[t].receive_waited) WaitReceive(rank, t);
     }
 
-    // A copy still going out must be over before it comes back.
     if (offload_bytes >= 0) {
       if (!rank.reloaded) {
-        WaitForCopyOutOf(rank, s);
-        Append(rank, ActionKind::kReload, s);
-      } else {
-        rank.buffer_bytes -= offload_bytes;
+        MakeRoom(rank, offload_bytes);
+        PW_RETURN_IF_ERROR(Reload(rank, s, offload_bytes, s));
       }
       Append(rank, ActionKind::kWaitCopy, s);
       rank.reloaded = false;
     }
-    rank.buffer_bytes -= input_bytes;
-    MakeRoom(rank, growth);
-    MaybeReloadAhead(rank, s);
+    // What s takes over when it starts, and what it needs then.
+    const int64_t buffered = input_bytes + std::max<int64_t>(offload_bytes, 0);
+    MakeRoom(rank, growth - buffered);
+    PW_RETURN_IF_ERROR(MaybeReloadAhead(rank, s, growth - buffered));
+    rank.buffer_bytes -= buffered;
 
     rank.now_ns = interval.end_ns;
     Action action = MakeAction(static_cast<ActionKind>(s.kind), s);
@@ -326,7 +325,6 @@ class Lowering {
         Append(rank, ActionKind::kOffload, s);
         rank.copies_out.push_back({s, bytes, false});
         rank.buffer_bytes += bytes;
-        MakeRoom(rank, 0);
       }
     }
     PW_RETURN_IF_ERROR(Send(rank, s));
@@ -421,7 +419,7 @@ class Lowering {
     const PairBytes& bytes = bytes_[Pair(s.sweep, s.stage)];
     switch (s.kind) {
       case StageKind::kForward:
-        return bytes.activation;
+        return bytes.activation + std::max<int64_t>(OffloadBytes(s), 0);
       case StageKind::kBackward:
         return bytes.backward - bytes.activation;
       case StageKind::kInputGrad:
@@ -572,33 +570,40 @@ class Lowering {
     std::erase(rank.receiving, t);
   }
 
-  // Issues the RELOAD of the rank's next backward ahead of `s`, if it fits.
-  void MaybeReloadAhead(RankState& rank, const ScheduledStage& s) {
-    if (!offloads_ || !ahead_) return;
+  // Issues the RELOAD of the rank's next backward ahead of `s`, if it fits
+  // there and while `s` runs, which needs `growth` more bytes than are held
+  // before.
+  absl::Status MaybeReloadAhead(RankState& rank, const ScheduledStage& s,
+                                int64_t growth) {
+    if (!offloads_ || !ahead_) return absl::OkStatus();
     const std::vector<ScheduledStage>& order = schedule_.ranks[rank.number];
-    if (rank.position + 1 >= order.size()) return;
+    if (rank.position + 1 >= order.size()) return absl::OkStatus();
     const ScheduledStage& next = order[rank.position + 1];
     if (!MakesGradient(next) || !done_[Value(next.sweep, next.stage, false)]) {
-      return;
+      return absl::OkStatus();
     }
     const int64_t bytes = OffloadBytes(next);
-    if (bytes < 0 || !Fits(rank, bytes + std::max<int64_t>(0, Growth(s)))) {
-      return;
+    if (bytes < 0 || !Fits(rank, bytes + std::max<int64_t>(0, growth))) {
+      return absl::OkStatus();
     }
-    WaitForCopyOutOf(rank, next);
-    Append(rank, ActionKind::kReload, next);
-    rank.buffer_bytes += bytes;
     rank.reloaded = true;
+    return Reload(rank, next, bytes, s);
   }
 
-  void WaitForCopyOutOf(RankState& rank, const ScheduledStage& s) {
+  absl::Status Reload(RankState& rank, const ScheduledStage& s, int64_t bytes,
+                      const ScheduledStage& at) {
+    // A copy still going out must be over before it comes back.
     const auto it = std::find_if(
         rank.copies_out.begin(), rank.copies_out.end(), [&](const CopyOut& c) {
           return c.stage.sweep == s.sweep && c.stage.stage == s.stage;
         });
-    if (it == rank.copies_out.end()) return;
-    WaitCopyOut(rank, *it);
-    rank.copies_out.erase(it);
+    if (it != rank.copies_out.end()) {
+      WaitCopyOut(rank, *it);
+      rank.copies_out.erase(it);
+    }
+    Append(rank, ActionKind::kReload, s);
+    rank.buffer_bytes += bytes;
+    return Note(rank, 0, at);
   }
 
   void WaitCopyOut(RankState& rank, const CopyOut& copy) {

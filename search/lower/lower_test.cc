@@ -165,6 +165,28 @@ TEST(LowerTest, OffloadsBehindForwardAndReloadsBeforeBackward) {
                                      kBackward, kGradsReady, kWaitSend));
 }
 
+TEST(LowerTest, WhatIsOffloadedIsHeldUntilItIsOutAndOnceItComesBack) {
+  MemoryChoice offload;
+  offload.offload_layers = 1;
+  offload.offload_bytes = 70;
+  const StepProblem step = TwoRanks(1, offload);
+  const Schedule schedule = *SafeOrder(step.problem);
+  const auto checked = CheckSchedule(step.problem, schedule);
+  ASSERT_TRUE(checked.ok());
+  EXPECT_EQ(checked->peak_bytes[1], 10);
+  ProgramLimits limits = Ample(step.problem, 2);
+  limits.memory_limit_bytes = {1000, 10 + 70};
+  const auto programs = Lower(step, schedule, checked->times, limits);
+  ASSERT_TRUE(programs.ok()) << programs.status();
+  EXPECT_EQ(programs->peak_bytes[1], 10 + 70);
+  EXPECT_TRUE(CheckPrograms(step, *programs, limits).ok());
+  --limits.memory_limit_bytes[1];
+  EXPECT_EQ(Lower(step, schedule, checked->times, limits).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(CheckPrograms(step, *programs, limits).message()),
+              HasSubstr("80 bytes live, over the limit of 79"));
+}
+
 TEST(LowerTest, NamesWhatTransfersLack) {
   const StepProblem step = TwoRanks(2, {});
   const Schedule schedule = *SafeOrder(step.problem);

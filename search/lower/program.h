@@ -10,9 +10,12 @@
 // own
 //   bytes hold the value from then on; a sent tensor from POST_SEND to
 //   WAIT_SEND.
-// - offload_bytes of a choice that offloads are held from OFFLOAD to its
-//   WAIT_COPY, and from RELOAD until the backward starts.
-// What is live must fit while a stage runs, behind an I, and at each post.
+// - offload_bytes of a choice that offloads are held, too, from F's start to
+// the
+//   WAIT_COPY of its OFFLOAD, and from RELOAD until the backward starts, whose
+//   own bytes hold them from then on.
+// What is live must fit while a stage runs, behind an I, and at each post and
+// RELOAD.
 
 #ifndef SEARCH_LOWER_PROGRAM_H_
 #define SEARCH_LOWER_PROGRAM_H_

@@ -573,6 +573,7 @@ class ProgramChecker {
         switch (a.kind) {
           case ActionKind::kForward:
             live += bytes.activation - received[2 * pair];
+            if (offloads) live += bytes.offload;
             peak = std::max(peak, live);
             if (!problem_.sweeps[a.sweep].backward) live -= bytes.activation;
             break;
@@ -626,12 +627,12 @@ class ProgramChecker {
               return misplaced();
             }
             copy = CopyState::kGoingOut;
-            live += bytes.offload;
             break;
           case ActionKind::kReload:
             if (!offloads || copy != CopyState::kOut) return misplaced();
             copy = CopyState::kComingIn;
             live += bytes.offload;
+            peak = std::max(peak, live);
             break;
           case ActionKind::kWaitCopy:
             if (copy == CopyState::kGoingOut) {

@@ -20,9 +20,8 @@ namespace pipeweaver::search {
 // - every value that crosses ranks crosses in one transfer, is sent behind its
 //   stage and waited for before its consumer; posts and waits pair up, and each
 //   rank's posts stand in the global order;
-// - the event graph has no cycle, with buffered sends as well as with
-// rendezvous
-//   on one in-order channel per pair of ranks that carries both directions: so
+// - the event graph has no cycle, with buffered sends and with rendezvous on
+//   one in-order channel per pair of ranks that carries both directions: so
 //   the programs end, whatever the durations;
 // - receives posted and not waited for stay within the limit, and memory (see
 //   program.h) stays within each rank's limit; peak_bytes is exact.

@@ -194,7 +194,8 @@ class Refiner {
       for (size_t i = 0; i < batches.size(); ++i) {
         if (Cancelled()) return absl::OkStatus();
         const auto step = BuildStepProblem(
-            job_, layout, memory.activation_limit_bytes, batches[i], costs_);
+            job_, layout, memory.activation_limit_bytes, batches[i], costs_,
+            {.layer_reserve_bytes = memory.layer_reserve_bytes});
         if (!step.ok()) return OfSample(first + i, step.status());
         int64_t stages = 0;
         for (const Sweep& sweep : step->problem.sweeps) {

@@ -12,17 +12,30 @@
 
 namespace pipeweaver::search {
 
+LayerReserve::LayerReserve(const semu::Job& job)
+    : platform_(semu::PlatformOf(job)),
+      rebuilds_(job.executor.selective_recompute ||
+                job.executor.full_recompute || job.executor.offload),
+      forward_bytes_(job.parallelism.pipeline_parallel, 0),
+      gathered_bytes_(job.parallelism.pipeline_parallel, 0) {}
+
+void LayerReserve::Add(int rank, const semu::LayerQuery& query,
+                       const semu::LayerCost& cost) {
+  if (rebuilds_ && query.input_grad) {
+    forward_bytes_[rank] = std::max(forward_bytes_[rank], cost.forward_bytes);
+  }
+  gathered_bytes_[rank] =
+      std::max(gathered_bytes_[rank], semu::GatheredBytes(platform_, query));
+}
+
 absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
                                       const semu::Layout& layout,
                                       const semu::CostModel& costs) {
   const int ranks = job.parallelism.pipeline_parallel;
-  const bool rebuilds = job.executor.selective_recompute ||
-                        job.executor.full_recompute || job.executor.offload;
   const semu::Platform platform = semu::PlatformOf(job);
   const semu::ModuleGradients gradients = semu::RequiredGradients(job);
   std::vector<int64_t> weights(ranks, 0);
-  std::vector<int64_t> largest_layer(ranks, 0);
-  std::vector<int64_t> largest_gathered(ranks, 0);
+  LayerReserve layers(job);
   int64_t largest_transfer = 0;
   for (size_t m = 0; m < job.modules.size(); ++m) {
     const semu::Module& module = job.modules[m];
@@ -34,11 +47,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
     query.input_grad = gradients.Backward(static_cast<int>(m));
     std::vector<semu::LayerCost> layer_costs;
     std::vector<int64_t> weight_bytes;
-    std::vector<int64_t> gathered_bytes;
     for (const semu::LayerGroup& group : module.layers) {
       query.layer = group.layer;
       layer_costs.push_back(costs.Cost(platform, query));
-      gathered_bytes.push_back(semu::GatheredBytes(platform, query));
       weight_bytes.push_back(
           semu::WeightMemoryOf(job, group.layer, !module.frozen).Total());
       largest_transfer =
@@ -48,13 +59,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
       for (const semu::Chunk& chunk : segment.chunks) {
         for (const LayerRun& run : RunsOf(module, chunk)) {
           weights[chunk.rank] += run.count * weight_bytes[run.group];
-          largest_gathered[chunk.rank] =
-              std::max(largest_gathered[chunk.rank], gathered_bytes[run.group]);
-          if (rebuilds && query.input_grad) {
-            largest_layer[chunk.rank] =
-                std::max(largest_layer[chunk.rank],
-                         layer_costs[run.group].forward_bytes);
-          }
+          query.layer = module.layers[run.group].layer;
+          layers.Add(chunk.rank, query, layer_costs[run.group]);
         }
       }
     }
@@ -67,8 +73,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
         largest_transfer;
   }
   for (int r = 0; r < ranks; ++r) {
-    const int64_t reserve =
-        plan.transfer_bytes + largest_layer[r] + largest_gathered[r];
+    const int64_t reserve = plan.transfer_bytes + layers.bytes(r);
     const int64_t used = weights[r] + reserve;
     if (used >= job.memory_budget_bytes) {
       return absl::ResourceExhaustedError(absl::StrCat(
@@ -78,6 +83,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const semu::Job& job,
           job.memory_budget_bytes));
     }
     plan.static_bytes.push_back(used);
+    plan.layer_reserve_bytes.push_back(layers.bytes(r));
     plan.activation_limit_bytes.push_back(job.memory_budget_bytes - used);
   }
   return plan;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "semu/cost/cost_model.h"
 #include "semu/model/job.h"
 
@@ -19,6 +20,31 @@ struct MemoryPlan {
   std::vector<int64_t> activation_limit_bytes;
   // Of the reserve, what is for the buffers of transfers; on every rank.
   int64_t transfer_bytes = 0;
+  // Of the reserve, what is for the layer that runs; LayerReserve.
+  std::vector<int64_t> layer_reserve_bytes;
+};
+
+// Bytes per GPU that a rank needs beside activations while one of its layers
+// runs: where activations can be rebuilt or offloaded, what the hungriest
+// single layer's forward needs; and the largest operand that a matmul gathers
+// from the tensor-parallel GPUs.
+class LayerReserve {
+ public:
+  explicit LayerReserve(const semu::Job& job);
+
+  // Counts layers that the rank runs at `query`'s shape; `cost` is that of
+  // `query`.
+  void Add(int rank, const semu::LayerQuery& query,
+           const semu::LayerCost& cost);
+
+  int64_t bytes(int rank) const {
+    return forward_bytes_[rank] + gathered_bytes_[rank];
+  }
+
+ private:
+  const semu::Platform platform_;
+  const bool rebuilds_;
+  std::vector<int64_t> forward_bytes_, gathered_bytes_;  // [rank]
 };
 
 // Values that a rank has made and its neighbours have not yet taken, as many
@@ -28,12 +54,11 @@ inline constexpr int kSendsInFlightPerRank = 4;
 
 // Accounts for a layout. The reserve of a rank is buffers for
 // executor.max_receives_ahead receives and kSendsInFlightPerRank * ranks sends
-// of the largest transfer, and, where the executor can rebuild or offload
-// activations, what the hungriest single layer's forward needs; and the largest
-// operand that a matmul gathers from the tensor-parallel GPUs. All are for a
-// sub-microbatch of twice B_m tokens (near-equal parts of whole items stay
-// below) or of the module's longest microbatch, if that is less. CUDA's context
-// and fragmentation are outside the job's budget.
+// of the largest transfer, and its LayerReserve. All are for a sub-microbatch
+// of twice B_m tokens (near-equal parts of whole items stay below, unless one
+// item alone is longer: a step with such items has the more set aside,
+// StepProblem::extra_reserve_bytes) or of the module's longest microbatch, if
+// that is less. CUDA's context and fragmentation are outside the job's budget.
 //
 // Errors: RESOURCE_EXHAUSTED, naming rank, bytes and limit, when a rank's
 // static bytes leave nothing of memory_budget_bytes.

@@ -45,17 +45,16 @@ std::string NameOf(const MemoryChoice& choice) {
   return used > 1 ? counts : std::string(only);
 }
 
-int64_t OffloadBytes(absl::Span<const LayerRun> runs,
-                     absl::Span<const LayerCost> costs,
-                     const MemoryChoice& choice) {
+}  // namespace
+
+int64_t OffloadBytes(absl::Span<const LayerPiece> pieces,
+                     absl::Span<const LayerCost> costs) {
   int64_t bytes = 0;
-  for (const LayerPiece& piece : PiecesOf(runs, choice)) {
+  for (const LayerPiece& piece : pieces) {
     bytes += piece.count * costs[piece.group][piece.strategy].copy_bytes;
   }
   return bytes;
 }
-
-}  // namespace
 
 LayerPieces PiecesOf(absl::Span<const LayerRun> runs,
                      const MemoryChoice& choice) {
@@ -103,6 +102,7 @@ Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
   Choice result;
   result.name = std::string(name);
   int64_t forward_peak = 0;
+  int64_t copied_bytes = 0;
   int64_t copy_ns = 0;
   int64_t fused_ns = 0;
   for (const LayerPiece& piece : pieces) {
@@ -115,6 +115,7 @@ Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
                                   cost.input_grad_ns + cost.weight_grad_ns);
     result.activation_bytes += piece.count * cost.kept_bytes;
     result.weight_grad_bytes += piece.count * cost.weight_grad_bytes;
+    copied_bytes += piece.count * cost.copy_bytes;
     if (cost.copy_bytes > 0) copy_ns += piece.count * layer.copy_ns;
     forward_peak =
         std::max(forward_peak, layer.forward_bytes + layer.output_bytes);
@@ -126,31 +127,37 @@ Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
     return result;
   }
 
-  int64_t kept_below = result.activation_bytes;
+  int64_t held_below = result.activation_bytes + copied_bytes;
   int64_t weight_grad_above = 0;
   int64_t input_grad_peak = result.weight_grad_bytes;
   int64_t fused_peak = 0;
   for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
     const StrategyCost& cost = costs[piece->group][piece->strategy];
-    const int64_t own = cost.rebuilt_bytes + cost.workspace_bytes;
-    // At the piece's last layer all its layers are kept; at its first one, all
+    const int64_t own =
+        cost.workspace_bytes + (cost.copy_bytes > 0 ? 0 : cost.rebuilt_bytes);
+    // At the piece's last layer all its layers are held; at its first one, all
     // others have been turned into what the weight gradient reads. Between,
     // memory is linear.
-    const int64_t at_last = kept_below + own + weight_grad_above;
-    fused_peak = std::max(fused_peak, kept_below + own);
-    kept_below -= piece->count * cost.kept_bytes;
+    const int64_t at_last = held_below + own + weight_grad_above;
+    fused_peak = std::max(fused_peak, held_below + own);
+    const int64_t held = cost.kept_bytes + cost.copy_bytes;
+    held_below -= piece->count * held;
     weight_grad_above += (piece->count - 1) * cost.weight_grad_bytes;
-    const int64_t at_first =
-        kept_below + cost.kept_bytes + own + weight_grad_above;
+    const int64_t at_first = held_below + held + own + weight_grad_above;
     weight_grad_above += cost.weight_grad_bytes;
     input_grad_peak = std::max({input_grad_peak, at_last, at_first});
   }
 
-  result.forward_ns = std::max(result.forward_ns, copy_ns);
-  fused_ns = std::max(fused_ns, copy_ns);
+  const auto wait_for_copy = [copy_ns](int64_t& length_ns) {
+    const int64_t wait_ns = std::max<int64_t>(0, copy_ns - length_ns);
+    length_ns += wait_ns;
+    return wait_ns;
+  };
+  result.forward_copy_wait_ns = wait_for_copy(result.forward_ns);
+  result.backward_copy_wait_ns = wait_for_copy(fused_ns);
   const bool split = mode.split_backward && result.weight_grad_ns > 0;
   if (split) {
-    result.input_grad_ns = std::max(result.input_grad_ns, copy_ns);
+    result.input_grad_copy_wait_ns = wait_for_copy(result.input_grad_ns);
     result.fused_backward_ns = fused_ns;
     result.backward_bytes = input_grad_peak;
     result.fused_backward_bytes = fused_peak;
@@ -188,18 +195,15 @@ MemoryChoice UniformChoice(absl::Span<const LayerRun> runs,
 }
 
 std::vector<MemoryChoice> UniformChoices(
-    absl::Span<const LayerRun> runs, absl::Span<const LayerCost> costs,
+    absl::Span<const LayerRun> runs,
     const semu::ExecutorCapabilities& executor) {
   const std::pair<bool, MemoryStrategy> strategies[] = {
       {true, MemoryStrategy::kKeep},
       {executor.selective_recompute, MemoryStrategy::kSelectiveRecompute},
-      {executor.full_recompute, MemoryStrategy::kFullRecompute},
-      {executor.offload, MemoryStrategy::kOffload}};
+      {executor.full_recompute, MemoryStrategy::kFullRecompute}};
   std::vector<MemoryChoice> choices;
   for (const auto& [has, strategy] : strategies) {
-    if (!has) continue;
-    choices.push_back(UniformChoice(runs, strategy));
-    choices.back().offload_bytes = OffloadBytes(runs, costs, choices.back());
+    if (has) choices.push_back(UniformChoice(runs, strategy));
   }
   return choices;
 }
@@ -265,10 +269,7 @@ std::vector<MemoryChoice> CandidateChoices(
     result.push_back(front[i].choice);
   }
   if (front.size() > 1) result.push_back(front.front().choice);
-  for (MemoryChoice& choice : result) {
-    choice.name = NameOf(choice);
-    choice.offload_bytes = OffloadBytes(runs, costs, choice);
-  }
+  for (MemoryChoice& choice : result) choice.name = NameOf(choice);
   return result;
 }
 

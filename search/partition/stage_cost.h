@@ -60,8 +60,8 @@ struct StageMode {
 // rebuilt at a time. In an input gradient alone, what the weight gradient reads
 // stays, so that rebuilt activations add up; in a backward in one piece they do
 // not. Copies to and from the host run beside the stage itself, which takes at
-// least as long as they do. Without a backward, activation_bytes is what the
-// forward needs at most.
+// least as long as they do; when a backward begins, all that was copied is
+// back. Without a backward, activation_bytes is what the forward needs at most.
 Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
                    absl::Span<const semu::LayerCost> costs,
                    const StageMode& mode);
@@ -78,11 +78,14 @@ std::vector<MemoryChoice> CandidateChoices(
 MemoryChoice UniformChoice(absl::Span<const LayerRun> runs,
                            semu::MemoryStrategy strategy);
 
-// One such choice for each strategy that the executor has: keep, selective
-// recompute, full recompute, offload.
+// One such choice for each way that the executor has to keep or recompute.
 std::vector<MemoryChoice> UniformChoices(
-    absl::Span<const LayerRun> runs, absl::Span<const semu::LayerCost> costs,
+    absl::Span<const LayerRun> runs,
     const semu::ExecutorCapabilities& executor);
+
+// Copied to the host and back, per GPU.
+int64_t OffloadBytes(absl::Span<const LayerPiece> pieces,
+                     absl::Span<const semu::LayerCost> costs);
 
 }  // namespace pipeweaver::search
 

@@ -35,8 +35,8 @@ struct MemoryChoice {
   int full_recompute_layers = 0;
   int selective_recompute_layers = 0;
   int keep_layers = 0;
-  // Copied to the host and back where offload_layers > 0, per stage pair; given
-  // for the chunk's costliest sub-microbatch.
+  // Copied to the host and back where offload_layers > 0, per GPU and stage
+  // pair: the most of any sub-microbatch of the step.
   int64_t offload_bytes = 0;
 };
 
@@ -56,6 +56,10 @@ struct StepProblem {
   std::vector<std::vector<std::vector<std::vector<MemoryChoice>>>> choices;
   // Pairs (microbatch, module) without items, hence without sweeps.
   std::vector<std::pair<int, int>> empty;
+  // [rank], bytes per GPU: taken off the memory limits, since items are so long
+  // that their layers need more than StepProblemOptions::layer_reserve_bytes;
+  // empty: none.
+  std::vector<int64_t> extra_reserve_bytes;
   // Share of the problem's least compute time that comes from measured costs.
   double measured_share = 0;
 };

@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "search/partition/batch_split.h"
+#include "search/partition/memory_plan.h"
 #include "search/partition/stage_cost.h"
 #include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
@@ -82,7 +83,7 @@ class Builder {
           const semu::CostModel& costs, const StepProblemOptions& options)
       : job_(job),
         layout_(layout),
-        limits_(memory_limit_bytes),
+        limits_(memory_limit_bytes.begin(), memory_limit_bytes.end()),
         batch_(batch),
         costs_(costs),
         options_(options),
@@ -101,6 +102,7 @@ class Builder {
     PW_RETURN_IF_ERROR(CheckStageCount());
     FindShapes();
     CostShapes();
+    SetAsideForLongItems();
     DecideWhoNeedsChoices();
     FindChoices();
     WriteSweeps();
@@ -251,6 +253,41 @@ class Builder {
     }
   }
 
+  void SetAsideForLongItems() {
+    if (options_.layer_reserve_bytes.empty()) return;
+    // The reserve is for the others.
+    const bool any_long = std::any_of(
+        shapes_.begin(), shapes_.end(), [this](const ShapeCosts& costs) {
+          return costs.shape.tokens >
+                     std::min(2 * layout_.modules[costs.module]
+                                      .sub_microbatch_tokens,
+                              job_.max_microbatch_tokens[costs.module]) ||
+                 costs.shape.condition_tokens > 0;
+        });
+    if (!any_long) return;
+    LayerReserve needed(job_);
+    for (const ShapeCosts& costs : shapes_) {
+      const ModuleInfo& info = modules_[costs.module];
+      semu::LayerQuery query = info.query;
+      query.shape = costs.shape;
+      for (const auto& chunks : info.segments) {
+        for (const ChunkInfo& chunk : chunks) {
+          for (const LayerRun& run : info.runs[chunk.runs]) {
+            query.layer = job_.modules[costs.module].layers[run.group].layer;
+            needed.Add(chunk.rank, query, costs.layers[run.group]);
+          }
+        }
+      }
+    }
+    step_.extra_reserve_bytes.assign(limits_.size(), 0);
+    for (size_t r = 0; r < limits_.size(); ++r) {
+      int64_t& extra = step_.extra_reserve_bytes[r];
+      extra = std::max<int64_t>(0, needed.bytes(static_cast<int>(r)) -
+                                       options_.layer_reserve_bytes[r]);
+      limits_[r] = std::max<int64_t>(0, limits_[r] - extra);
+    }
+  }
+
   // A rank that can hold all its stages at once, at their richest, needs no
   // choices.
   void DecideWhoNeedsChoices() {
@@ -279,6 +316,8 @@ class Builder {
   }
 
   void FindChoices() {
+    semu::ExecutorCapabilities executor = job_.executor;
+    executor.offload &= options_.offload;
     for (size_t m = 0; m < modules_.size(); ++m) {
       ModuleInfo& info = modules_[m];
       for (size_t r = 0; r < info.runs.size(); ++r) {
@@ -289,15 +328,22 @@ class Builder {
                    !info.runs[r].empty() && largest_[m] >= 0) {
           const std::vector<LayerCost>& layers = shapes_[largest_[m]].layers;
           choices = options_.uniform_choices
-                        ? UniformChoices(info.runs[r], layers, job_.executor)
-                        : CandidateChoices(info.runs[r], layers, job_.executor,
+                        ? UniformChoices(info.runs[r], job_.executor)
+                        : CandidateChoices(info.runs[r], layers, executor,
                                            options_.max_choices);
         } else {
           choices = {info.keep[r]};
         }
         std::vector<LayerPieces>& pieces = info.candidate_pieces.emplace_back();
-        for (const MemoryChoice& choice : choices) {
+        for (MemoryChoice& choice : choices) {
           pieces.push_back(PiecesOf(info.runs[r], choice));
+          if (choice.offload_layers == 0) continue;
+          for (const ShapeCosts& costs : shapes_) {
+            if (costs.module != static_cast<int>(m)) continue;
+            choice.offload_bytes =
+                std::max(choice.offload_bytes,
+                         OffloadBytes(pieces.back(), costs.layers));
+          }
         }
         info.candidates.push_back(std::move(choices));
       }
@@ -562,7 +608,7 @@ class Builder {
 
   const Job& job_;
   const Layout& layout_;
-  const absl::Span<const int64_t> limits_;
+  std::vector<int64_t> limits_;  // [rank]
   const Batch& batch_;
   const semu::CostModel& costs_;
   const StepProblemOptions& options_;

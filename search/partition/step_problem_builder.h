@@ -21,12 +21,17 @@ struct StepProblemOptions {
   // Most memory choices offered a stage, >= 2.
   int max_choices = 10;
   // Set: every layer runs under this strategy, and each stage has one choice.
-  std::optional<semu::MemoryStrategy> strategy;
+  std::optional<semu::MemoryStrategy> strategy = std::nullopt;
   // A choice puts all layers of a chunk under one strategy: few choices, which
   // no time has a say in. max_choices is not looked at.
   bool uniform_choices = false;
+  // Choices may offload, where the executor can do it.
+  bool offload = true;
   // Input and weight gradients may be apart, where the executor can do it.
   bool split_backward = true;
+  // [rank], MemoryPlan::layer_reserve_bytes; empty: layers need no more than
+  // was reserved. Not owned.
+  absl::Span<const int64_t> layer_reserve_bytes = {};
   // Threads that share the work, which changes no result; null: the caller's.
   WorkerPool* pool = nullptr;
 };

@@ -246,6 +246,68 @@ TEST(StepProblemBuilderTest, ChoicesOnlyWhereMemoryIsShort) {
   }
 }
 
+TEST(StepProblemBuilderTest, WhatIsOffloadedIsBackWhenTheBackwardBegins) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.mutable_executor()->set_offload(true);
+  // As slow as if computing took no time.
+  proto.mutable_links()->mutable_host()->set_bandwidth_bytes_per_second(
+      1'000'000'000);
+  const Planned planned = Prepare(proto);
+  const semu::Batch batch = SmallBatch(planned.job);
+  const StepProblem keep =
+      Build(planned, batch, {.strategy = semu::MemoryStrategy::kKeep});
+  const StepProblem offload =
+      Build(planned, batch, {.strategy = semu::MemoryStrategy::kOffload});
+  for (size_t s = 0; s < keep.problem.sweeps.size(); ++s) {
+    const SweepOrigin& origin = offload.sweeps[s];
+    const int module = offload.sub_microbatches[origin.sub_microbatch].module;
+    for (size_t k = 0; k < keep.problem.sweeps[s].stages.size(); ++k) {
+      const Choice& kept = keep.problem.sweeps[s].stages[k].choices[0];
+      const Choice& out = offload.problem.sweeps[s].stages[k].choices[0];
+      const MemoryChoice& choice =
+          offload.choices[module][origin.segment][k][0];
+      EXPECT_EQ(out.activation_bytes, 0);
+      EXPECT_GE(choice.offload_bytes, kept.activation_bytes);
+      EXPECT_EQ(out.backward_bytes, kept.backward_bytes);
+      EXPECT_EQ(out.fused_backward_bytes, kept.fused_backward_bytes);
+      // It takes longer for the copies alone.
+      EXPECT_GT(out.forward_copy_wait_ns, 0);
+      EXPECT_EQ(out.forward_ns - out.forward_copy_wait_ns, kept.forward_ns);
+      EXPECT_EQ(out.input_grad_ns - out.input_grad_copy_wait_ns,
+                kept.input_grad_ns);
+      if (!kept.fused_backward_ns.has_value()) continue;
+      EXPECT_EQ(*out.fused_backward_ns - out.backward_copy_wait_ns,
+                *kept.fused_backward_ns);
+    }
+  }
+}
+
+// However B_m cuts microbatches, an item is never cut.
+TEST(StepProblemBuilderTest, LongItemsHaveMoreSetAside) {
+  Planned planned = Prepare("vlm-s");
+  v1::BatchMetadata metadata;
+  v1::ModuleItems* text = metadata.add_microbatches()->add_items();
+  text->set_module(1);
+  text->add_tokens(8192);
+  const semu::Batch batch = *semu::BatchFromProto(metadata, planned.job);
+  std::vector<int64_t> reserve;
+  for (const int64_t tokens : {256, 3072, 8192}) {
+    planned.layout.modules[0].sub_microbatch_tokens = 256;
+    planned.layout.modules[1].sub_microbatch_tokens = tokens;
+    planned.memory =
+        *PlanMemory(planned.job, planned.layout, semu::OpGraphCost());
+    const StepProblem step =
+        Build(planned, batch,
+              {.layer_reserve_bytes = planned.memory.layer_reserve_bytes});
+    const int64_t extra =
+        step.extra_reserve_bytes.empty() ? 0 : step.extra_reserve_bytes[3];
+    reserve.push_back(planned.memory.layer_reserve_bytes[3] + extra);
+    EXPECT_EQ(step.problem.memory_limit_bytes[3],
+              planned.memory.activation_limit_bytes[3] - extra);
+  }
+  EXPECT_THAT(reserve, ElementsAre(reserve[2], reserve[2], reserve[2]));
+}
+
 TEST(StepProblemBuilderTest, RefusesWhatOverflows) {
   v1::Job proto = *semu::MakeSetup("vlm-s");
   proto.mutable_device()->set_peak_flops_per_second(1'000'000);

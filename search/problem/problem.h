@@ -33,6 +33,12 @@ struct Choice {
   int64_t weight_grad_bytes = 0;
   // In place of backward_bytes while a fused backward runs.
   int64_t fused_backward_bytes = 0;
+  // What of forward_ns, of input_grad_ns, and of a backward in one piece, the
+  // stage does not compute, but waits for a copy to or from the host that runs
+  // beside it; an emulation that counts copies by themselves leaves it out.
+  int64_t forward_copy_wait_ns = 0;
+  int64_t input_grad_copy_wait_ns = 0;
+  int64_t backward_copy_wait_ns = 0;
 };
 
 // The choices of a stage. Copies share their elements until one of them is

@@ -308,7 +308,7 @@ std::vector<int64_t> PeakBytes(const StepProgram& program) {
       live += changes[i].at_start;
       const StepOpKind kind = ops[i].kind();
       if (kind == StepOpKind::kCompute || kind == StepOpKind::kPostSend ||
-          kind == StepOpKind::kPostRecv) {
+          kind == StepOpKind::kPostRecv || kind == StepOpKind::kStartCopy) {
         peaks[r] = std::max(peaks[r], live + changes[i].transient);
       }
       live += changes[i].at_end;

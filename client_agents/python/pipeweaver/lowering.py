@@ -340,13 +340,12 @@ def _copies(graph: StepGraph, order: Sequence[Scheduled],
     return found
 
 
-def safe_problem(graph: StepGraph, memory: StageMemory,
-                 memory_limit_bytes: Sequence[int]) -> Problem:
+def safe_problem(graph: StepGraph, memory: StageMemory) -> Problem:
     """What the safe order is computed on."""
     split = graph.split
     return Problem(
         graph.job.ranks, graph.job.job.executor.split_backward,
-        list(memory_limit_bytes), [
+        list(memory.limits), [
             Sweep(f"{sweep.sub}/{sweep.segment}", sweep.backward, sweep.after, [
                 Stage(rank, memory.choices(split.subs[sweep.sub], sweep.segment,
                                            k))
@@ -389,7 +388,9 @@ def safe_programs(identity: plan_pb2.PlanIdentity, split: SplitView,
     ranks = graph.job.ranks
     memory = StageMemory(split, memory_limit_bytes or [0] * ranks)
     ample = [2 ** 62] * ranks
-    problem = safe_problem(graph, memory, memory_limit_bytes or ample)
+    problem = safe_problem(graph, memory)
+    if not memory_limit_bytes:
+        problem.memory_limit_bytes = ample
     try:
         order = safe_order(problem, 0 if memory_limit_bytes else ranks)
     except DoesNotFit:

@@ -7,7 +7,7 @@ arithmetic; both are tested on search/testdata/safe_program.json.
 """
 
 import math
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple
 
 from pipeweaver.job import Chunk, JobView, SplitView, SubMicrobatch
 from pipeweaver.safe_order import Choice
@@ -19,18 +19,19 @@ ChoiceTable = Dict[Tuple[int, int, int], List[plan_pb2.MemoryChoice]]
 
 _FP32_BYTES = 4.0
 _LARGEST = 1e14
-KEEP, SELECTIVE, FULL, OFFLOAD = range(4)
-_NAMES = ("keep", "selective", "full", "offload")
+KEEP, SELECTIVE, FULL = range(3)
+_NAMES = ("keep", "selective", "full")
 
 
 class LayerBytes(NamedTuple):
-    """Of one layer, per GPU; lists by KEEP .. OFFLOAD."""
+    """Of one layer, per GPU; lists by KEEP .. FULL."""
     kept: List[int]  # from the forward to the backward
     rebuilt: List[int]  # added when the backward reaches the layer
     workspace: int  # while the layer's backward runs
     weight_grad: int  # what the weight gradient reads
     forward: int  # while the forward runs, the layer's input left out
     output: int
+    gathered: int  # from the tensor-parallel GPUs, for a matmul
 
 
 def dtype_bytes(job: job_pb2.Job) -> int:
@@ -99,15 +100,21 @@ def _layer_bytes(job: job_pb2.Job, layer: job_pb2.LayerGroup, tokens: int,
         output = row * layer.input_size
     if not trained:
         selective = weight_grad = 0.0
+    gathered = 0.0
+    if tp > 1 and layer.kind != job_pb2.LAYER_KIND_PATCH_EMBED:
+        gathered = n * element * (
+            max(h, layer.input_size)
+            if layer.kind == job_pb2.LAYER_KIND_PROJECTOR else h)
     everything = always + selective
-    kept = [everything, always, inputs, 0.0]
+    kept = [everything, always, inputs]
     forward = _rounded(everything + workspace + output)
     if not backward:
-        return LayerBytes([0] * 4, [0] * 4, 0, 0, forward, _rounded(output))
+        return LayerBytes([0] * 3, [0] * 3, 0, 0, forward, _rounded(output),
+                          _rounded(gathered))
     return LayerBytes([_rounded(x) for x in kept],
                       [_rounded(everything - x) for x in kept],
                       _rounded(workspace), _rounded(weight_grad), forward,
-                      _rounded(output))
+                      _rounded(output), _rounded(gathered))
 
 
 def _stage_choice(layers: Sequence[LayerBytes], strategy: int, backward: bool,
@@ -140,9 +147,10 @@ class StageMemory:
     """Choices of a step's chunks, and the bytes of its stages under them."""
 
     def __init__(self, split: SplitView, memory_limit_bytes: Sequence[int]):
-        """memory_limit_bytes: one a rank. A rank that can hold all its stages at
-        once keeps everything; the others' stages may run under each strategy
-        that the executor has."""
+        """memory_limit_bytes: one a rank, as registration answers them. A rank
+        that can hold all its stages at once keeps everything; the others' stages
+        may run under each way to recompute that the executor has. The safe
+        program never offloads."""
         self._split = split
         self._job: JobView = split.batch.job
         # By module, tokens, condition; and by these, segment, chunk, strategy.
@@ -154,9 +162,14 @@ class StageMemory:
         self._offered = [KEEP] + [
             strategy for has, strategy in (
                 (executor.selective_recompute, SELECTIVE),
-                (executor.full_recompute, FULL), (executor.offload, OFFLOAD))
-            if has]
-        self._strategies = self._decide(memory_limit_bytes)
+                (executor.full_recompute, FULL)) if has]
+        # One a rank: what is left where items are so long that a layer needs
+        # more than registration set aside for it.
+        self.limits = [
+            max(0, limit - max(0, used - reserved)) for limit, used, reserved in
+            zip(memory_limit_bytes, self._layer_bytes_used(),
+                self._layer_bytes_reserved())]
+        self._strategies = self._decide(self.limits)
 
     def table(self) -> ChoiceTable:
         found: ChoiceTable = {}
@@ -167,8 +180,8 @@ class StageMemory:
                 name=_NAMES[x],
                 keep_layers=n if x == KEEP else 0,
                 selective_recompute_layers=n if x == SELECTIVE else 0,
-                full_recompute_layers=n if x == FULL else 0,
-                offload_layers=n if x == OFFLOAD else 0) for x in strategies]
+                full_recompute_layers=n if x == FULL else 0)
+                for x in strategies]
         return found
 
     def choices(self, sub: SubMicrobatch, segment: int, chunk: int
@@ -186,20 +199,54 @@ class StageMemory:
         shape = (m, *self._shape(sub))
         key = (*shape, segment, chunk, strategy)
         if key not in self._choices:
+            layers = self._layers_of(shape, job.chunks[m][segment][chunk])
             backward = self._backward(m)
-            trained = backward and job.trainable[m]
-            if shape not in self._layers:
-                self._layers[shape] = [
-                    x for group in job.job.modules[m].layers for x in [
-                        _layer_bytes(job.job, group, *shape[1:], backward,
-                                     trained)] * group.count]
-            c = job.chunks[m][segment][chunk]
-            layers = self._layers[shape][c.first_layer:
-                                         c.first_layer + c.num_layers]
             self._choices[key] = _stage_choice(
-                layers, strategy, backward, trained and bool(layers) and
-                job.job.executor.split_backward)
+                layers, strategy, backward, backward and job.trainable[m] and
+                bool(layers) and job.job.executor.split_backward)
         return self._choices[key]
+
+    def _layers_of(self, shape: Tuple[int, int, int], chunk: Chunk
+                   ) -> List[LayerBytes]:
+        """shape: module, tokens, condition."""
+        if shape not in self._layers:
+            job, m = self._job, shape[0]
+            backward = self._backward(m)
+            self._layers[shape] = [
+                x for group in job.job.modules[m].layers for x in [
+                    _layer_bytes(job.job, group, *shape[1:], backward,
+                                 backward and job.trainable[m])] * group.count]
+        return self._layers[shape][chunk.first_layer:
+                                   chunk.first_layer + chunk.num_layers]
+
+    def _layer_bytes_used(self) -> List[int]:
+        return self._most_by_rank({(sub.module, *self._shape(sub))
+                                   for sub in self._split.subs})
+
+    def _layer_bytes_reserved(self) -> List[int]:
+        """As search/partition/memory_plan.cc sets them aside."""
+        job = self._job
+        longest = job.job.max_microbatch_tokens or [8192] * len(job.chunks)
+        return self._most_by_rank({
+            (m, min(2 * tokens, longest[m]), 0)
+            for m, tokens in enumerate(job.sub_microbatch_tokens)})
+
+    def _most_by_rank(self, shapes: Set[Tuple[int, int, int]]) -> List[int]:
+        """What a rank needs beside activations while one of its layers runs."""
+        job = self._job
+        forward, gathered = [0] * job.ranks, [0] * job.ranks
+        for shape in shapes:
+            m = shape[0]
+            rebuilds = len(self._offered) > 1 or job.job.executor.offload
+            for segment in job.chunks[m]:
+                for chunk in segment:
+                    for x in self._layers_of(shape, chunk):
+                        if rebuilds and self._backward(m):
+                            forward[chunk.rank] = max(forward[chunk.rank],
+                                                      x.forward)
+                        gathered[chunk.rank] = max(gathered[chunk.rank],
+                                                   x.gathered)
+        return [a + b for a, b in zip(forward, gathered)]
 
     def _shape(self, sub: SubMicrobatch) -> Tuple[int, int]:
         """Tokens, padding included, and those attended to."""

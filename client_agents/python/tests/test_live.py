@@ -404,7 +404,7 @@ class LiveTest(unittest.TestCase):
 
     def test_memory_choices_under_a_tight_limit(self):
         found = set()
-        for spare, offload in ((25_000, True), (35_000, False)):
+        for spare, offload in ((45_000, True), (35_000, False)):
             def change(job):
                 job.name = f"tight-{spare}-{offload}"
                 job.executor.offload = offload

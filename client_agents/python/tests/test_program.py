@@ -257,9 +257,8 @@ class SafeProgramTest(unittest.TestCase):
             batch = BatchView(job, json_format.ParseDict(
                 vector["batch"], batch_pb2.BatchMetadata()))
             graph = StepGraph(split_batch(batch))
-            limits = vector["memory_limit_bytes"]
-            memory = StageMemory(graph.split, limits)
-            problem = safe_problem(graph, memory, limits)
+            memory = StageMemory(graph.split, vector["memory_limit_bytes"])
+            problem = safe_problem(graph, memory)
             self.assertEqual(
                 [[", ".join(map(bytes_of, stage.choices))
                   for stage in sweep.stages] for sweep in problem.sweeps],
@@ -270,7 +269,7 @@ class SafeProgramTest(unittest.TestCase):
                              vector["ranks"])
             names |= {stage.split()[-1] for rank in vector["ranks"]
                       for stage in rank.split(", ") if stage}
-        self.assertEqual(names, {"keep", "selective", "full", "offload"})
+        self.assertEqual(names, {"keep", "selective", "full"})
 
     def test_every_rank_makes_the_same_and_it_passes_the_check(self):
         job = JobView(models.make_job("omni", 4, v_placement=True))
