@@ -299,6 +299,66 @@ class SplitTest(unittest.TestCase):
         self.assertEqual(sizes(), [])
 
 
+class AutocastTest(unittest.TestCase):
+    """Weights' gradients under one autocast around all passes."""
+
+    def layer(self):
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(WIDTH, 9), nn.Linear(9, WIDTH)
+
+            def forward(self, state, context):
+                x = context.selective(lambda t: self.b(self.a(t).tanh()),
+                                      state[0])
+                context.add_loss(x.float().square().sum())
+                return (x.float(),)
+
+        torch.manual_seed(1)
+        return Layer()
+
+    def gradients(self, layer, modes, split):
+        """Of one stage after the other, all forwards before the backwards."""
+        runner = ChunkRunner([layer], torch.device("cpu"))
+        x = torch.linspace(-1, 1, 8 * WIDTH).view(8, WIDTH)
+        found = {}
+        with torch.autocast("cpu", torch.bfloat16):
+            tapes = [runner.forward((x + i,), [False], context_of(), [mode],
+                                    True, split)[1]
+                     for i, mode in enumerate(modes)]
+            for tape in tapes:
+                runner.backward(tape, [None], 1.0, split)
+                for p, g in runner.weight_gradients(tape):
+                    found[p] = found.get(p, 0) + g
+        return [found[p] for p in layer.parameters()]
+
+    def test_gradients_are_the_plain_models(self):
+        for modes in (*((mode, mode) for mode in MODES[:3]), ("full", "keep"),
+                      ("keep", "full"), ("full", "selective")):
+            for split in (False, True):
+                with self.subTest(modes=modes, split=split):
+                    layer = self.layer()
+                    mine = self.gradients(layer, modes, split)
+                    x = torch.linspace(-1, 1, 8 * WIDTH).view(8, WIDTH)
+                    contexts = [context_of() for _ in modes]
+                    with torch.autocast("cpu", torch.bfloat16):
+                        for i, context in enumerate(contexts):
+                            layer((x + i,), context)
+                    sum(loss for c in contexts for loss in c._losses).backward()
+                    for g, p in zip(mine, layer.parameters()):
+                        self.assertLessEqual(float((g - p.grad).abs().max()),
+                                             1e-2 * float(p.grad.abs().max()))
+
+    def test_a_pass_without_gradients_leaves_no_cast(self):
+        layer = self.layer()
+        runner = ChunkRunner([layer], torch.device("cpu"))
+        x = torch.rand(8, WIDTH)
+        with torch.autocast("cpu", torch.bfloat16):
+            runner.forward((x,), [False], context_of(), ["keep"], False, False)
+            self.assertTrue(layer.a(x).requires_grad)
+            self.assertTrue(torch.is_autocast_cache_enabled())
+
+
 class RefusedTest(unittest.TestCase):
     """What a split backward cannot follow is refused, not got wrong."""
 

@@ -10,7 +10,7 @@ wraps what selective recompute should not keep in context.selective(fn, *args).
 
 import contextlib
 import functools
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -298,6 +298,22 @@ def _storage(tensor: Tensor) -> int:
     return tensor.storage().data_ptr()
 
 
+@contextlib.contextmanager
+def _no_history() -> Iterator[None]:
+    """torch.no_grad() within which autocast caches no cast of a weight.
+
+    Such a cast has no history: a later pass under the same autocast would find it
+    and give the weight no gradient. Casts that are cached stay so.
+    """
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 class LayerTracer:
     """Told which layer's pass runs; see Hooks in executor.py."""
 
@@ -342,7 +358,7 @@ class ChunkRunner:
         """
         losses: List[Tensor] = []
         if not backward:
-            with torch.no_grad():
+            with _no_history():
                 for i, layer in enumerate(self.layers):
                     self._begin(i, "forward", context)
                     state, found = self._call(layer, state, context, KEEP)
@@ -361,7 +377,7 @@ class ChunkRunner:
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
                 record.rng = _rng_state(self.device)
-                with torch.no_grad():
+                with _no_history():
                     state, found = self._call(layer, inputs, context, mode)
                 needs = [self._passed_on(t, inputs, record.needs_grad)
                          for t in state]
