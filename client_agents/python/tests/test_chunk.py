@@ -359,6 +359,56 @@ class AutocastTest(unittest.TestCase):
             self.assertTrue(torch.is_autocast_cache_enabled())
 
 
+class DataTest(unittest.TestCase):
+
+    def test_is_asked_for_once_a_stage_and_kept_until_its_backward_is_over(self):
+        class Ids:
+            def __init__(self):
+                self.ids = torch.arange(8) % 7
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Embedding(7, WIDTH)
+
+            def forward(self, state, context):
+                x = self.table(context.data.ids)
+                x = context.selective(
+                    lambda t: t * context.data.ids.sum().sin(), x)
+                return (x + sum(state),)
+
+        for mode in MODES:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    asked = []
+
+                    def data():
+                        asked.append(weakref.ref(found := Ids()))
+                        return found
+
+                    context = StageContext(
+                        SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (), data,
+                        False)
+                    layers = [Layer(), Layer()]
+                    runner = ChunkRunner(layers, torch.device("cpu"))
+                    out, tape, _ = runner.forward(
+                        (torch.rand(8, WIDTH),), [True], context, [mode] * 2,
+                        True, split)
+                    self.assertIsNotNone(asked[0]())
+                    runner.backward(tape, [torch.ones_like(out[0])], 1.0, split)
+                    self.assertEqual(len(asked), 1)
+                    self.assertIsNone(asked[0]())
+                    self.assertEqual(len(runner.weight_gradients(tape)), 2)
+
+    def test_is_not_asked_for_where_no_layer_looks(self):
+        context = StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
+                               lambda: self.fail("asked"), False)
+        runner = ChunkRunner([Norms()], torch.device("cpu"))
+        out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True], context,
+                                      ["full"], True, False)
+        runner.backward(tape, [out[0]], 1.0, False)
+
+
 class RefusedTest(unittest.TestCase):
     """What a split backward cannot follow is refused, not got wrong."""
 

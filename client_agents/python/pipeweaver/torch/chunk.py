@@ -54,15 +54,26 @@ class StageContext:
         # layer `state` holds one tensor for each, in this order.
         self.crossings = crossings
         self.forward_only = forward_only
-        self._data = data
+        self._ask: Optional[Callable[[], Any]] = data
+        self._data: Any = None
         self._losses: List[Tensor] = []
         self._selective = False
         self._cuts: Optional[_Cuts] = None
 
     @property
     def data(self) -> Any:
-        """The loader's data of the items, as the trainer's function gives it."""
-        return self._data()
+        """The loader's data of the items, as the trainer's function gives it.
+
+        Asked for once a stage, when a layer first looks at it, and kept until
+        the stage's backward is over: full and selective recompute read it again.
+        """
+        if self._ask is not None:
+            self._data, self._ask = self._ask(), None
+        return self._data
+
+    def _free_data(self) -> None:
+        """The backward is over, its weight gradients excepted."""
+        self._data = self._ask = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds a scalar to the step's loss, which is a sum."""
@@ -522,6 +533,7 @@ class ChunkRunner:
                                              loss_scale, split)
             if traced:
                 self._end()
+        tape.context._free_data()
         if not gradients:
             gradients = [None] * tape.num_inputs
         return gradients

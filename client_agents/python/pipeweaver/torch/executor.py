@@ -5,7 +5,9 @@
     result = executor.run(prepared, data)
 
 `data(module, microbatch, items)` gives the loader's data for items of a
-microbatch; it is asked on ranks whose layers look at context.data, no others.
+microbatch. It is asked on ranks whose layers look at context.data, no others,
+once for each stage that does; the executor keeps what it gave until the stage's
+backward is over.
 """
 
 import dataclasses
