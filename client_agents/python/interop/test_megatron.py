@@ -1,8 +1,9 @@
 """Megatron-core's real GPTModel under our programs, on a CPU.
 
-Two CUDA calls are replaced: torch.cuda.current_device, and the tracker of CUDA
-random states (dropout is 0). Megatron's own schedules do not run on a CPU; what
-ours computes is compared with the chunks run one behind the other.
+Two CUDA calls are replaced: torch.cuda.current_device, and fork() of the tracker
+of CUDA random states, which here forks the host's. Megatron's own schedules do not
+run on a CPU; what ours computes is compared with the chunks run one behind the
+other, without dropout, and with dropout with itself under another plan.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ def make_job():
     return job
 
 
-def build_chunks():
+def build_chunks(attention_dropout=0.0):
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_layer_local_spec)
@@ -50,7 +51,7 @@ def build_chunks():
         use_cpu_initialization=True, pipeline_dtype=torch.float32,
         pipeline_model_parallel_size=RANKS,
         virtual_pipeline_model_parallel_size=VIRTUAL, hidden_dropout=0.0,
-        attention_dropout=0.0, gradient_accumulation_fusion=False,
+        attention_dropout=attention_dropout, gradient_accumulation_fusion=False,
         bias_dropout_fusion=False, masked_softmax_fusion=False)
     torch.manual_seed(0)
     stages = RANKS * VIRTUAL
@@ -74,19 +75,57 @@ def forward_step(iterator, model):
     return output, loss_func
 
 
-def train(rank, transport, seed):
+@contextlib.contextmanager
+def fork_on_host(tracker, name="model-parallel-rng"):
+    default = torch.get_rng_state()
+    torch.set_rng_state(tracker.states_[name])
+    yield
+    tracker.states_[name] = torch.get_rng_state()
+    torch.set_rng_state(default)
+
+
+def initialize():
     torch.cuda.current_device = lambda: "cpu"
-    from megatron.core import parallel_state, pipeline_parallel
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random as random_states
-    from pipeweaver.torch.megatron import MegatronAdapter
-    random_states.CudaRNGStatesTracker.fork = (
-        lambda *_, **__: contextlib.nullcontext())
+    random_states.CudaRNGStatesTracker.fork = fork_on_host
     parallel_state.initialize_model_parallel(
         1, RANKS, virtual_pipeline_model_parallel_size=VIRTUAL)
-    view = JobView(make_job())
+
+
+def seed_tracker():
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    get_cuda_rng_tracker().set_states({
+        "model-parallel-rng": torch.Generator().manual_seed(1).get_state()})
+
+
+def make_batch():
     batch = batch_pb2.BatchMetadata()
     for _ in range(MICROBATCHES):
         batch.microbatches.add().items.add(module=0, tokens=[SEQUENCE] * BATCH)
+    return batch
+
+
+def make_data():
+    return [torch.randint(VOCAB, (BATCH, SEQUENCE),
+                          generator=torch.Generator().manual_seed(b))
+            for b in range(MICROBATCHES)]
+
+
+def run_step(run, chunks, data):
+    return run(forward_step_func=forward_step,
+               data_iterator=[iter(data) for _ in chunks], model=chunks,
+               num_microbatches=MICROBATCHES, seq_length=SEQUENCE,
+               micro_batch_size=BATCH, forward_only=False)
+
+
+def train(rank, transport, seed):
+    initialize()
+    seed_tracker()
+    from megatron.core import pipeline_parallel
+    from pipeweaver.torch.megatron import MegatronAdapter
+    view = JobView(make_job())
+    batch = make_batch()
     key = plan_pb2.PlanKey(job="megatron", step=seed)
     if seed == 0:
         made = safe_programs(plan_pb2.PlanIdentity(key=key),
@@ -102,15 +141,10 @@ def train(rank, transport, seed):
         tensor_shape=(SEQUENCE, BATCH, HIDDEN), deterministic=True)
     prepared = adapter.executor.prepare(
         check_program(made[rank], key, rank), batch)
-    data = [torch.randint(VOCAB, (BATCH, SEQUENCE),
-                          generator=torch.Generator().manual_seed(b))
-            for b in range(MICROBATCHES)]
+    data = make_data()
     restore = adapter.install()
     run = pipeline_parallel.get_forward_backward_func()
-    reduced = run(forward_step_func=forward_step,
-                  data_iterator=[iter(data) for _ in chunks], model=chunks,
-                  num_microbatches=MICROBATCHES, seq_length=SEQUENCE,
-                  micro_batch_size=BATCH, forward_only=False)
+    reduced = run_step(run, chunks, data)
     restore()
     if pipeline_parallel.get_forward_backward_func() == run:
         raise AssertionError("Megatron's function is not back")
@@ -138,6 +172,32 @@ def train(rank, transport, seed):
     return compared
 
 
+def drop_out(rank, transport):
+    """Gradients of one plan with dropout, kept and recomputed."""
+    initialize()
+    from pipeweaver.torch.megatron import MegatronAdapter
+    view = JobView(make_job())
+    batch = make_batch()
+    key = plan_pb2.PlanKey(job="megatron", step=1)
+    found = []
+    for choice in "keep", "full":
+        seed_tracker()
+        made = plans.random_plan(view, batch, 1, 0.0, (choice,), key,
+                                 split_as_planned=True)
+        chunks = build_chunks(attention_dropout=0.5)[rank::RANKS]
+        adapter = MegatronAdapter(
+            view, rank, chunks, transport, lambda: prepared,
+            tensor_shape=(SEQUENCE, BATCH, HIDDEN), deterministic=True)
+        prepared = adapter.executor.prepare(
+            check_program(made[rank], key, rank), batch)
+        run_step(adapter.forward_backward, chunks, make_data())
+        found.append([p.grad for c in chunks for p in c.parameters()])
+    for kept, recomputed in zip(*found):
+        if not torch.allclose(kept, recomputed, 1e-4, 1e-6):
+            raise AssertionError(f"off by {(kept - recomputed).abs().max()}")
+    return len(found[0])
+
+
 class MegatronTest(unittest.TestCase):
 
     def test_real_gpt_model_by_the_safe_program(self):
@@ -148,6 +208,10 @@ class MegatronTest(unittest.TestCase):
         for seed in (1, 2, 3):
             for compared in run_ranks(RANKS, "gloo", train, seed):
                 self.assertGreater(compared, 20)
+
+    def test_full_recompute_drops_out_what_the_forward_did(self):
+        for compared in run_ranks(RANKS, "gloo", drop_out):
+            self.assertGreater(compared, 20)
 
 
 if __name__ == "__main__":

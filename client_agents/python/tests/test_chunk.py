@@ -4,6 +4,7 @@ Gradients are compared with plain autograd over the same layers, and which of
 them come with the weight gradient is checked.
 """
 
+import contextlib
 import unittest
 import weakref
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeweaver.job import SubMicrobatch
-from pipeweaver.torch import StageContext
+from pipeweaver.torch import ExtraRng, StageContext
 from pipeweaver.torch.chunk import ChunkRunner, LayerTracer
 
 MODES = ("keep", "selective", "full", "offload")
@@ -357,6 +358,69 @@ class AutocastTest(unittest.TestCase):
             runner.forward((x,), [False], context_of(), ["keep"], False, False)
             self.assertTrue(layer.a(x).requires_grad)
             self.assertTrue(torch.is_autocast_cache_enabled())
+
+
+class Tracker:
+    """Random states as Megatron's tracker has them."""
+
+    def __init__(self):
+        self.states = {"model": torch.Generator().manual_seed(1).get_state()}
+
+    @contextlib.contextmanager
+    def fork(self):
+        default = torch.get_rng_state()
+        torch.set_rng_state(self.states["model"])
+        yield
+        self.states["model"] = torch.get_rng_state()
+        torch.set_rng_state(default)
+
+    def rng(self):
+        return ExtraRng(
+            lambda: dict(self.states),
+            lambda states: setattr(self, "states", dict(states)))
+
+
+class ExtraRngTest(unittest.TestCase):
+
+    def test_recompute_draws_what_the_forward_drew(self):
+        class Layer(nn.Module):
+            def __init__(self, tracker):
+                super().__init__()
+                self.linear = nn.Linear(WIDTH, WIDTH)
+                self.tracker = tracker
+
+            def drop(self, x):
+                with self.tracker.fork():
+                    return F.dropout(x, 0.5)
+
+            def forward(self, state, context):
+                x = self.drop(self.linear(state[0]))
+                return (context.selective(
+                    lambda t: self.drop(t.exp()) + F.dropout(t, 0.5), x),)
+
+        def run(mode, split):
+            """Of two stages, gradients and the states they leave."""
+            torch.manual_seed(1)
+            tracker = Tracker()
+            layers = [Layer(tracker), Layer(tracker)]
+            runner = ChunkRunner(layers, torch.device("cpu"),
+                                 extra_rng=tracker.rng())
+            made = [runner.forward((torch.rand(8, WIDTH),), [True],
+                                   context_of(), [mode] * 2, True, split)
+                    for _ in range(2)]
+            found = []
+            for out, tape, _ in made:
+                found += runner.backward(tape, [out[0]], 1.0, split)
+                gradients = dict(runner.weight_gradients(tape))
+                found += [gradients[p] for p in runner.parameters]
+            return found + [tracker.states["model"], torch.get_rng_state()]
+
+        expected = run("keep", False)
+        for mode in MODES:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    for a, b in zip(run(mode, split), expected):
+                        self.assertTrue(torch.allclose(a, b))
 
 
 class DataTest(unittest.TestCase):

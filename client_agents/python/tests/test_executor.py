@@ -16,7 +16,8 @@ from pipeweaver.job import BatchView, JobView
 from pipeweaver.profile import layer_key
 from pipeweaver.program import BadProgram, check_program
 from pipeweaver.split import condition_tokens
-from pipeweaver.torch import ExecutorOptions, Hooks, PipelineExecutor
+from pipeweaver.torch import (
+    ExecutorOptions, ExtraRng, Hooks, PipelineExecutor)
 from pipeweaver.torch.cupti import CuptiHooks
 from pipeweaver.torch.transport import Transport
 from pipeweaver.v1 import job_pb2, plan_pb2, profile_pb2
@@ -125,6 +126,31 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(len(result.start_offset_ns), count)
         self.assertEqual(result.start_offset_ns,
                          sorted(result.start_offset_ns))
+
+    def test_recompute_brings_the_trainers_random_states_back(self):
+        job = models.make_job("vlm", 1)
+        batch = models.make_batch(job, random.Random(1), 2)
+        view = JobView(job)
+        states = [0]
+
+        def get():
+            states.append(states[-1] + 1)
+            return states[-1]
+
+        brought_back = []
+        for name, recomputes in ("keep", False), ("full", True):
+            executor = PipelineExecutor(
+                view, 0, models.pipeline_modules(view, models.build_model(
+                    view, "vlm", 1, torch.float32), 0), NoTransport(),
+                options=ExecutorOptions(
+                    extra_rng=ExtraRng(get, brought_back.append)))
+            [program] = plans.random_plan(view, batch, 1, names=(name,), key=KEY)
+            executor.run(
+                executor.prepare(check_program(program, KEY, 0), batch),
+                models.Data(view, batch, 0, torch.float32))
+            self.assertEqual(bool(brought_back), recomputes)
+        self.assertEqual(sorted(brought_back), sorted(set(brought_back)))
+        self.assertLessEqual(set(brought_back), set(states[1:]))
 
     def test_layers_say_what_condition_they_attend_to(self):
         job = models.make_job("t2v", 1)

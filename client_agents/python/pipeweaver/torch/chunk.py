@@ -10,7 +10,8 @@ wraps what selective recompute should not keep in context.selective(fn, *args).
 
 import contextlib
 import functools
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import (
+    Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple)
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,16 @@ def leanest(modes: Sequence[str]) -> str:
     return KEEP
 
 
+class ExtraRng(NamedTuple):
+    """Random states that layers draw from besides torch's default generators;
+    recompute draws again from what they were in the forward."""
+    # Answers a copy of the states, which later draws do not change.
+    get: Callable[[], Any]
+    # Brings back what `get` answered, and leaves that as it is: it may be brought
+    # back several times.
+    set: Callable[[Any], None]
+
+
 class StageContext:
     """What a layer may know of the stage it runs in."""
 
@@ -58,6 +69,7 @@ class StageContext:
         self._data: Any = None
         self._losses: List[Tensor] = []
         self._selective = False
+        self._extra_rng: Optional[ExtraRng] = None
         self._cuts: Optional[_Cuts] = None
 
     @property
@@ -86,9 +98,31 @@ class StageContext:
         # What is run again must be as it was: nothing in it is cut out.
         cuts, self._cuts = self._cuts, None
         try:
-            return checkpoint(fn, *args, use_reentrant=False)
+            return checkpoint(self._repeatable(fn), *args, use_reentrant=False)
         finally:
             self._cuts = cuts
+
+    def _repeatable(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """fn that draws from the extra states the same in every call."""
+        extra = self._extra_rng
+        if extra is None:
+            return fn
+        states = extra.get()
+        first = True
+
+        def run(*args: Any) -> Any:
+            nonlocal first
+            if first:
+                first = False
+                return fn(*args)
+            present = extra.get()
+            extra.set(states)
+            try:
+                return fn(*args)
+            finally:
+                extra.set(present)
+
+        return run
 
 
 class _Slot:
@@ -291,18 +325,6 @@ class StageTape:
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
 
-def _rng_state(device: torch.device) -> Any:
-    if device.type == "cuda":
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
-    return torch.get_rng_state(), None
-
-
-def _set_rng_state(state: Any, device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
-
-
 def _storage(tensor: Tensor) -> int:
     if hasattr(tensor, "untyped_storage"):
         return tensor.untyped_storage().data_ptr()
@@ -341,11 +363,13 @@ class ChunkRunner:
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device,
                  copy_stream: Any = None,
-                 tracer: Optional["LayerTracer"] = None):
+                 tracer: Optional["LayerTracer"] = None,
+                 extra_rng: Optional[ExtraRng] = None):
         self.layers = list(layers)
         self.tracer = tracer
         self.device = device
         self.copy_stream = copy_stream
+        self.extra_rng = extra_rng
         weights = dict.fromkeys(p for layer in self.layers
                                 for p in layer.parameters())
         self.parameters = [p for p in weights if p.requires_grad]
@@ -387,7 +411,7 @@ class ChunkRunner:
             record.needs_grad = any(needs) or bool(self._layer_parameters[i])
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
-                record.rng = _rng_state(self.device)
+                record.rng = self._rng_state()
                 with _no_history():
                     state, found = self._call(layer, inputs, context, mode)
                 needs = [self._passed_on(t, inputs, record.needs_grad)
@@ -410,6 +434,22 @@ class ChunkRunner:
         if self.tracer is not None:
             self.tracer.end()
 
+    def _rng_state(self) -> Tuple[Tensor, Optional[Tensor], Any]:
+        """Of the host, the device, and what the trainer has besides."""
+        return (torch.get_rng_state(),
+                torch.cuda.get_rng_state(self.device)
+                if self.device.type == "cuda" else None,
+                self.extra_rng.get() if self.extra_rng is not None else None)
+
+    def _set_rng_state(self, state: Tuple[Tensor, Optional[Tensor], Any]
+                       ) -> None:
+        host, device, extra = state
+        torch.set_rng_state(host)
+        if device is not None:
+            torch.cuda.set_rng_state(device, self.device)
+        if self.extra_rng is not None:
+            self.extra_rng.set(extra)
+
     @staticmethod
     def _passed_on(output: Tensor, inputs: State, needs_grad: bool) -> bool:
         for t in inputs:
@@ -417,11 +457,11 @@ class ChunkRunner:
                 return t.requires_grad
         return needs_grad
 
-    @staticmethod
-    def _call(layer: nn.Module, state: State, context: StageContext,
+    def _call(self, layer: nn.Module, state: State, context: StageContext,
               mode: str) -> Tuple[State, List[Tensor]]:
         context._losses = []
         context._selective = mode == SELECTIVE
+        context._extra_rng = self.extra_rng
         state = layer(state, context)
         if isinstance(state, Tensor):
             state = (state,)
@@ -544,10 +584,10 @@ class ChunkRunner:
         if not record.needs_grad:
             return [None] * len(record.inputs)
         if record.mode == FULL:
-            present = _rng_state(self.device)
-            _set_rng_state(record.rng, self.device)
+            present = self._rng_state()
+            self._set_rng_state(record.rng)
             self._run_recorded(record, tape.context, split)
-            _set_rng_state(present, self.device)
+            self._set_rng_state(present)
         outputs, seeds = [], []
         for t, g in zip(record.outputs, gradients):
             if g is not None and t.requires_grad:

@@ -23,8 +23,8 @@ from pipeweaver.job import (
     BatchView, EdgeCrossing, JobView, SplitView, Stage, SubMicrobatch)
 from pipeweaver.program import BadProgram, CheckedProgram
 from pipeweaver.torch.chunk import (
-    ChunkRunner, LayerTracer, StageContext, StageTape, State, layer_modes,
-    leanest)
+    ChunkRunner, ExtraRng, LayerTracer, StageContext, StageTape, State,
+    layer_modes, leanest)
 from pipeweaver.torch.transport import Post, Transport, flatten, unflatten
 from pipeweaver.v1 import batch_pb2, job_pb2
 
@@ -188,6 +188,9 @@ class ExecutorOptions:
     grads_ready: Optional[Callable[[int, int, int], None]] = None
     # Takes a weight's gradient; None adds it to `param.grad`.
     accumulate: Optional[Callable[[nn.Parameter, Tensor], None]] = None
+    # Of trainers whose layers draw from random states of their own: without it
+    # recompute would draw other dropout masks than the forward did.
+    extra_rng: Optional[ExtraRng] = None
     # Record each action's time: the host's, or on a device its compute stream's,
     # by an event an action.
     record_times: bool = True
@@ -278,7 +281,7 @@ class PipelineExecutor:
             self._runners[m, s, k] = ChunkRunner(
                 layers, self.device, stream,
                 _Tracer(job, m, job.chunks[m][s][k].first_layer, hooks)
-                if hooks is not None else None)
+                if hooks is not None else None, self.options.extra_rng)
 
     def parameters(self) -> List[nn.Parameter]:
         """The trained weights of this rank's chunks."""

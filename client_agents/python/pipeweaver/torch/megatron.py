@@ -16,12 +16,13 @@ else to `grad`; Megatron's own hooks do not see them, hence DDP's
 overlap_grad_reduce is refused.
 """
 
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeweaver.job import JobView
+from pipeweaver.torch.chunk import ExtraRng
 from pipeweaver.torch.executor import (
     Boundary, ExecutorOptions, PipelineExecutor, PipelineModule, PreparedStep)
 from pipeweaver.torch.transport import Transport
@@ -88,7 +89,8 @@ class MegatronAdapter:
         self.executor = PipelineExecutor(
             view, rank, [_Module(chunks, self)], transport, device=device,
             dtype=dtype, options=ExecutorOptions(
-                deterministic=deterministic, accumulate=_accumulate))
+                deterministic=deterministic, accumulate=_accumulate,
+                extra_rng=ExtraRng(_tracked_states, _set_tracked_states)))
 
     def install(self) -> Callable[[], None]:
         """Replaces Megatron's get_forward_backward_func; answers what puts it
@@ -188,6 +190,26 @@ class MegatronAdapter:
 def _config(model: nn.Module) -> Any:
     from megatron.core.utils import get_model_config
     return get_model_config(model)
+
+
+def _tracked_states() -> Dict[str, Any]:
+    """Random states that Megatron's layers draw dropout from by fork(); none
+    before its seeds are set."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    return _copied(get_cuda_rng_tracker().get_states())
+
+
+def _set_tracked_states(states: Dict[str, Any]) -> None:
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    if states:
+        get_cuda_rng_tracker().set_states(_copied(states))
+
+
+def _copied(states: Dict[str, Any]) -> Dict[str, Any]:
+    """Trackers replace a tensor of the dictionary they were given; a generator,
+    which those for CUDA graphs have, is changed in place."""
+    return {name: state.clone_state() if isinstance(state, torch.Generator)
+            else state for name, state in states.items()}
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
