@@ -5,8 +5,10 @@ them come with the weight gradient is checked.
 """
 
 import contextlib
+import threading
 import unittest
 import weakref
+from unittest import mock
 
 import torch
 from torch import nn
@@ -184,6 +186,70 @@ class TracerTest(unittest.TestCase):
                 self.assertEqual(
                     tracer.passes,
                     ["forward"] + (told if mode in ("keep", "offload") else []))
+
+
+    def test_a_pass_is_one_threads_and_holds_no_seeds(self):
+        tracer = Recorder()
+        ran, seeded = [], []
+        full_like = torch.full_like
+
+        def seed(*args):
+            seeded.append(tracer.open)
+            return full_like(*args)
+
+        class Watch(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                # Where torch cannot say, autograd has no such threads on a CPU.
+                threads = getattr(torch._C, "_is_multithreading_enabled",
+                                  lambda: False)()
+                ran.append((tracer.open, threading.get_ident(), threads))
+                return gradient
+
+        class Watched(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(WIDTH))
+
+            def forward(self, x):
+                return x * Watch.apply(self.w)
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.watched = Watched()
+
+            def forward(self, state, context):
+                x = self.watched(Watch.apply(state[0]))
+                context.add_loss(x.sum())
+                return (x,)
+
+        for split in (False, True):
+            runner = ChunkRunner([Layer()], torch.device("cpu"), tracer=tracer)
+            _, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
+                                        context_of(), ["keep"], True, split)
+            with mock.patch("torch.full_like", seed):
+                runner.backward(tape, [None], 1.0, split)
+            self.assertEqual(len(runner.weight_gradients(tape)), 1)
+        self.assertEqual(tracer.passes, ["forward", "backward", "forward",
+                                         "input_grad", "weight_grad"])
+        self.assertEqual(seeded, [False] * 2)
+        # Of the input and the weight; a split backward runs them apart.
+        self.assertEqual(ran, [(True, threading.get_ident(), False)] * 4)
+
+    @unittest.skipIf(hasattr(torch.autograd, "set_multithreading_enabled"),
+                     "this torch's autograd runs in the calling thread on demand")
+    def test_what_a_devices_thread_runs_is_not_told(self):
+        tracer = Recorder()
+        runner = ChunkRunner([Norms()], torch.device("cuda"), tracer=tracer)
+        out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
+                                      context_of(), ["keep"], True, False)
+        runner.backward(tape, [out[0]], 1.0, False)
+        self.assertEqual(tracer.passes, ["forward"])
 
 
 class SplitTest(unittest.TestCase):

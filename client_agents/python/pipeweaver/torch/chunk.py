@@ -347,12 +347,22 @@ def _no_history() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
+# Since torch 2.0: whether autograd has a thread for each device. It runs what is on
+# the CPU in the calling thread in any case.
+_set_device_threads = getattr(torch.autograd, "set_multithreading_enabled", None)
+
+
 class LayerTracer:
     """Told which layer's pass runs; see Hooks in executor.py."""
 
     def begin(self, layer: int, what: str, context: StageContext) -> None:
-        """what: forward, backward, input_grad or weight_grad. A backward or
-        input_grad that recomputes activations is not told."""
+        """what: forward, backward, input_grad or weight_grad. The calling thread
+        launches all of it.
+
+        Not told: a backward or input_grad that recomputes activations; on devices
+        before torch 2.0, whose autograd launches from threads of its own, all but
+        forwards.
+        """
 
     def end(self) -> None:
         """The pass is over."""
@@ -449,6 +459,21 @@ class ChunkRunner:
             torch.cuda.set_rng_state(device, self.device)
         if self.extra_rng is not None:
             self.extra_rng.set(extra)
+
+    @contextlib.contextmanager
+    def _backward_pass(self, layer: int, what: str, context: StageContext
+                       ) -> Iterator[None]:
+        """Tells the tracer of a pass, and has autograd run in this thread: a
+        profiler finds what belongs to a pass by the thread that launched it."""
+        if self.tracer is None or (_set_device_threads is None and
+                                   self.device.type != "cpu"):
+            yield
+            return
+        with (contextlib.nullcontext() if _set_device_threads is None else
+              _set_device_threads(False)):
+            self._begin(layer, what, context)
+            yield
+            self._end()
 
     @staticmethod
     def _passed_on(output: Tensor, inputs: State, needs_grad: bool) -> bool:
@@ -563,16 +588,8 @@ class ChunkRunner:
         """
         gradients: List[Optional[Tensor]] = list(output_gradients)
         while tape.records:
-            record = tape.records.pop()
-            # A pass that runs forwards again takes longer than its name says.
-            traced = record.mode not in (FULL, SELECTIVE)
-            if traced:
-                self._begin(record.index, "input_grad" if split else "backward",
-                            tape.context)
-            gradients = self._layer_backward(record, tape, gradients,
+            gradients = self._layer_backward(tape.records.pop(), tape, gradients,
                                              loss_scale, split)
-            if traced:
-                self._end()
         tape.context._free_data()
         if not gradients:
             gradients = [None] * tape.num_inputs
@@ -607,8 +624,14 @@ class ChunkRunner:
         inside = [t for call in calls for t in call.inputs]
         anchors = [record.cuts.anchor] if calls else []
         targets = wanted + weights + inside + anchors
-        found = torch.autograd.grad(outputs, targets, seeds,
-                                    allow_unused=True) if targets else ()
+        # A pass that runs forwards again takes longer than its name says.
+        named = record.mode not in (FULL, SELECTIVE)
+        with (self._backward_pass(record.index,
+                                  "input_grad" if split else "backward",
+                                  tape.context)
+              if named else contextlib.nullcontext()):
+            found = torch.autograd.grad(outputs, targets, seeds,
+                                        allow_unused=True) if targets else ()
         at = len(wanted)
         tape.gradients += [(p, g) for p, g in zip(weights, found[at:])
                            if g is not None]
@@ -630,15 +653,14 @@ class ChunkRunner:
         """What the tape's stage adds to the weights' gradients."""
         gradients = tape.gradients
         for index, calls in tape.calls:
-            self._begin(index, "weight_grad", tape.context)
             weights = self._layer_parameters[index]
             seeds = [seed for call in calls for seed in call.seeds]
-            found = torch.autograd.grad([t for t, _ in seeds], weights,
-                                        [g for _, g in seeds],
-                                        allow_unused=True)
+            with self._backward_pass(index, "weight_grad", tape.context):
+                found = torch.autograd.grad([t for t, _ in seeds], weights,
+                                            [g for _, g in seeds],
+                                            allow_unused=True)
             gradients += [(p, g) for p, g in zip(weights, found)
                           if g is not None]
-            self._end()
         tape.calls, tape.gradients = [], []
         return gradients
 

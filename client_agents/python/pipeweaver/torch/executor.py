@@ -124,7 +124,9 @@ class Hooks:
 
     def layer_begin(self, annotation: str) -> None:
         """Before a layer's pass; the annotation names module, kind of layer,
-        pass and sizes as LayerKey in profile.proto says."""
+        pass and sizes as LayerKey in profile.proto says. The calling thread
+        launches all of it, and nothing else until layer_end(); not every pass is
+        named, see LayerTracer in chunk.py."""
 
     def layer_end(self) -> None:
         """After it."""
