@@ -152,10 +152,13 @@ class LayerTimes:
     anything: which one it was of is not known.
     """
 
-    def __init__(self, host: str, settle_s: float = 6.0,
+    def __init__(self, host: str, settle_s: float = 14.0,
                  clock: Callable[[], float] = time.monotonic):
-        """settle_s: records of a step may come so long after it; the agent writes
-        every 2 s, and waits once more for stragglers."""
+        """settle_s: records of a step may come so long after it, in seconds. The
+        agent takes in kernels for 2 s after it traced, writes every 2 s, and
+        holds one whose annotation is not known yet for four writes more
+        (grace_ms and kStragglers in profiler/cupti/agent.h): 2 + (4 + 1) * 2 s,
+        and 2 s for a busy machine."""
         self._records = ProfileRecords("cupti_agent", host)
         self._settle_s = settle_s
         self._clock = clock

@@ -7,6 +7,7 @@ the real server; it needs what Bazel builds of //profiler/cupti/... and //server
 import ctypes
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import tempfile
@@ -24,7 +25,8 @@ from pipeweaver.v1 import planner_service_pb2 as service
 from test_agent import free_port
 from test_live import BINARY, start_real
 
-BUILT = pathlib.Path(__file__).resolve().parents[3] / "bazel-bin"
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BUILT = ROOT / "bazel-bin"
 AGENT = BUILT / "profiler" / "cupti" / "libpipeweaver_cupti.so"
 FAKE = BUILT / "profiler" / "cupti" / "testing" / "libfake_cupti.so"
 LAYER = "pw:module=text,layer=transformer,pass=forward,items=2,tokens=64," \
@@ -137,6 +139,28 @@ class RingTest(unittest.TestCase):
                                           point.median_ns))
         self.assertEqual(layer_key(LAYER), point.key.layer)
         self.assertEqual([], self.take(reader, times, everything=True))
+
+    def test_a_record_that_the_agent_held_is_still_counted(self):
+        now = [0.0]
+        times = LayerTimes("host", clock=lambda: now[0])
+        reader = RingReader(self.ring.path)
+        self.addCleanup(reader.close)
+        times.step(0)
+        times.layer(LAYER)
+        times.step(1)
+        self.ring.write(0, LAYER, 1000)
+        now[0] = 3.0
+        self.assertEqual([], self.take(reader, times))
+        # Taken in at the end of the agent's grace, held for its last straggler.
+        text = (ROOT / "profiler" / "cupti" / "agent.h").read_text()
+        grace_s = int(re.search(r" grace_ms = (\d+);", text)[1]) / 1000
+        stragglers = int(re.search(r" kStragglers = (\d+);", text)[1])
+        now[0] = grace_s + (stragglers + 1) * grace_s
+        self.assertEqual([], self.take(reader, times))
+        self.ring.write(0, LAYER, 9000)
+        now[0] += 2.0
+        [point] = self.take(reader, times)
+        self.assertEqual(10_000, point.total_ns)
 
     def test_a_long_annotation_is_found_as_its_record_holds_it(self):
         # As agent_test.cc has it.
