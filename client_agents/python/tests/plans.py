@@ -7,6 +7,7 @@ from pipeweaver.job import BatchView, JobView
 from pipeweaver.split import split_batch
 from pipeweaver.lowering import (
     LoweringOptions, StepGraph, line_of_events, lower, make_programs)
+from pipeweaver.program import GRADS_READY, CheckedProgram
 from pipeweaver.safe_order import Scheduled
 from pipeweaver.v1 import batch_pb2, plan_pb2
 
@@ -112,3 +113,13 @@ def random_plan(job: JobView, batch: batch_pb2.BatchMetadata, seed: int,
         identity = plan_pb2.PlanIdentity(
             key=key, seed=seed, origin=plan_pb2.PLAN_ORIGIN_SEARCH_FINISHED)
     return make_programs(identity, graph, columns, table)
+
+
+def chunk_ends(checked: CheckedProgram) -> Tuple[Tuple[int, int, int], ...]:
+    """(module, segment, chunk) in the order in which the program says that their
+    gradients are ready."""
+    a = checked.actions
+    return tuple((checked.split.module[sub], segment, chunk)
+                 for kind, sub, segment, chunk in zip(
+                     a.kind, a.sub_microbatch, a.segment, a.chunk)
+                 if kind == GRADS_READY)

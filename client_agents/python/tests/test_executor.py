@@ -127,6 +127,41 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(result.start_offset_ns,
                          sorted(result.start_offset_ns))
 
+    def test_chunks_are_announced_in_one_order_whatever_the_plan(self):
+        job = models.make_job("omni", 1, frozen=("vision",))
+        view = JobView(job)
+        made = {}  # gradients by chunk, as announced
+        executor = PipelineExecutor(
+            view, 0, models.pipeline_modules(view, models.build_model(
+                view, "omni", 1, torch.float32), 0), NoTransport(),
+            options=ExecutorOptions(
+                grads_ready=lambda *chunk: made.update({chunk: gradients(chunk)})))
+
+        def gradients(chunk):
+            return [None if p.grad is None else p.grad.clone()
+                    for p in executor._runners[chunk].parameters]
+
+        names = [module.name for module in job.modules]
+        expected = [(names.index(name), segment, 0) for name, segment in (
+            ("dit", 1), ("dit", 0), ("text", 1), ("text", 0), ("audio_proj", 0),
+            ("audio", 0))]
+        self.assertEqual(executor.reduction_order, expected)
+        ends = set()  # orders in which the plans end chunks
+        for seed in range(12):
+            batch = models.make_batch(job, random.Random(seed), 1 + seed % 3)
+            [program] = plans.random_plan(view, batch, seed, key=KEY)
+            checked = check_program(program, KEY, 0)
+            ends.add(plans.chunk_ends(checked))
+            made.clear()
+            executor.run(executor.prepare(checked, batch),
+                         models.Data(view, batch, seed, torch.float32))
+            self.assertEqual(list(made), expected)
+            for chunk, announced in made.items():
+                for a, b in zip(announced, gradients(chunk)):
+                    self.assertTrue(a is b if b is None else torch.equal(a, b))
+        self.assertGreater(len(ends), 6)
+        self.assertLess(min(map(len, ends)), len(expected))
+
     def test_recompute_brings_the_trainers_random_states_back(self):
         job = models.make_job("vlm", 1)
         batch = models.make_batch(job, random.Random(1), 2)

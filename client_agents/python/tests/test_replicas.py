@@ -1,22 +1,26 @@
 """Two replicas train under the real planner, which moves microbatches between
-them.
+them, and under plans of their own, reducing gradients as chunks are announced.
 
 Ranks are forked: no agent is made in this process.
 """
 
 import copy
+import random
 import unittest
 
 import torch
 import torch.distributed as dist
 
 import models
+import plans
 from pipeweaver import PLAN, SAFE, AgentOptions, StepAgent, register
 from pipeweaver.job import JobView
+from pipeweaver.program import check_program
 from pipeweaver.torch import (
     DistributedTransport, ExecutorOptions, PipelineExecutor)
 from pipeweaver.torch.collectives import (
     agree, broadcast_metadata, broadcast_registration)
+from pipeweaver.v1 import plan_pb2
 from ranks import run_ranks
 from test_agent import free_port
 from test_live import BINARY, start_proxy, start_real, stop
@@ -100,6 +104,77 @@ def train(world_rank, _, ports, steps, name, late):
                     p.grad = None
         counters = dict(agent.counters)
     return losses, ran, counters
+
+
+def reduce_announced(world_rank, _, steps):
+    """As rank `world_rank` of all ranks of all replicas, runs each replica's
+    [batch, programs] of a step; its chunks' gradients, reduced over the replicas
+    from when they are announced, are the plain model's on all batches."""
+    replica, rank = divmod(world_rank, PIPELINE)
+    groups = [dist.new_group([r * PIPELINE + i for i in range(PIPELINE)])
+              for r in range(REPLICAS)]
+    peers = [dist.new_group([r * PIPELINE + i for r in range(REPLICAS)])
+             for i in range(PIPELINE)]
+    job = JobView(pair_job())
+    plain = models.build_model(job, "vlm", 1, DTYPE)
+    mine = copy.deepcopy(plain)
+    reductions = []
+
+    def grads_ready(*chunk):
+        weights = executor._runners[chunk].parameters
+        total = torch.cat([(torch.zeros_like(p) if p.grad is None else
+                            p.grad).flatten() for p in weights])
+        reductions.append((chunk, total, dist.all_reduce(
+            total, group=peers[rank], async_op=True)))
+
+    executor = PipelineExecutor(
+        job, rank, models.pipeline_modules(job, mine, rank),
+        DistributedTransport(
+            [replica * PIPELINE + i for i in range(PIPELINE)],
+            groups[replica]),
+        dtype=DTYPE, options=ExecutorOptions(grads_ready=grads_ready))
+    for step, replicas in enumerate(steps):
+        data = [models.Data(job, batch, 2 * step + r, DTYPE)
+                for r, (batch, _) in enumerate(replicas)]
+        batch, programs = replicas[replica]
+        executor.run(executor.prepare(check_program(
+            programs[rank], programs[rank].identity.key, rank), batch),
+            data[replica])
+        sum(models.reference_step(job, plain, b, d)
+            for (b, _), d in zip(replicas, data)).backward()
+        for (m, s, k), total, reduction in reductions:
+            reduction.wait()
+            chunk = job.chunks[m][s][k]
+            expected = torch.cat([
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                for layer in plain[m][chunk.first_layer:
+                                      chunk.first_layer + chunk.num_layers]
+                for p in layer.parameters()])
+            torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-9)
+        reductions.clear()
+        for p in (p for model in (mine, plain) for layers in model
+                  for x in layers for p in x.parameters()):
+            p.grad = None
+
+
+class ReducedGradientsTest(unittest.TestCase):
+
+    def test_replicas_with_different_plans(self):
+        view = JobView(pair_job())
+        steps, ends = [], []
+        for step in range(6):
+            steps.append([])
+            for r in range(REPLICAS):
+                seed = REPLICAS * step + r
+                batch = models.make_batch(view.job, random.Random(seed), 3)
+                key = plan_pb2.PlanKey(job="pair", step=step, replica=r)
+                made = plans.random_plan(view, batch, seed, key=key)
+                steps[-1].append((batch, made))
+                ends.append([plans.chunk_ends(check_program(p, key, rank))
+                             for rank, p in enumerate(made)])
+        # The plans end chunks in differing orders.
+        self.assertGreater(sum(a != b for a, b in zip(ends[::2], ends[1::2])), 3)
+        run_ranks(REPLICAS * PIPELINE, "gloo", reduce_announced, steps)
 
 
 @unittest.skipUnless(BINARY.exists(), f"{BINARY} is missing")

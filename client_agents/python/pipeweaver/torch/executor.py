@@ -186,7 +186,10 @@ class ExecutorOptions:
     loss_scale: float = 1.0
     # Called with (module, segment, chunk) when a chunk's gradients are whole,
     # once a step for every chunk that is trained, those without work included:
-    # where a trainer starts its data-parallel reduction.
+    # where a trainer starts its data-parallel reduction. Collectives match by
+    # their order and plans differ between replicas, so calls come in the order
+    # of PipelineExecutor.reduction_order, always: a chunk waits for those before
+    # it. May not wait itself for another replica, which may wait for this one.
     grads_ready: Optional[Callable[[int, int, int], None]] = None
     # Takes a weight's gradient; None adds it to `param.grad`.
     accumulate: Optional[Callable[[nn.Parameter, Tensor], None]] = None
@@ -284,6 +287,13 @@ class PipelineExecutor:
                 layers, self.device, stream,
                 _Tracer(job, m, job.chunks[m][s][k].first_layer, hooks)
                 if hooks is not None else None, self.options.extra_rng)
+        # This rank's trained chunks in the order of grads_ready: as backwards
+        # normally end, consumers before producers, a module's last segment
+        # first. It follows from job and layout alone, so it is the same in every
+        # step and on every replica.
+        self.reduction_order: List[Tuple[int, int, int]] = sorted(
+            (key for key, runner in self._runners.items() if runner.parameters),
+            key=lambda key: (job.order.index(key[0]), *key[1:]), reverse=True)
 
     def parameters(self) -> List[nn.Parameter]:
         """The trained weights of this rank's chunks."""
@@ -587,7 +597,10 @@ class _Run:
         self.accumulation = {key: list(subs) for key, subs in
                              prepared.accumulation.items()}
         self.early: Dict[Tuple[int, int, int], Dict[int, List]] = {}
-        self.ready: set = set()
+        # Chunks whose gradients are not whole yet; those still to be announced.
+        self.unfinished = set(prepared.accumulation)
+        self.unannounced = ([] if self.split.batch.forward_only else
+                            list(executor.reduction_order))
 
     def run(self) -> StepResult:
         executor = self.executor
@@ -626,7 +639,8 @@ class _Run:
                 if hooks is not None:
                     hooks.pop()
             clock.mark()
-        self._finish()
+        self.unfinished.clear()
+        self._announce()
         peak = 0
         if on_device:
             torch.cuda.synchronize(executor.device)
@@ -640,13 +654,6 @@ class _Run:
         return StepResult(loss, marks[:-1],
                           [b - a for a, b in zip(marks, marks[1:])], step_ns,
                           peak)
-
-    def _finish(self) -> None:
-        if self.options.grads_ready is None or self.split.batch.forward_only:
-            return
-        for key, runner in self.executor._runners.items():
-            if runner.parameters and key not in self.ready:
-                self.options.grads_ready(*key)
 
     # ---- compute ---------------------------------------------------------
 
@@ -777,10 +784,15 @@ class _Run:
             runner.wait_copies(tape)
 
     def _grads_ready(self, op: _Op) -> None:
-        self.ready.add(op.payload)
-        runner = self.executor._runners[op.payload]
-        if self.options.grads_ready is not None and runner.parameters:
-            self.options.grads_ready(*op.payload)
+        self.unfinished.discard(op.payload)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Calls grads_ready for the chunks whose turn it is."""
+        if self.options.grads_ready is None:
+            return
+        while self.unannounced and self.unannounced[0] not in self.unfinished:
+            self.options.grads_ready(*self.unannounced.pop(0))
 
     # ---- what passes between stages --------------------------------------
 
