@@ -2,12 +2,13 @@
 # Tests against what comes from PyPI alone: of the Python package a current torch
 # (for torch.distributed.pipelining) and megatron-core, of the Kubernetes manifest
 # the API's schemas. Installs them into a virtual environment once: several GB,
-# some minutes. Where that works, the last line reads `N passed, N failed`.
+# some minutes. Where that works, the last line reads `N passed, N failed`; a line
+# above it says how many tests were skipped.
 #
 # PIPEWEAVER_INTEROP_VENV: where; default ~/.cache/pipeweaver/interop.
 set -uo pipefail
 if (($#)); then
-  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,6 +31,8 @@ fi
   'import torch; print("torch", torch.__version__)' || exit 1
 
 package=$root/client_agents/python
+# shellcheck source=client_agents/python/tests/unittest_counts.sh
+source "$package/tests/unittest_counts.sh"
 # A bare environment, with what pip finds for the package.
 bare=$(mktemp -d)
 trap 'rm -rf "$bare"' EXIT
@@ -44,20 +47,18 @@ log=$(mktemp)
 trap 'rm -rf "$log" "$bare"' EXIT
 passed=0
 failed=0
+skipped=0
 # run NAME...: one run of unittest.
 run() {
   echo "== $*"
   local status=0
   timeout 1200 "$venv/bin/python" -W ignore -m unittest "$@" >"$log" 2>&1 ||
     status=$?
-  local ran broken
-  ran=$(sed -n 's/^Ran \([0-9]*\) tests\?.*/\1/p' "$log" | tail -1)
-  broken=$(grep -cE '^(ERROR|FAIL): ' "$log")
-  if ((status != 0 && broken == 0)); then broken=1; fi
-  if ((broken)); then cat "$log"; fi
-  ran=${ran:-0}
-  passed=$((passed + (ran > broken ? ran - broken : 0)))
-  failed=$((failed + broken))
+  count_tests "$log" "$status"
+  if ((tests_failed)); then cat "$log"; fi
+  passed=$((passed + tests_passed))
+  failed=$((failed + tests_failed))
+  skipped=$((skipped + tests_skipped))
 }
 
 bazel build --noshow_progress --ui_event_filters=-info //server:pipeweaver_server ||
@@ -73,5 +74,6 @@ run test_gradients.GradientTest.test_vlm_2ranks_v_float64_gloo \
   test_gradients.GradientTest.test_omni_4ranks_straight_float64_gloo
 run test_program test_executor test_chunk test_agent
 
+if ((skipped)); then echo "$skipped skipped"; fi
 echo "$passed passed, $failed failed"
 ((failed == 0))

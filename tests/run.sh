@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds everything, runs every test. The last line
-# reads `N passed, N failed`; the exit code is 0 when none failed.
+# reads `N passed, N failed`; the exit code is 0 when none failed. Tests that could
+# not run are in neither count; a line above says how many.
 #
 # Reference data (problem files, traces) is read from $PIPEWEAVER_SHARED, by
 # default ../shared beside the repository; tests that need it say so and skip
@@ -19,6 +20,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 passed=0
 failed=0
+skipped=0
 
 # bazel_tests TITLE ARGUMENT...: one Bazel run; each test target counts as one.
 bazel_tests() {
@@ -33,12 +35,13 @@ bazel_tests() {
   broken=$(grep -cE '^//\S+ +(FAILED|TIMEOUT|NO STATUS|INCOMPLETE|FLAKY)' "$log")
   # A run that breaks before its tests start, a broken build file say.
   if ((status != 0 && broken == 0)); then broken=1; fi
-  local skipped
-  skipped=$(grep -cE '^//\S+ +SKIPPED' "$log")
-  ((skipped == 0)) || echo "$title: $skipped skipped: no CUDA toolkit on this machine"
+  local left_out
+  left_out=$(grep -cE '^//\S+ +SKIPPED' "$log")
+  ((left_out == 0)) || echo "$title: $left_out skipped: no CUDA toolkit on this machine"
   echo "$title: $ran passed, $broken failed"
   passed=$((passed + ran))
   failed=$((failed + broken))
+  skipped=$((skipped + left_out))
 }
 
 # script_test TITLE COMMAND...: one command, passed when it exits 0.
@@ -66,20 +69,22 @@ build_binaries() {
 }
 
 # suite_test TITLE COMMAND...: a runner of its own whose last line reads
-# `N passed, N failed`.
+# `N passed, N failed`, and the one before, where tests were skipped, `N skipped`.
 suite_test() {
   local title=$1
   shift
   echo "== $title"
   local status=0
   "$@" 2>&1 | tee "$log" || status=$?
-  local ran broken
+  local ran broken left_out
+  left_out=$(sed -n 's/^\([0-9]*\) skipped$/\1/p' "$log" | tail -1)
   read -r ran broken < <(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$log" | tail -1)
   ran=${ran:-0}
   broken=${broken:-0}
   if ((status != 0 && broken == 0)); then broken=1; fi
   passed=$((passed + ran))
   failed=$((failed + broken))
+  skipped=$((skipped + ${left_out:-0}))
 }
 
 script_test "C++ format" tests/lint.sh
@@ -104,5 +109,6 @@ suite_test "Python package" client_agents/python/run_tests.sh
 script_test "predicted against real step times, its parts" \
   env -C tests/accuracy OMP_NUM_THREADS=1 /usr/bin/python3 -W ignore -m unittest test_reality
 
+if ((skipped)); then echo "$skipped skipped"; fi
 echo "$passed passed, $failed failed"
 ((failed == 0))
