@@ -125,6 +125,8 @@ def describe_job(ranks):
 def main():
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
+    # What ranks tell each other is on the host, whatever the default group sends.
+    host_group = dist.new_group(backend="gloo")
 
     # Step 2: register, and tell all ranks.
     registration = job = None
@@ -134,9 +136,9 @@ def main():
             registration = pipeweaver.register(SERVER, job, str(uuid.uuid4()))
         except grpc.RpcError as error:
             raise SystemExit(f"planner at {SERVER}: {error.details()}")
-    registration = broadcast_registration(registration, 0)
+    registration = broadcast_registration(registration, 0, host_group)
     job = job_pb2.Job.FromString(broadcast_bytes(
-        job.SerializeToString() if job is not None else None, 0))
+        job.SerializeToString() if job is not None else None, 0, host_group))
     job.layout.CopyFrom(registration.layout)
     view = JobView(job)
 
@@ -163,7 +165,7 @@ def main():
             """Step 5: sizes of what the loader has for the step."""
             metadata = builder.batch([builder.vlm_microbatch([SEQUENCE] * BATCH)
                                       for _ in range(MICROBATCHES)])
-            agent.submit(step, broadcast_metadata(metadata, 0))
+            agent.submit(step, broadcast_metadata(metadata, 0, host_group))
 
         def data(module, microbatch, items):
             generator = torch.Generator().manual_seed(microbatch)
@@ -177,7 +179,7 @@ def main():
             if step + 1 < STEPS:
                 submit(step + 1)
             # Step 6: agree, run, report.
-            agree(agent, step)
+            agree(agent, step, host_group)
             program = agent.program(step)
             result = executor.run(program.prepared, data)
             optimizer.step()

@@ -1,5 +1,8 @@
 """The agent's few exchanges between ranks, over torch.distributed.
 
+They send tensors on the host: a group must be on gloo, and may be left out only where
+the default group is. Sources are global ranks.
+
 A trainer that reduces something small at the end of a step anyway (found-inf, a
 gradient norm) adds the two values of StepAgent.vote() there and needs agree()
 not at all.
