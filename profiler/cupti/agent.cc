@@ -167,7 +167,12 @@ void Agent::Sums::OnDeviceActivity(const DeviceActivity& activity) {
 }
 
 void Agent::Sums::OnExternalId(uint32_t correlation, uint64_t id) {
-  if (ids_.size() < agent_->options_.max_pending) ids_[correlation] = id;
+  if (ids_.size() < agent_->options_.max_pending) {
+    ids_[correlation] = id;
+  } else {
+    // Its kernel will be nobody's.
+    agent_->CountLost(1);
+  }
 }
 
 std::optional<uint64_t> Agent::Sums::IdOf(uint32_t correlation) const {

@@ -50,9 +50,11 @@ bool ReadOptions(AgentOptions* options, std::string* reason) {
     // Containers may share /dev/shm and count their processes alike.
     const auto now =
         std::chrono::system_clock::now().time_since_epoch().count();
-    options->ring_path = "/dev/shm/pipeweaver-cupti-" +
-                         std::to_string(getuid()) + "-" +
-                         std::to_string(getpid()) + "-" + std::to_string(now);
+    const std::string prefix =
+        "/dev/shm/pipeweaver-cupti-" + std::to_string(getuid()) + "-";
+    RemoveLeftRings(prefix);
+    options->ring_path =
+        prefix + std::to_string(getpid()) + "-" + std::to_string(now);
   }
   long first = 0;
   long second = 0;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -289,13 +290,16 @@ TEST_F(AgentTest, CountsWhatIsLost) {
   options.grace_ms = 3'600'000;  // written out at the end only
   const std::unique_ptr<Agent> agent = Start(options);
   agent->Step(0);
+  agent->Push("layer");
   FAKE(fake_cupti_drop)(1000);
   for (int i = 0; i < 15; ++i) {
     FAKE(fake_cupti_launch)(("k" + std::to_string(i)).c_str(), 1, 0);
   }
+  agent->Pop();
   EXPECT_EQ(StopAndRead(*agent).size(), 2u);
   EXPECT_EQ(reader_.header().dropped, 8u) << "ten sums, two slots";
-  EXPECT_EQ(reader_.header().lost_activities, 1000u + 5u);
+  EXPECT_EQ(reader_.header().lost_activities, 1000u + 5u + 5u)
+      << "five kernels, and the ids of five";
 }
 
 TEST_F(AgentTest, AnnotationsThatNeverRepeatAreForgottenNotRefused) {
@@ -411,6 +415,21 @@ TEST(RecordRingTest, LongTextsKeepAHash) {
            sizeof(record.annotation));
   EXPECT_EQ(std::string(record.annotation),
             "pw:module=" + std::string(204, 'm') + "~0852f0792d9d1771");
+}
+
+TEST(RecordRingTest, WhatAKilledProcessLeftIsRemoved) {
+  const std::string prefix = ::testing::TempDir() + "/left-";
+  RingWriter lives;
+  ASSERT_TRUE(lives.Open(prefix + "lives", 3));
+  // The kernel closes a killed process's files, and unlinks none.
+  std::ofstream(prefix + "killed") << "ring";
+  std::ofstream(::testing::TempDir() + "/other") << "ring";
+  RemoveLeftRings(prefix);
+  EXPECT_EQ(access((prefix + "lives").c_str(), F_OK), 0);
+  EXPECT_NE(access((prefix + "killed").c_str(), F_OK), 0);
+  EXPECT_EQ(access((::testing::TempDir() + "/other").c_str(), F_OK), 0);
+  lives.Close();
+  RemoveLeftRings("/nonexistent/left-");
 }
 
 TEST(RecordRingTest, WrapsAndRefusesForeignFiles) {

@@ -3,6 +3,7 @@
 #include "profiler/cupti/record_ring.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,7 +12,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <new>
+#include <system_error>
 
 namespace pipeweaver::cupti {
 namespace {
@@ -42,12 +45,37 @@ void CopyText(const std::string& text, char* field, std::size_t field_bytes) {
   std::memcpy(field + room - 17, suffix, 17);
 }
 
+void RemoveLeftRings(const std::string& prefix) {
+  const std::filesystem::path pattern(prefix);
+  const std::string name = pattern.filename();
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(pattern.parent_path(), error),
+       end;
+       !error && entry != end; entry.increment(error)) {
+    const std::string found = entry->path().filename();
+    if (found.compare(0, name.size(), name) != 0) continue;
+    const int file = open(entry->path().c_str(),
+                          O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (file < 0) continue;
+    if (flock(file, LOCK_EX | LOCK_NB) == 0) unlink(entry->path().c_str());
+    close(file);
+  }
+}
+
 bool RingWriter::Open(const std::string& path, uint64_t slots) {
   Close();
-  unlink(path.c_str());
-  const int file = open(
-      path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (file < 0) return false;
+  int file = -1;
+  struct stat info {};
+  // Another process may take it for left behind before it is locked.
+  while (info.st_nlink == 0) {
+    if (file >= 0) close(file);
+    unlink(path.c_str());
+    file = open(path.c_str(),
+                O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (file < 0) return false;
+    flock(file, LOCK_EX);
+    if (fstat(file, &info) != 0) break;
+  }
   const std::size_t bytes = kRingHeaderBytes + slots * sizeof(AgentRecord);
   void* memory = MAP_FAILED;
   // Reserving the pages now: a full /dev/shm must fail here, not as SIGBUS in
@@ -59,13 +87,14 @@ bool RingWriter::Open(const std::string& path, uint64_t slots) {
     errno = error;
   }
   const int saved = errno;
-  close(file);
   if (memory == MAP_FAILED) {
+    close(file);
     unlink(path.c_str());
     errno = saved;
     return false;
   }
   path_ = path;
+  file_ = file;
   num_slots_ = slots;
   header_ = new (memory) RingHeader{};
   slots_ = reinterpret_cast<AgentRecord*>(static_cast<char*>(memory) +
@@ -93,6 +122,7 @@ void RingWriter::Close() {
   if (header_ == nullptr) return;
   munmap(header_, kRingHeaderBytes + num_slots_ * sizeof(AgentRecord));
   unlink(path_.c_str());
+  close(file_);
   header_ = nullptr;
   slots_ = nullptr;
 }

@@ -59,6 +59,10 @@ static_assert(sizeof(RingHeader) <= kRingHeaderBytes);
 // Copies `text` into a record's field as the field's comment says.
 void CopyText(const std::string& text, char* field, std::size_t field_bytes);
 
+// Removes what processes that were killed have left: the rings whose paths
+// begin with `prefix`, "/dev/shm/name-" say, and that no writer has open.
+void RemoveLeftRings(const std::string& prefix);
+
 // The writing end: makes the file, readable by its owner only, and removes its
 // name when done; a reader that has it open keeps it. Not thread-safe.
 class RingWriter {
@@ -78,6 +82,7 @@ class RingWriter {
 
  private:
   std::string path_;
+  int file_ = -1;  // locked, as long as the ring is in use
   RingHeader* header_ = nullptr;
   AgentRecord* slots_ = nullptr;
   // As made: what a reader does to the header cannot lead outside the map.
