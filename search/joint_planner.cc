@@ -66,13 +66,13 @@ class BudgetPieces {
 // A microbatch and its work.
 struct Load {
   MicrobatchOrigin origin;
-  int64_t ns = 0;
+  double ns = 0;  // many microbatches' sum could pass int64
 };
 
 // By replica and microbatch.
-std::vector<Load> LoadsOf(const semu::Job& job,
-                          absl::Span<const semu::Batch* const> batches,
-                          const semu::CostModel& costs) {
+absl::StatusOr<std::vector<Load>> LoadsOf(
+    const semu::Job& job, absl::Span<const semu::Batch* const> batches,
+    const semu::CostModel& costs) {
   std::vector<Load> loads;
   for (size_t r = 0; r < batches.size(); ++r) {
     const auto& microbatches = batches[r]->microbatches;
@@ -81,8 +81,10 @@ std::vector<Load> LoadsOf(const semu::Job& job,
       load.origin = {static_cast<int>(r), static_cast<int>(b)};
       semu::Batch alone;
       alone.microbatches = {microbatches[b]};
-      for (const auto& module : MeanLayerTimes(job, alone, costs)) {
-        load.ns += std::accumulate(module.begin(), module.end(), int64_t{0});
+      PW_ASSIGN_OR_RETURN(const LayerTimes times,
+                          MeanLayerTimes(job, alone, costs));
+      for (const std::vector<int64_t>& module : times) {
+        load.ns = std::accumulate(module.begin(), module.end(), load.ns);
       }
     }
   }
@@ -96,7 +98,7 @@ MicrobatchMoves DealHeaviestFirst(absl::Span<const semu::Batch* const> batches,
   std::stable_sort(loads.begin(), loads.end(),
                    [](const Load& a, const Load& b) { return a.ns > b.ns; });
   MicrobatchMoves moves(batches.size());
-  std::vector<int64_t> work_ns(batches.size(), 0);
+  std::vector<double> work_ns(batches.size(), 0);
   for (const Load& load : loads) {
     int to = -1;
     for (size_t r = 0; r < batches.size(); ++r) {
@@ -119,15 +121,15 @@ MicrobatchMoves DealHeaviestFirst(absl::Span<const semu::Batch* const> batches,
 }
 
 // Of the replica with the most.
-int64_t MostWork(absl::Span<const semu::Batch* const> batches,
-                 const MicrobatchMoves& moves, const std::vector<Load>& loads) {
+double MostWork(absl::Span<const semu::Batch* const> batches,
+                const MicrobatchMoves& moves, const std::vector<Load>& loads) {
   std::vector<size_t> first(batches.size(), 0);
   for (size_t r = 1; r < batches.size(); ++r) {
     first[r] = first[r - 1] + batches[r - 1]->microbatches.size();
   }
-  int64_t most_ns = 0;
+  double most_ns = 0;
   for (const std::vector<MicrobatchOrigin>& replica : moves) {
-    int64_t work_ns = 0;
+    double work_ns = 0;
     for (const MicrobatchOrigin& origin : replica) {
       work_ns += loads[first[origin.replica] + origin.microbatch].ns;
     }
@@ -187,10 +189,11 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
   return plans;
 }
 
-MicrobatchMoves EvenOutReplicas(const semu::Job& job,
-                                absl::Span<const semu::Batch* const> batches,
-                                const semu::CostModel& costs) {
-  return DealHeaviestFirst(batches, LoadsOf(job, batches, costs));
+absl::StatusOr<MicrobatchMoves> EvenOutReplicas(
+    const semu::Job& job, absl::Span<const semu::Batch* const> batches,
+    const semu::CostModel& costs) {
+  PW_ASSIGN_OR_RETURN(std::vector<Load> loads, LoadsOf(job, batches, costs));
+  return DealHeaviestFirst(batches, std::move(loads));
 }
 
 std::vector<semu::Batch> ApplyMoves(
@@ -218,7 +221,8 @@ absl::StatusOr<std::optional<DealtBatches>> DealOut(
       unmoved[r].push_back({static_cast<int>(r), static_cast<int>(b)});
     }
   }
-  const std::vector<Load> loads = LoadsOf(job.job, batches, *job.costs);
+  PW_ASSIGN_OR_RETURN(const std::vector<Load> loads,
+                      LoadsOf(job.job, batches, *job.costs));
   DealtBatches dealt;
   dealt.moves = DealHeaviestFirst(batches, loads);
   if (MostWork(batches, dealt.moves, loads) >=

@@ -35,10 +35,11 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
 // equal work: as many microbatches each as before, heaviest first to the
 // replica with the least work so far that still has a place. Work is the time
 // of all layers at the microbatch's shapes. Within a replica they stand by
-// origin. Deterministic.
-MicrobatchMoves EvenOutReplicas(const semu::Job& job,
-                                absl::Span<const semu::Batch* const> batches,
-                                const semu::CostModel& costs);
+// origin. Deterministic. Errors: those of MeanLayerTimes
+// (search/partition/layout_planner.h) for a microbatch alone.
+absl::StatusOr<MicrobatchMoves> EvenOutReplicas(
+    const semu::Job& job, absl::Span<const semu::Batch* const> batches,
+    const semu::CostModel& costs);
 
 // The batches after the moves. REQUIRES: moves of these batches.
 std::vector<semu::Batch> ApplyMoves(
@@ -53,7 +54,7 @@ struct DealtBatches {
 // Evens out the replicas of a job, and checks what comes out (see
 // move_checker.h). nullopt: there is nothing to gain, since the replica with
 // the most work would not get less, or batches differ in forward_only. Errors:
-// INTERNAL, those of CheckMoves. Deterministic.
+// those of EvenOutReplicas; INTERNAL, those of CheckMoves. Deterministic.
 absl::StatusOr<std::optional<DealtBatches>> DealOut(
     const PlannableJob& job, absl::Span<const semu::Batch* const> batches);
 

@@ -10,6 +10,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
@@ -100,7 +101,7 @@ TEST_F(JointPlannerTest, IsTheSameForAnyThreads) {
 
 TEST_F(JointPlannerTest, MovesKeepEveryMicrobatchAndEvenOutTheLoad) {
   const MicrobatchMoves moves =
-      EvenOutReplicas(replicas_.job, replicas_.pointers, semu::OpGraphCost());
+      *EvenOutReplicas(replicas_.job, replicas_.pointers, semu::OpGraphCost());
   std::set<std::pair<int, int>> seen;
   for (size_t r = 0; r < moves.size(); ++r) {
     EXPECT_EQ(moves[r].size(), replicas_.batches[r].microbatches.size());
@@ -124,7 +125,7 @@ TEST_F(JointPlannerTest, DealsOutOnlyWhatGains) {
   ASSERT_TRUE(dealt.ok()) << dealt.status();
   ASSERT_TRUE(dealt->has_value());
   EXPECT_EQ((*dealt)->moves,
-            EvenOutReplicas(replicas_.job, replicas_.pointers, *job_->costs));
+            *EvenOutReplicas(replicas_.job, replicas_.pointers, *job_->costs));
   // Dealt out once, there is nothing to gain any more.
   std::vector<const semu::Batch*> even;
   for (const semu::Batch& batch : (*dealt)->batches) even.push_back(&batch);
@@ -136,6 +137,54 @@ TEST_F(JointPlannerTest, DealsOutOnlyWhatGains) {
   const auto mixed = DealOut(*job_, replicas_.pointers);
   ASSERT_TRUE(mixed.ok()) << mixed.status();
   EXPECT_FALSE(mixed->has_value());
+}
+
+// Layers take as long as a cost can say where there are many tokens.
+class SlowCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform&,
+                       const semu::LayerQuery& query) const override {
+    semu::LayerCost cost;
+    for (semu::StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns =
+          std::min(query.shape.tokens * 1'000'000'000'000, semu::kMaxCost);
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "slow"; }
+};
+
+TEST(DealOutTest, WorkOfAReplicaMayPassInt64) {
+  // Microbatches of 4096 layers, which take up to 1e14 ns each: those of
+  // replica 0 take 100 times as long as those of replica 1.
+  PlannableJob job;
+  job.costs = std::make_shared<SlowCost>();
+  job.job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  job.job.modules.erase(job.job.modules.begin());
+  job.job.edges.clear();
+  job.job.modules[0].layers = {job.job.modules[0].layers[1]};
+  job.job.modules[0].layers[0].count = 4096;
+  std::vector<semu::Batch> batches(2);
+  for (int r = 0; r < 2; ++r) {
+    batches[r].microbatches.resize(64);
+    for (semu::Microbatch& microbatch : batches[r].microbatches) {
+      microbatch.item_tokens = {{r == 0 ? 100 : 1}};
+    }
+  }
+  const semu::Batch* const pointers[] = {&batches[0], &batches[1]};
+  const auto dealt = DealOut(job, pointers);
+  ASSERT_TRUE(dealt.ok()) << dealt.status();
+  ASSERT_TRUE(dealt->has_value());
+  for (const semu::Batch& batch : (*dealt)->batches) {
+    int heavy = 0;
+    for (const semu::Microbatch& microbatch : batch.microbatches) {
+      heavy += microbatch.item_tokens[0][0] == 100;
+    }
+    EXPECT_EQ(heavy, 32);
+  }
+  job.job.modules[0].layers[0].count = 50'000;
+  EXPECT_EQ(DealOut(job, pointers).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

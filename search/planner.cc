@@ -423,15 +423,16 @@ class Planner : public StepPlanner {
       evaluations += plan->report.evaluations;
       const PlanEvaluator evaluator(plan->step, plan->programs,
                                     LinkSpeedsOf(job.job));
-      int64_t sum_ns = 0;
+      double sum_ns = 0;  // many makespans could pass int64
       for (int run = 0; run < jitter.runs; ++run) {
         PW_ASSIGN_OR_RETURN(
             const StepEvaluation evaluation,
             evaluator.Evaluate({.duration_noise = jitter.duration_noise,
                                 .seed = jitter.seed + run}));
-        sum_ns += evaluation.makespan_ns;
+        sum_ns += static_cast<double>(evaluation.makespan_ns);
       }
-      plan->report.expected_makespan_ns = sum_ns / jitter.runs;
+      plan->report.expected_makespan_ns =
+          static_cast<int64_t>(sum_ns / jitter.runs);
       if (!best || plan->report.expected_makespan_ns <
                        best->report.expected_makespan_ns) {
         best = *std::move(plan);

@@ -87,7 +87,7 @@ std::vector<int64_t> GivenLimits(const StepProblem& step) {
 Json VectorOf(const Case& c, const StepPlanner& planner) {
   v1::Job proto = *semu::MakeSetup(c.setup);
   const semu::Layout layout =
-      PlanLayout(*semu::JobFromProto(proto), semu::OpGraphCost());
+      *PlanLayout(*semu::JobFromProto(proto), semu::OpGraphCost());
   if (c.change != nullptr) c.change(proto);
   const semu::Job job = *semu::JobFromProto(proto);
   const auto prepared = planner.Prepare(job, layout, {});

@@ -93,9 +93,10 @@ class BaselinePlanner {
 
   absl::Status TryOptimus(int most_stages) {
     PW_ASSIGN_OR_RETURN(const int backbone, FindBackbone());
-    const ChainWeights weights =
-        WeighChain(job_, {backbone}, reference_, costs_);
-    const LayerTimes times = MeanLayerTimes(job_, reference_, costs_);
+    PW_ASSIGN_OR_RETURN(const ChainWeights weights,
+                        WeighChain(job_, {backbone}, reference_, costs_));
+    PW_ASSIGN_OR_RETURN(const LayerTimes times,
+                        MeanLayerTimes(job_, reference_, costs_));
     const int layers = job_.modules[backbone].NumLayers();
     if (layers < ranks_) {
       return absl::FailedPreconditionError(
@@ -125,7 +126,8 @@ class BaselinePlanner {
   }
 
   absl::Status TryNested() {
-    const LayerTimes times = MeanLayerTimes(job_, reference_, costs_);
+    PW_ASSIGN_OR_RETURN(const LayerTimes times,
+                        MeanLayerTimes(job_, reference_, costs_));
     LayoutShape shape;
     for (size_t m = 0; m < job_.modules.size(); ++m) {
       shape.modules.push_back({job_.max_microbatch_tokens[m], 1, {false}});
@@ -373,7 +375,8 @@ absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
   const int ranks = job.parallelism.pipeline_parallel;
   const int microbatches = static_cast<int>(batch.microbatches.size());
   const std::vector<int> modules = semu::TopologicalOrder(job);
-  const ChainWeights weights = WeighChain(job, modules, reference, costs);
+  PW_ASSIGN_OR_RETURN(const ChainWeights weights,
+                      WeighChain(job, modules, reference, costs));
   const int layers = static_cast<int>(weights.bytes.size());
   PW_RETURN_IF_ERROR(CheckApplies(baseline, job, layers, microbatches));
   const int most_stages =

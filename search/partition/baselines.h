@@ -79,7 +79,7 @@ struct BaselinePlan {
 // the executor cannot split backwards; for zb-v, it has no V placement, one
 // segment, or one layer a rank; for optimus*, several modules are consumed by
 // none, or the one that is not has fewer layers than ranks; those of
-// BuildStepProblem.
+// WeighChain, FindStaticPlans and BuildStepProblem.
 absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline,
                                           const semu::Job& job,
                                           const semu::Batch& reference,

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "search/plan/plan_checker.h"
 #include "search/problem/problem_validation.h"
+#include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
@@ -21,6 +22,22 @@ namespace pipeweaver::search {
 namespace {
 
 using ::testing::HasSubstr;
+
+// Every layer takes as long as a cost can say.
+class SlowestCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform&,
+                       const semu::LayerQuery&) const override {
+    semu::LayerCost cost;
+    for (semu::StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns = semu::kMaxCost;
+      strategy.input_grad_ns = semu::kMaxCost;
+      strategy.weight_grad_ns = semu::kMaxCost;
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "slowest"; }
+};
 
 // These may run out of memory where 1F1B does not.
 bool HoldsMoreThan1f1b(Baseline baseline) {
@@ -141,6 +158,35 @@ TEST(PlanBaselineTest, SaysWhyItDoesNotApply) {
   job.modules[1].layers = {job.modules[1].layers[0]};
   EXPECT_THAT(status(Baseline::kGpipe).message(),
               HasSubstr("2 layers on 4 ranks"));
+}
+
+TEST(PlanBaselineTest, TimesThatSumUpToTooMuchAreInvalid) {
+  const v1::Job proto = *semu::MakeSetup("vlm-s");
+  semu::Job job = *semu::JobFromProto(proto);
+  const semu::Batch batch = *semu::BatchFromProto(
+      *semu::SampleBatch(proto, {.microbatches = 1}), job);
+  for (semu::Module& module : job.modules) {
+    module.layers = {module.layers[1]};
+    module.layers[0].count = 20'000;
+  }
+  for (Baseline baseline : AllBaselines()) {
+    SCOPED_TRACE(BaselineName(baseline));
+    const auto plan = PlanBaseline(baseline, job, batch, batch, SlowestCost());
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(plan.status().message(), HasSubstr("all layers take"));
+  }
+}
+
+TEST(PlanBaselineTest, AMeanBatchThatTakesTooLongIsInvalid) {
+  // The reference can be planned; 4096 of its microbatch are too much.
+  const v1::Job proto = *semu::MakeSetup("vlm-s");
+  const semu::Job job = *semu::JobFromProto(proto);
+  const semu::Batch reference = *semu::BatchFromProto(
+      *semu::SampleBatch(proto, {.microbatches = 1}), job);
+  const auto plans = FindStaticPlans(job, reference, 4096, SlowestCost());
+  EXPECT_EQ(plans.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(plans.status().message(),
+              HasSubstr("the mean microbatch 4096 times"));
 }
 
 TEST(PlanBaselineTest, AStaticPlanIsKeptForOtherBatches) {

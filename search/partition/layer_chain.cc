@@ -9,6 +9,7 @@
 #include "search/partition/layer_partition.h"
 #include "search/partition/layout_planner.h"
 #include "semu/base/check.h"
+#include "semu/base/status_macros.h"
 #include "semu/cost/weight_memory.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/layer_size.h"
@@ -135,10 +136,12 @@ std::vector<ChainTurn> ZeroBubbleV(int ranks, int rank, int microbatches) {
 
 }  // namespace
 
-ChainWeights WeighChain(const Job& job, absl::Span<const int> modules,
-                        const semu::Batch& reference,
-                        const semu::CostModel& costs) {
-  const LayerTimes times = MeanLayerTimes(job, reference, costs);
+absl::StatusOr<ChainWeights> WeighChain(const Job& job,
+                                        absl::Span<const int> modules,
+                                        const semu::Batch& reference,
+                                        const semu::CostModel& costs) {
+  PW_ASSIGN_OR_RETURN(const LayerTimes times,
+                      MeanLayerTimes(job, reference, costs));
   ChainWeights weights;
   for (const int m : modules) {
     for (const semu::LayerGroup& group : job.modules[m].layers) {

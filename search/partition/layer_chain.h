@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "search/partition/step_problem.h"
 #include "search/problem/problem_graph.h"
@@ -26,10 +27,11 @@ struct ChainWeights {
   // Forward and backward in the mean microbatch.
   std::vector<int64_t> time_ns;
 };
-// `modules` is in topological order.
-ChainWeights WeighChain(const semu::Job& job, absl::Span<const int> modules,
-                        const semu::Batch& reference,
-                        const semu::CostModel& costs);
+// `modules` is in topological order. Errors: those of MeanLayerTimes.
+absl::StatusOr<ChainWeights> WeighChain(const semu::Job& job,
+                                        absl::Span<const int> modules,
+                                        const semu::Batch& reference,
+                                        const semu::CostModel& costs);
 
 // Lengths of chunks of least largest time, `chunks_per_rank` on each rank: as
 // they come, then, where that is another cut, such that no rank's weights take

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "semu/base/check.h"
 
@@ -43,7 +44,11 @@ std::optional<std::vector<int>> Fill(absl::Span<const int64_t> weights,
 std::vector<int> PartitionLayers(absl::Span<const int64_t> weights,
                                  int chunks) {
   const std::vector<int64_t> no_sizes(weights.size(), 0);
-  return *PartitionLayersWithin(weights, chunks, no_sizes, 0);
+  std::optional<std::vector<int>> lengths =
+      PartitionLayersWithin(weights, chunks, no_sizes, 0);
+  // One chunk can take everything.
+  PW_CHECK(lengths.has_value());
+  return *std::move(lengths);
 }
 
 std::optional<std::vector<int>> PartitionLayersWithin(

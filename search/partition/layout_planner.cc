@@ -6,10 +6,12 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "search/partition/batch_split.h"
 #include "search/partition/layer_partition.h"
 #include "search/partition/usual_batch.h"
 #include "semu/base/check.h"
+#include "semu/base/status_macros.h"
 #include "semu/model/module_graph.h"
 
 namespace pipeweaver::search {
@@ -174,9 +176,11 @@ int64_t EfficientTokens(const Job& job, int module,
   return (k + 1) * item;
 }
 
-LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
+absl::StatusOr<LayoutShape> PaperLayoutShape(const Job& job,
+                                             const semu::CostModel& costs) {
   const int ranks = job.parallelism.pipeline_parallel;
-  const LayerTimes mean = MeanLayerTimes(job, UsualBatch(job, 4), costs);
+  PW_ASSIGN_OR_RETURN(const LayerTimes mean,
+                      MeanLayerTimes(job, UsualBatch(job, 4), costs));
   int64_t work_ns = 0;
   for (const std::vector<int64_t>& times : mean) work_ns += TotalNs(times);
   LayoutShape shape;
@@ -211,10 +215,12 @@ LayoutShape PaperLayoutShape(const Job& job, const semu::CostModel& costs) {
   return shape;
 }
 
-LayerTimes MeanLayerTimes(const Job& job, const semu::Batch& batch,
-                          const semu::CostModel& costs) {
+absl::StatusOr<LayerTimes> MeanLayerTimes(const Job& job,
+                                          const semu::Batch& batch,
+                                          const semu::CostModel& costs) {
   const int64_t microbatches = static_cast<int64_t>(batch.microbatches.size());
   LayerTimes means;
+  double sum_ns = 0;
   for (size_t m = 0; m < job.modules.size(); ++m) {
     std::vector<int64_t>& mean = means.emplace_back();
     mean.assign(job.modules[m].NumLayers(), 0);
@@ -232,6 +238,13 @@ LayerTimes MeanLayerTimes(const Job& job, const semu::Batch& batch,
         mean[l] += times[l] / microbatches;
       }
     }
+    sum_ns += static_cast<double>(TotalNs(mean));
+  }
+  if (sum_ns > static_cast<double>(kMostWeightSum)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "all layers take ", sum_ns,
+        " ns for the mean microbatch of the batch: must be at most ",
+        kMostWeightSum, "; device or items are out of proportion"));
   }
   return means;
 }
@@ -284,9 +297,12 @@ semu::Layout PlaceLayers(const Job& job, const LayoutShape& shape,
   return layout;
 }
 
-semu::Layout PlanLayout(const Job& job, const semu::CostModel& costs) {
-  return PlaceLayers(job, PaperLayoutShape(job, costs),
-                     MeanLayerTimes(job, UsualBatch(job, 4), costs));
+absl::StatusOr<semu::Layout> PlanLayout(const Job& job,
+                                        const semu::CostModel& costs) {
+  PW_ASSIGN_OR_RETURN(const LayoutShape shape, PaperLayoutShape(job, costs));
+  PW_ASSIGN_OR_RETURN(const LayerTimes times,
+                      MeanLayerTimes(job, UsualBatch(job, 4), costs));
+  return PlaceLayers(job, shape, times);
 }
 
 }  // namespace pipeweaver::search

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "semu/cost/cost_model.h"
 #include "semu/model/batch.h"
 #include "semu/model/job.h"
@@ -37,15 +38,19 @@ struct LayoutShape {
 // module's time at B_m and T_min the least among modules that can fill all
 // ranks and have at least 2 % of the work of UsualBatch (the paper has two
 // modules; a third, tiny one would cut all others to pieces); at most
-// executor.max_segments and the number of layers over ranks; ascending.
-LayoutShape PaperLayoutShape(const semu::Job& job,
-                             const semu::CostModel& costs);
+// executor.max_segments and the number of layers over ranks; ascending. Errors:
+// those of MeanLayerTimes for UsualBatch.
+absl::StatusOr<LayoutShape> PaperLayoutShape(const semu::Job& job,
+                                             const semu::CostModel& costs);
 
-// Forward and backward time of every layer in the mean microbatch of a batch:
-// [module][layer].
+// Forward and backward time of every layer, in nanoseconds: [module][layer].
 using LayerTimes = std::vector<std::vector<int64_t>>;
-LayerTimes MeanLayerTimes(const semu::Job& job, const semu::Batch& batch,
-                          const semu::CostModel& costs);
+
+// Those in the mean microbatch of a batch. Errors: INVALID_ARGUMENT when they
+// sum up to more than kMostWeightSum (layer_partition.h).
+absl::StatusOr<LayerTimes> MeanLayerTimes(const semu::Job& job,
+                                          const semu::Batch& batch,
+                                          const semu::CostModel& costs);
 
 // Places the layers of every module on the chunks of `shape`: the largest chunk
 // of each module takes least time (layer_partition.h), embeddings and heads
@@ -54,12 +59,14 @@ LayerTimes MeanLayerTimes(const semu::Job& job, const semu::Batch& batch,
 // and no chunk grows by more than one layer's time over the largest. A module
 // with fewer layers than ranks has one segment over as many ranks as it has
 // layers: the last ranks, where its producer's output is made, or the first
-// ones if it has none.
+// ones if it has none. REQUIRES: the times sum up to at most kMostWeightSum.
 semu::Layout PlaceLayers(const semu::Job& job, const LayoutShape& shape,
                          const LayerTimes& times);
 
-// PlaceLayers of PaperLayoutShape for UsualBatch.
-semu::Layout PlanLayout(const semu::Job& job, const semu::CostModel& costs);
+// PlaceLayers of PaperLayoutShape for UsualBatch. Errors: those of
+// MeanLayerTimes for UsualBatch.
+absl::StatusOr<semu::Layout> PlanLayout(const semu::Job& job,
+                                        const semu::CostModel& costs);
 
 // Forward and backward time of each of a module's layers at `shape`.
 std::vector<int64_t> LayerTimesNs(const semu::Job& job, int module,

@@ -15,6 +15,7 @@
 #include "search/partition/usual_batch.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
+#include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/setups.h"
@@ -26,6 +27,36 @@ using ::testing::HasSubstr;
 
 semu::Job JobOf(const std::string& name) {
   return *semu::JobFromProto(*semu::MakeSetup(name));
+}
+
+// Every layer takes as long as a cost can say.
+class SlowestCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform&,
+                       const semu::LayerQuery&) const override {
+    semu::LayerCost cost;
+    for (semu::StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns = semu::kMaxCost;
+      strategy.input_grad_ns = semu::kMaxCost;
+      strategy.weight_grad_ns = semu::kMaxCost;
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "slowest"; }
+};
+
+absl::StatusOr<int64_t> Bound(const StepProblem& step) {
+  return LowerBound(BuildProblemGraph(step.problem));
+}
+
+// A job of as many layers a module.
+semu::Job LongJob(int layers) {
+  semu::Job job = JobOf("vlm-s");
+  for (semu::Module& module : job.modules) {
+    module.layers = {module.layers[1]};
+    module.layers[0].count = layers;
+  }
+  return job;
 }
 
 TEST(EfficientTokensTest, IsTheSmallestThatIsEfficient) {
@@ -77,12 +108,12 @@ TEST(PlanLayoutTest, EverySetupHasAValidEvenLayout) {
   for (const std::string& name : semu::SetupNames()) {
     SCOPED_TRACE(name);
     const semu::Job job = JobOf(name);
-    const semu::Layout layout = PlanLayout(job, costs);
+    const semu::Layout layout = *PlanLayout(job, costs);
     const auto read =
         semu::LayoutFromProto(semu::LayoutToProto(layout, job), job);
     EXPECT_TRUE(read.ok()) << read.status();
     const std::vector<int64_t> loads =
-        RankLoads(job, layout, MeanLayerTimes(job, UsualBatch(job, 4), costs));
+        RankLoads(job, layout, *MeanLayerTimes(job, UsualBatch(job, 4), costs));
     const double mean = static_cast<double>(std::accumulate(
                             loads.begin(), loads.end(), int64_t{0})) /
                         static_cast<double>(loads.size());
@@ -95,22 +126,44 @@ TEST(PlanLayoutTest, EverySetupHasAValidEvenLayout) {
 TEST(PaperLayoutShapeTest, SegmentsFollowLatencyWithinTheCaps) {
   v1::Job proto = *semu::MakeSetup("t2v-s");
   const semu::OpGraphCost costs;
-  const LayoutShape shape = PaperLayoutShape(*semu::JobFromProto(proto), costs);
+  const LayoutShape shape =
+      *PaperLayoutShape(*semu::JobFromProto(proto), costs);
   EXPECT_EQ(shape.modules[0].segments, 1);
   EXPECT_GT(shape.modules[1].segments, 1);
   proto.mutable_executor()->set_max_segments(1);
   EXPECT_EQ(
-      PaperLayoutShape(*semu::JobFromProto(proto), costs).modules[1].segments,
+      PaperLayoutShape(*semu::JobFromProto(proto), costs)->modules[1].segments,
       1);
 }
 
 TEST(PlaceLayersTest, ShortModulesSkipRanks) {
   const semu::Job job = JobOf("omni");
-  const semu::Layout layout = PlanLayout(job, semu::OpGraphCost());
+  const semu::Layout layout = *PlanLayout(job, semu::OpGraphCost());
   // One projector layer, on the rank where the audio encoder ends.
   ASSERT_EQ(layout.modules[2].segments.size(), 1u);
   ASSERT_EQ(layout.modules[2].segments[0].chunks.size(), 1u);
   EXPECT_EQ(layout.modules[2].segments[0].chunks[0].rank, 7);
+}
+
+TEST(MeanLayerTimesTest, TimesThatSumUpToTooMuchAreInvalid) {
+  // Two modules of layers that take 3e14 ns each.
+  const SlowestCost costs;
+  const semu::Job fits = LongJob(7'000);
+  const auto times = MeanLayerTimes(fits, UsualBatch(fits, 1), costs);
+  ASSERT_TRUE(times.ok()) << times.status();
+  EXPECT_EQ((*times)[1].back(), 3 * semu::kMaxCost);
+  const semu::Job job = LongJob(20'000);
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 1)};
+  const absl::Status statuses[] = {
+      MeanLayerTimes(job, samples[0], costs).status(),
+      PaperLayoutShape(job, costs).status(),
+      PlanLayout(job, costs).status(),
+      RefineLayout(job, costs, samples, samples, Bound).status(),
+  };
+  for (const absl::Status& status : statuses) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), HasSubstr("all layers take 1.2e+19 ns"));
+  }
 }
 
 TEST(UsualBatchTest, ItemsAreConsumedAndFit) {
@@ -154,10 +207,6 @@ TEST(VariedBatchTest, MicrobatchesDifferAndFit) {
                 *std::max_element(totals.begin(), totals.end()));
     }
   }
-}
-
-absl::StatusOr<int64_t> Bound(const StepProblem& step) {
-  return LowerBound(BuildProblemGraph(step.problem));
 }
 
 TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
@@ -223,7 +272,7 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
     ASSERT_TRUE(refined.ok());
     EXPECT_LT(refined->refined_ns, refined->paper_ns);
     EXPECT_EQ(refined->is_paper, !agrees);
-    const LayoutShape paper = PaperLayoutShape(job, semu::OpGraphCost());
+    const LayoutShape paper = *PaperLayoutShape(job, semu::OpGraphCost());
     bool same = true;
     for (size_t m = 0; m < job.modules.size(); ++m) {
       same &= refined->shape.modules[m].segments == paper.modules[m].segments &&
@@ -335,6 +384,19 @@ TEST(RefineLayoutTest, StopsAtItsMostStages) {
                    {.max_layouts = 100, .max_stages = 1});
   ASSERT_TRUE(refined.ok());
   EXPECT_EQ(refined->layouts_evaluated, 2);  // where it starts
+}
+
+TEST(RefineLayoutTest, MakespansThatSumUpToTooMuchAreInvalid) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples(2, UsualBatch(job, 4));
+  const StepEvaluator slow = [](const StepProblem&) {
+    return absl::StatusOr<int64_t>(int64_t{1} << 62);
+  };
+  const auto refined =
+      RefineLayout(job, semu::OpGraphCost(), samples, samples, slow);
+  EXPECT_EQ(refined.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refined.status().message(),
+              HasSubstr("sample batch 1: takes 4611686018427387904 ns"));
 }
 
 TEST(RefineLayoutTest, SaysWhyNothingFits) {

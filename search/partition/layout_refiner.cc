@@ -69,18 +69,18 @@ class Refiner {
         samples_(samples),
         evaluator_(evaluator),
         options_(options),
-        pool_(options.threads) {
+        pool_(options.threads) {}
+
+  absl::StatusOr<RefinedLayout> Run(absl::Span<const semu::Batch> held_out) {
     semu::Batch all;
-    for (const semu::Batch& batch : samples) {
+    for (const semu::Batch& batch : samples_) {
       all.microbatches.insert(all.microbatches.end(),
                               batch.microbatches.begin(),
                               batch.microbatches.end());
     }
-    times_ = MeanLayerTimes(job, all, costs);
-  }
-
-  absl::StatusOr<RefinedLayout> Run(absl::Span<const semu::Batch> held_out) {
-    const LayoutShape paper = PaperLayoutShape(job_, costs_);
+    PW_ASSIGN_OR_RETURN(times_, MeanLayerTimes(job_, all, costs_));
+    PW_ASSIGN_OR_RETURN(const LayoutShape paper,
+                        PaperLayoutShape(job_, costs_));
     LayoutShape whole = paper;
     for (size_t m = 0; m < job_.modules.size(); ++m) {
       whole.modules[m] = {job_.max_microbatch_tokens[m], 1, {false}};
@@ -211,7 +211,13 @@ class Refiner {
         }
         const absl::StatusOr<int64_t> makespan_ns = evaluator_(*step);
         if (!makespan_ns.ok()) return OfSample(first + i, makespan_ns.status());
-        sum_ns += *makespan_ns;
+        if (__builtin_add_overflow(sum_ns, *makespan_ns, &sum_ns)) {
+          return OfSample(first + i,
+                          absl::InvalidArgumentError(absl::StrCat(
+                              "takes ", *makespan_ns,
+                              " ns: all samples' makespans must sum up to less "
+                              "than 2^63 ns")));
+        }
         trial.sums_ns.push_back(sum_ns);
         if (best != nullptr && !AtMost(sum_ns, kHopeless, best->sums_ns[i])) {
           return absl::OkStatus();

@@ -74,7 +74,7 @@ struct RefinedLayout {
 // `samples` and `held_out` are not empty; layers are placed for the mean of the
 // samples. Errors: of the last layout tried, when none fits; of a batch, named
 // "sample batch I", held-out ones counted last, mostly RESOURCE_EXHAUSTED;
-// CANCELLED.
+// those of MeanLayerTimes; CANCELLED.
 absl::StatusOr<RefinedLayout> RefineLayout(
     const semu::Job& job, const semu::CostModel& costs,
     absl::Span<const semu::Batch> samples,

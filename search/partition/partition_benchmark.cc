@@ -24,7 +24,7 @@ struct Input {
     batch = *semu::BatchFromProto(
         *semu::SampleBatch(proto, {.seed = 1, .microbatches = microbatches}),
         job);
-    layout = PlanLayout(job, costs);
+    layout = *PlanLayout(job, costs);
     memory = *PlanMemory(job, layout, costs);
   }
 

@@ -10,6 +10,7 @@
 #include "search/partition/step_problem_builder.h"
 #include "search/problem/problem.h"
 #include "search/problem/problem_graph.h"
+#include "search/problem/problem_validation.h"
 #include "search/problem/timing.h"
 #include "search/strategy/portfolio.h"
 #include "semu/base/check.h"
@@ -124,6 +125,11 @@ absl::StatusOr<Candidate> MakeCandidate(const Job& job, const Chain& chain,
   candidate.mean =
       MeanProblem(chain, step, static_cast<int>(reference.microbatches.size()),
                   microbatches);
+  if (const absl::Status valid = ValidateProblem(candidate.mean); !valid.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the mean microbatch ", microbatches,
+                     " times as a problem: ", valid.message()));
+  }
   StaticPlan& plan = candidate.plan;
   plan.chain = chain;
   plan.memory = memory;
@@ -149,7 +155,8 @@ absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
   PW_CHECK(!reference.microbatches.empty() && microbatches >= 1);
   const int ranks = job.parallelism.pipeline_parallel;
   const std::vector<int> modules = semu::TopologicalOrder(job);
-  const ChainWeights weights = WeighChain(job, modules, reference, costs);
+  PW_ASSIGN_OR_RETURN(const ChainWeights weights,
+                      WeighChain(job, modules, reference, costs));
   const int layers = static_cast<int>(weights.bytes.size());
   const int most_stages =
       std::min({kMostVirtualStages, job.executor.max_segments, layers / ranks});

@@ -36,7 +36,8 @@ struct StaticPlan {
 // for batches that the best do not fit. Deterministic.
 //
 // Errors: RESOURCE_EXHAUSTED naming rank, bytes and limit when the weights fit
-// in no chain; those of BuildStepProblem.
+// in no chain; INVALID_ARGUMENT when the mean batch breaks a rule of
+// ValidateProblem (its sums); those of WeighChain and BuildStepProblem.
 absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     const semu::Job& job, const semu::Batch& reference, int microbatches,
     const semu::CostModel& costs);

@@ -38,7 +38,7 @@ struct Planned {
 Planned Prepare(const v1::Job& proto) {
   Planned planned;
   planned.job = *semu::JobFromProto(proto);
-  planned.layout = PlanLayout(planned.job, semu::OpGraphCost());
+  planned.layout = *PlanLayout(planned.job, semu::OpGraphCost());
   planned.memory =
       *PlanMemory(planned.job, planned.layout, semu::OpGraphCost());
   return planned;
@@ -143,8 +143,8 @@ TEST(StepProblemBuilderTest, DependenciesFollowItemsAndSegments) {
   shape.modules = {{2704, 1, {false}}, {1000, 2, {false, true}}};
   planned.layout =
       PlaceLayers(planned.job, shape,
-                  MeanLayerTimes(planned.job, SmallBatch(planned.job),
-                                 semu::OpGraphCost()));
+                  *MeanLayerTimes(planned.job, SmallBatch(planned.job),
+                                  semu::OpGraphCost()));
   const StepProblem step = Build(planned, SmallBatch(planned.job));
 
   // 6760 tokens of images in 3 sub-microbatches; 2000 of text in 2.
@@ -331,7 +331,7 @@ TEST(MemoryPlanTest, KeepsRoomForAGatheredOperand) {
   proto.mutable_executor()->set_full_recompute(false);
   proto.mutable_executor()->set_offload(false);
   const semu::Job job = *semu::JobFromProto(proto);
-  const semu::Layout layout = PlanLayout(job, semu::OpGraphCost());
+  const semu::Layout layout = *PlanLayout(job, semu::OpGraphCost());
   const MemoryPlan plan = *PlanMemory(job, layout, semu::OpGraphCost());
   std::vector<int64_t> weights(plan.static_bytes.size(), 0);
   std::vector<int64_t> gathered(plan.static_bytes.size(), 0);
@@ -363,7 +363,8 @@ TEST(MemoryPlanTest, NamesTheRankThatIsTooSmall) {
   proto.set_memory_budget_bytes(int64_t{8} << 30);
   const semu::Job job = *semu::JobFromProto(proto);
   const absl::Status status =
-      PlanMemory(job, PlanLayout(job, semu::OpGraphCost()), semu::OpGraphCost())
+      PlanMemory(job, *PlanLayout(job, semu::OpGraphCost()),
+                 semu::OpGraphCost())
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(status.message(), HasSubstr("rank 0 needs "));

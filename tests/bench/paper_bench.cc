@@ -317,8 +317,8 @@ absl::StatusOr<int64_t> PartitionerOnly(const Setup& setup,
                                         const semu::Batch& batch) {
   const semu::CostModel& costs = Costs();
   const int ranks = setup.job.parallelism.pipeline_parallel;
-  const LayoutShape shape = PaperLayoutShape(setup.job, costs);
-  const LayerTimes times = MeanLayerTimes(setup.job, reference, costs);
+  const LayoutShape shape = *PaperLayoutShape(setup.job, costs);
+  const LayerTimes times = *MeanLayerTimes(setup.job, reference, costs);
   const std::vector<int> modules = semu::TopologicalOrder(setup.job);
   std::vector<int> cut;
   for (const int m : modules) {
@@ -396,7 +396,7 @@ void RunAblation(const StepPlanner& planner, const Options& options) {
   Setup setup = MakeSetup("vlm-s");
   setup.plannable = PrepareFor(planner, setup, options);
   const semu::CostModel& costs = Costs();
-  const semu::Layout paper_layout = PlanLayout(setup.job, costs);
+  const semu::Layout paper_layout = *PlanLayout(setup.job, costs);
   const semu::Batch reference = setup.Reference();
   struct Step {
     const char* name;
@@ -484,7 +484,7 @@ void RunSizes(const StepPlanner& planner, const Options& options) {
   const semu::CostModel& costs = Costs();
   const int vision = semu::RolesOf(setup.proto)->vision;
   constexpr int64_t kImageTokens = 52 * 52;
-  const semu::Layout paper_layout = PlanLayout(setup.job, costs);
+  const semu::Layout paper_layout = *PlanLayout(setup.job, costs);
   const int batches = std::min(options.Batches(), 10);
   for (const int images : {1, 2, 4, 6, 8, 12, 16, 24, 48}) {
     semu::Layout layout = paper_layout;
@@ -526,7 +526,7 @@ void RunScaling(const Options& options) {
   const auto measure = [&](int ranks, int microbatches) {
     Setup setup = MakeSetup("vlm-s");
     setup.job.parallelism.pipeline_parallel = ranks;
-    const semu::Layout layout = PlanLayout(setup.job, costs);
+    const semu::Layout layout = *PlanLayout(setup.job, costs);
     const auto memory = PlanMemory(setup.job, layout, costs);
     PW_CHECK(memory.ok());
     const semu::Batch batch =
@@ -613,7 +613,7 @@ void RunLayout(const StepPlanner& planner, const Options& options) {
       line[column + "_makespan_s"] = makespan_s;
       line[column + "_stages"] = stages;
     };
-    measure("paper", PlanLayout(setup.job, Costs()), {});
+    measure("paper", *PlanLayout(setup.job, Costs()), {});
     measure("made_up", std::nullopt, {});
     const std::vector<semu::Batch> samples = setup.LayoutSamples(options);
     PrepareOptions prepare;
@@ -692,7 +692,7 @@ void RunReplicas(const StepPlanner& planner, const Options& options) {
     jointly(
         "jointly, microbatches moved",
         ApplyMoves(pointers_to(batches),
-                   EvenOutReplicas(setup.job, pointers_to(batches), Costs())));
+                   *EvenOutReplicas(setup.job, pointers_to(batches), Costs())));
   }
 }
 

@@ -73,7 +73,7 @@ const Step& VlmLStep() {
     const semu::Batch batch = *semu::BatchFromProto(
         *semu::SampleBatch(proto, {.seed = 1, .microbatches = 64}), job);
     const semu::OpGraphCost costs;
-    const semu::Layout layout = search::PlanLayout(job, costs);
+    const semu::Layout layout = *search::PlanLayout(job, costs);
     const search::MemoryPlan memory = *search::PlanMemory(job, layout, costs);
     const RecordingCost recorder;
     PW_CHECK(search::BuildStepProblem(
