@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/job_proto.h"
 #include "semu/model/module_graph.h"
@@ -16,7 +17,6 @@
 namespace pipeweaver::semu {
 namespace {
 
-constexpr int kMaxMicrobatches = 4096;
 constexpr int kMaxItemsOfModule = 65536;
 constexpr int64_t kMaxItems = int64_t{1} << 20;
 constexpr int64_t kMaxUses = int64_t{1} << 20;

@@ -18,7 +18,6 @@
 namespace pipeweaver::semu {
 namespace {
 
-constexpr int64_t kMaxModules = 64;
 constexpr int64_t kMaxEdges = 256;
 constexpr int64_t kMaxLayerGroups = 256;
 constexpr int64_t kMaxLayers = 4096;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
 #include "semu/model/setups.h"
 
@@ -352,9 +353,10 @@ class Sampler {
 
 absl::StatusOr<v1::BatchMetadata> SampleBatch(const v1::Job& job,
                                               const SampleOptions& options) {
-  if (options.microbatches < 1 || options.microbatches > 4096) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "microbatches is ", options.microbatches, ": must be 1 to 4096"));
+  if (options.microbatches < 1 || options.microbatches > kMaxMicrobatches) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("microbatches is ", options.microbatches,
+                     ": must be 1 to ", kMaxMicrobatches));
   }
   if (options.min_images < 0 || options.max_images < options.min_images ||
       options.max_images > kMostImages) {
@@ -363,6 +365,18 @@ absl::StatusOr<v1::BatchMetadata> SampleBatch(const v1::Job& job,
         options.max_images, ": must be 0 <= min <= max <= ", kMostImages));
   }
   PW_ASSIGN_OR_RETURN(const SetupRoles roles, RolesOf(job));
+  for (const int module : {roles.vision, roles.video}) {
+    if (module < 0) continue;
+    const v1::TokenGrid& grid = job.modules(module).token_grid();
+    if (grid.pixels_per_token_height() < 1 ||
+        grid.pixels_per_token_width() < 1) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "modules[", module, "].token_grid has pixels_per_token_height = ",
+          grid.pixels_per_token_height(),
+          " and pixels_per_token_width = ", grid.pixels_per_token_width(),
+          ": must both be at least 1, for samples are drawn in pixels"));
+    }
+  }
   return Sampler(job, roles, options).Run();
 }
 

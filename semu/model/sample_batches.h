@@ -31,8 +31,8 @@ struct SampleOptions {
 // and their prompts. A job with all modalities: the former, every fifth sample
 // with speech, and up to 4 clips and 8 s made from samples of the microbatch.
 //
-// Errors: INVALID_ARGUMENT for options out of range, or a job that RolesOf
-// (setups.h) refuses.
+// Errors: INVALID_ARGUMENT for options out of range, a job that RolesOf
+// (setups.h) refuses, or one whose vision or video module has no token_grid.
 absl::StatusOr<v1::BatchMetadata> SampleBatch(const v1::Job& job,
                                               const SampleOptions& options);
 

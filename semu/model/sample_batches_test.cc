@@ -99,5 +99,20 @@ TEST(SampleBatchTest, RefusesOptionsOutOfRange) {
   EXPECT_FALSE(SampleBatch(job, {.max_images = 49}).ok());
 }
 
+TEST(SampleBatchTest, RefusesPixelsWithoutATokenGrid) {
+  v1::Job images = *MakeSetup("vlm-s");
+  images.mutable_modules(0)->clear_token_grid();
+  EXPECT_EQ(
+      SampleBatch(images, {}).status(),
+      absl::InvalidArgumentError(
+          "modules[0].token_grid has pixels_per_token_height = 0 and "
+          "pixels_per_token_width = 0: must both be at least 1, for samples "
+          "are drawn in pixels"));
+  v1::Job video = *MakeSetup("t2v-s");
+  video.mutable_modules(1)->clear_token_grid();
+  EXPECT_EQ(SampleBatch(video, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace pipeweaver::semu
