@@ -10,12 +10,15 @@
 #include "google/protobuf/io/coded_stream.h"
 #include "proto/digest/digest.h"
 #include "search/strategy/worker_pool.h"
+#include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::search {
 namespace {
 
 using google::protobuf::io::CodedOutputStream;
+
+constexpr uint64_t kMostInt64 = std::numeric_limits<int64_t>::max();
 
 bool IsPost(ActionKind kind) {
   return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv;
@@ -192,7 +195,8 @@ void AddChoices(const StepProblem& step,
   }
 }
 
-absl::Status Invalid(absl::string_view field, int index, int64_t value,
+template <typename Value>
+absl::Status Invalid(absl::string_view field, int index, Value value,
                      absl::string_view rule) {
   return absl::InvalidArgumentError(
       absl::StrCat("program.", field, "[", index, "]: ", value, ", ", rule));
@@ -262,6 +266,16 @@ absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes) {
   const int subs = split.module_size();
   PW_RETURN_IF_ERROR(
       CheckLength("split.microbatch", split.microbatch_size(), subs));
+  for (int i = 0; i < subs; ++i) {
+    if (split.module(i) >= semu::kMaxModules) {
+      return Invalid("split.module", i, split.module(i),
+                     absl::StrCat("must be below ", semu::kMaxModules));
+    }
+    if (split.microbatch(i) >= semu::kMaxMicrobatches) {
+      return Invalid("split.microbatch", i, split.microbatch(i),
+                     absl::StrCat("must be below ", semu::kMaxMicrobatches));
+    }
+  }
   const int n = columns.kind_size();
   PW_RETURN_IF_ERROR(
       CheckLength("actions.sub_microbatch", columns.sub_microbatch_size(), n));
@@ -309,6 +323,9 @@ absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes) {
     row.transfer = columns.transfer(i);
     row.peer = columns.peer(i);
     row.bytes = columns.bytes(i);
+    if (row.bytes > kMostInt64) {
+      return Invalid("actions.bytes", i, row.bytes, "must be below 2^63");
+    }
     row.gradient = columns.gradient(i);
     row.edge_sub_microbatch = columns.edge_sub_microbatch(i);
     if (row.edge_sub_microbatch > static_cast<uint32_t>(subs)) {
@@ -329,11 +346,9 @@ absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes) {
                      "the start must stay within 0 .. 2^63-1");
     }
     row.start_ns = start_ns;
-    if (columns.duration_ns(i) >
-        static_cast<uint64_t>(std::numeric_limits<int64_t>::max() - start_ns)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "program.actions.duration_ns[", i, "]: ", columns.duration_ns(i),
-          ", the end must stay below 2^63"));
+    if (columns.duration_ns(i) > kMostInt64 - static_cast<uint64_t>(start_ns)) {
+      return Invalid("actions.duration_ns", i, columns.duration_ns(i),
+                     "the end must stay below 2^63");
     }
     row.end_ns = start_ns + static_cast<int64_t>(columns.duration_ns(i));
     parsed.rows.push_back(row);

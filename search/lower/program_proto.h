@@ -57,7 +57,8 @@ struct ParsedProgram {
 
 // Parses a serialised v1::Program from anywhere. Errors: INVALID_ARGUMENT when
 // it does not parse, when columns differ in length, or when a value is out of
-// its range, naming field, value and rule; DATA_LOSS when digests do not match.
+// its range (modules and microbatches: those of semu/base/limits.h), naming
+// field, value and rule; DATA_LOSS when digests do not match.
 absl::StatusOr<ParsedProgram> ParseProgram(absl::string_view bytes);
 
 }  // namespace pipeweaver::search

@@ -127,7 +127,7 @@ class Picture {
         busy_ns_(timeline.ranks, 0) {
     for (const TimelineSpan& span : timeline.spans) {
       end_ns_ = std::max(end_ns_, span.end_ns);
-      busy_ns_[span.rank] += span.end_ns - span.start_ns;
+      busy_ns_[span.rank] += static_cast<double>(span.end_ns - span.start_ns);
     }
     bottom_ = kTop + timeline.ranks * lane_step_;
     height_ = bottom_ + 46;
@@ -217,7 +217,7 @@ class Picture {
 
   double BusyShare() const {
     double busy = 0;
-    for (const int64_t ns : busy_ns_) busy += static_cast<double>(ns);
+    for (const double ns : busy_ns_) busy += ns;
     const double all = static_cast<double>(end_ns_) * timeline_.ranks;
     return all > 0 ? busy / all : 0;
   }
@@ -304,8 +304,7 @@ class Picture {
       if (end_ns_ == 0) continue;
       Text(width_ - kRight + 10, Y(r) + kLane / 2 + 4.5, "u",
            absl::StrFormat("%.1f %% busy",
-                           100.0 * static_cast<double>(busy_ns_[r]) /
-                               static_cast<double>(end_ns_)));
+                           100.0 * busy_ns_[r] / static_cast<double>(end_ns_)));
     }
   }
 
@@ -384,7 +383,8 @@ class Picture {
   const Timeline& timeline_;
   const int width_;
   const double lane_step_;
-  std::vector<int64_t> busy_ns_;  // [rank]
+  // [rank]; spans that overlap could pass int64.
+  std::vector<double> busy_ns_;
   int64_t end_ns_ = 0;
   double bottom_ = 0;
   double height_ = 0;
