@@ -10,6 +10,7 @@
 #include "search/lower/lower.h"
 #include "search/lower/program_checker.h"
 #include "search/partition/baselines.h"
+#include "search/partition/layout_planner.h"
 #include "search/partition/layout_refiner.h"
 #include "search/partition/memory_plan.h"
 #include "search/partition/step_problem_builder.h"
@@ -126,6 +127,20 @@ int64_t LayoutFreeBound(const ProblemGraph& graph) {
   return static_cast<int64_t>(work_ns / graph.ranks);
 }
 
+// Microbatches of a batch that is made up for a job: such that its pipeline
+// fills, as far as a layout of a few segments a module or sub-microbatches a
+// microbatch stays within BuildStepProblem's most stages.
+int MadeUpMicrobatches(const semu::Job& job) {
+  constexpr int kFewest = 32;
+  constexpr int kMostStages = 1 << 18;  // of one segment a module
+  const int ranks = job.parallelism.pipeline_parallel;
+  int stages = 0;  // of a microbatch
+  for (const semu::Module& module : job.modules) {
+    stages += std::min(ranks, module.NumLayers());
+  }
+  return std::min(std::max(kFewest, 2 * ranks), kMostStages / stages);
+}
+
 // The layout of least simulated makespan on the samples, or where there are
 // none on batches such as the job's limits allow; deterministic. `fits` is
 // RefineOptions's.
@@ -133,7 +148,6 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     const semu::Job& job, const semu::CostModel& costs,
     const PrepareOptions& prepare,
     std::function<absl::Status(const semu::Layout&)> fits) {
-  constexpr int kMicrobatches = 32;
   // Every problem gets about as much effort, as it does when steps are planned
   // within a time: large ones are judged by fewer schedules.
   constexpr int64_t kMostEvaluations = 8;
@@ -145,10 +159,8 @@ absl::StatusOr<semu::Layout> ProposeLayout(
   std::vector<semu::Batch> samples;
   size_t held_out = 1;
   if (prepare.samples.empty()) {
-    const int microbatches =
-        std::max(kMicrobatches, 2 * job.parallelism.pipeline_parallel);
     for (const uint64_t seed : {1, 2, 3}) {
-      samples.push_back(VariedBatch(job, microbatches, seed));
+      samples.push_back(VariedBatch(job, MadeUpMicrobatches(job), seed));
     }
   } else {
     for (const semu::Batch& sample : prepare.samples) {
@@ -185,10 +197,15 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     return result.makespan_ns;
   };
   const absl::Span<const semu::Batch> all = samples;
-  PW_ASSIGN_OR_RETURN(RefinedLayout refined,
-                      RefineLayout(job, costs, all.first(all.size() - held_out),
-                                   all.last(held_out), evaluate, options));
-  return std::move(refined.layout);
+  absl::StatusOr<RefinedLayout> refined =
+      RefineLayout(job, costs, all.first(all.size() - held_out),
+                   all.last(held_out), evaluate, options);
+  if (refined.ok()) return std::move(refined->layout);
+  // That no plan was found for made-up batches says nothing about the job.
+  if (prepare.samples.empty() && !absl::IsCancelled(refined.status())) {
+    return PlanLayout(job, costs);
+  }
+  return refined.status();
 }
 
 // Takes `extra` bytes a rank from the activations. RESOURCE_EXHAUSTED where

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "search/partition/layout_planner.h"
 #include "search/plan_evaluator.h"
+#include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
 #include "semu/model/job_proto.h"
@@ -279,6 +281,67 @@ TEST(PlannerTest, OfASampleTheFirstMicrobatchesCount) {
   ASSERT_TRUE(longer.ok()) << longer.status();
   EXPECT_EQ(semu::LayoutToProto((*first)->layout, job).SerializeAsString(),
             semu::LayoutToProto((*longer)->layout, job).SerializeAsString());
+}
+
+TEST(PlannerTest, WithoutSamplesManyRanksGetALayout) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  proto.clear_edges();
+  proto.mutable_modules()->DeleteSubrange(0, 1);
+  v1::Module* text = proto.mutable_modules(0);
+  text->mutable_layers()->DeleteSubrange(0, 1);
+  text->mutable_layers()->DeleteSubrange(1, text->layers_size() - 1);
+  v1::LayerGroup* layers = text->mutable_layers(0);
+  layers->set_count(800);
+  layers->set_hidden_size(64);
+  layers->set_ffn_size(64);
+  layers->set_heads(1);
+  layers->set_kv_heads(1);
+  proto.mutable_parallelism()->set_tensor_parallel(1);
+  proto.mutable_parallelism()->set_pipeline_parallel(800);
+  proto.clear_executor();
+  proto.clear_max_microbatch_tokens();
+  proto.add_max_microbatch_tokens(8);
+  const semu::Job job = *semu::JobFromProto(proto);
+  const auto prepared = MakeStepPlanner()->Prepare(job, std::nullopt, {});
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_TRUE(
+      semu::LayoutFromProto(semu::LayoutToProto((*prepared)->layout, job), job)
+          .ok());
+}
+
+// A forward takes as long as a cost can say.
+class SlowestCost : public semu::CostModel {
+ public:
+  semu::LayerCost Cost(const semu::Platform&,
+                       const semu::LayerQuery&) const override {
+    semu::LayerCost cost;
+    for (semu::StrategyCost& strategy : cost.strategies) {
+      strategy.forward_ns = semu::kMaxCost;
+    }
+    return cost;
+  }
+  std::string Fingerprint() const override { return "slowest"; }
+};
+
+TEST(PlannerTest, BatchesMadeUpForAJobFailNoJob) {
+  // One microbatch takes 4e17 ns, which 32 of them may not.
+  semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  for (semu::Module& module : job.modules) {
+    module.layers = {module.layers[1]};
+    module.layers[0].count = 2000;
+  }
+  PrepareOptions options;
+  options.costs = std::make_shared<SlowestCost>();
+  job.memory_budget_bytes = int64_t{1} << 50;
+  const auto prepared = MakeStepPlanner()->Prepare(job, std::nullopt, options);
+  EXPECT_TRUE(prepared.ok()) << prepared.status();
+  const std::vector<semu::Batch> samples(3, LightBatch(64));
+  options.samples = samples;
+  EXPECT_THAT(std::string(MakeStepPlanner()
+                              ->Prepare(job, std::nullopt, options)
+                              .status()
+                              .message()),
+              HasSubstr("sample batch 0: "));
 }
 
 TEST(PlannerTest, AJobWhoseWeightsDoNotFitIsRefusedWithTheRank) {
