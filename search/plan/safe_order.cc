@@ -1,10 +1,13 @@
+// Work is by stage, not by stage and rank: a group knows only the ranks that it
+// stands on, and a stage that ends looks only at those that it feeds.
+
 #include "search/plan/safe_order.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
-#include <numeric>
 #include <queue>
-#include <tuple>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -16,19 +19,29 @@
 namespace pipeweaver::search {
 namespace {
 
+template <typename T>
+using LeastFirst = std::priority_queue<T, std::vector<T>, std::greater<T>>;
+
 struct StageRef {
   int sweep = 0;
   int stage = 0;
 };
 
-// A group of sweeps on its way through the ranks (rules 1 to 4).
+// What a group runs on one rank (rules 2 to 4).
+struct Line {
+  int rank = 0;
+  std::vector<StageRef> stages;  // forwards, then backwards
+  size_t forwards = 0;           // of `stages`
+  size_t started = 0;            // of `stages`
+  int64_t hold_bytes = 0;
+  int64_t extra_bytes = 0;
+};
+
+// A group of sweeps on its way through the ranks.
 struct Group {
   std::vector<int> sweeps;
-  std::vector<std::vector<StageRef>> forwards;   // [rank], in the line's order
-  std::vector<std::vector<StageRef>> backwards;  // [rank], in the line's order
-  std::vector<int64_t> hold_bytes;               // [rank]
-  std::vector<int64_t> extra_bytes;              // [rank]
-  int stages_left = 0;  // forwards and backwards not ended yet
+  std::vector<Line> lines;  // of the ranks that it stands on, ascending
+  int stages_left = 0;      // forwards and backwards not ended yet
 };
 
 class Builder {
@@ -39,7 +52,7 @@ class Builder {
     IndexSweeps();
     FormGroups();
     for (Group& group : groups_) {
-      FormLine(group);
+      FormLines(group);
       PW_RETURN_IF_ERROR(PickChoices(group));
     }
     Merge();
@@ -54,6 +67,9 @@ class Builder {
   int LastStage(int sweep) const {
     return static_cast<int>(problem_.sweeps[sweep].stages.size()) - 1;
   }
+  Line& LineOf(StageRef s) {
+    return groups_[group_of_[s.sweep]].lines[line_of_[Pair(s)]];
+  }
 
   void IndexSweeps() {
     const int n = static_cast<int>(problem_.sweeps.size());
@@ -65,9 +81,19 @@ class Builder {
           first_pair_[s] + static_cast<int>(sweep.stages.size());
       for (int producer : sweep.after) consumers_[producer].push_back(s);
     }
-    choice_.assign(first_pair_[n], 0);
-    splits_.assign(first_pair_[n], false);
+    const int pairs = first_pair_[n];
+    choice_.assign(pairs, 0);
+    splits_.assign(pairs, false);
+    line_of_.assign(pairs, 0);
+    forward_waits_.assign(pairs, 1);
+    backward_waits_.assign(pairs, 2);
     for (int s = 0; s < n; ++s) {
+      forward_waits_[Pair({s, 0})] =
+          static_cast<int>(problem_.sweeps[s].after.size());
+      backward_waits_[Pair({s, LastStage(s)})] =
+          1 + static_cast<int>(std::count_if(
+                  consumers_[s].begin(), consumers_[s].end(),
+                  [&](int c) { return problem_.sweeps[c].backward; }));
       for (int k = 0; k <= LastStage(s); ++k) {
         const ChoiceList& choices = StageOf({s, k}).choices;
         splits_[Pair({s, k})] =
@@ -106,15 +132,14 @@ class Builder {
   }
 
   // Rule 2.
-  void FormLine(Group& group) {
-    group.forwards.resize(problem_.ranks);
-    group.backwards.resize(problem_.ranks);
-    using Ready = std::priority_queue<std::pair<int, int>,
-                                      std::vector<std::pair<int, int>>,
-                                      std::greater<std::pair<int, int>>>;
-    std::vector<Ready> ready(problem_.ranks);
+  void FormLines(Group& group) {
+    MakeLines(group);
+    std::vector<LeastFirst<std::pair<int, int>>> ready(group.lines.size());
+    std::vector<int> busy;  // lines with a forward that is ready
     const auto make_ready = [&](int s, int k) {
-      ready[problem_.sweeps[s].stages[k].rank].push({s, k});
+      const int line = line_of_[Pair({s, k})];
+      if (ready[line].empty()) busy.push_back(line);
+      ready[line].push({s, k});
     };
     std::vector<int>& inputs_left = inputs_left_;
     inputs_left.resize(problem_.sweeps.size());
@@ -127,14 +152,14 @@ class Builder {
     std::vector<StageRef> made;
     while (left > 0) {
       made.clear();
-      for (int r = 0; r < problem_.ranks; ++r) {
-        if (ready[r].empty()) continue;
-        const auto [s, k] = ready[r].top();
-        ready[r].pop();
-        group.forwards[r].push_back({s, k});
+      for (int line : busy) {
+        const auto [s, k] = ready[line].top();
+        ready[line].pop();
+        group.lines[line].stages.push_back({s, k});
         made.push_back({s, k});
       }
       PW_CHECK(!made.empty());
+      std::erase_if(busy, [&](int line) { return ready[line].empty(); });
       left -= static_cast<int>(made.size());
       for (StageRef m : made) {
         if (m.stage < LastStage(m.sweep)) {
@@ -146,15 +171,34 @@ class Builder {
         }
       }
     }
-    for (int r = 0; r < problem_.ranks; ++r) {
-      const std::vector<StageRef>& line = group.forwards[r];
-      for (auto it = line.rbegin(); it != line.rend(); ++it) {
-        if (problem_.sweeps[it->sweep].backward) {
-          group.backwards[r].push_back(*it);
-        }
+    for (Line& line : group.lines) {
+      line.forwards = line.stages.size();
+      for (size_t i = line.forwards; i > 0; --i) {
+        const StageRef s = line.stages[i - 1];
+        if (problem_.sweeps[s.sweep].backward) line.stages.push_back(s);
       }
-      group.stages_left +=
-          static_cast<int>(line.size() + group.backwards[r].size());
+      group.stages_left += static_cast<int>(line.stages.size());
+    }
+  }
+
+  // The group's lines, empty still, and line_of_ of its stages.
+  void MakeLines(Group& group) {
+    std::vector<int> ranks;
+    for (int s : group.sweeps) {
+      for (const Stage& stage : problem_.sweeps[s].stages) {
+        ranks.push_back(stage.rank);
+      }
+    }
+    std::sort(ranks.begin(), ranks.end());
+    ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+    group.lines.resize(ranks.size());
+    for (size_t i = 0; i < ranks.size(); ++i) group.lines[i].rank = ranks[i];
+    for (int s : group.sweeps) {
+      for (int k = 0; k <= LastStage(s); ++k) {
+        const auto rank =
+            std::lower_bound(ranks.begin(), ranks.end(), StageOf({s, k}).rank);
+        line_of_[Pair({s, k})] = static_cast<int>(rank - ranks.begin());
+      }
     }
   }
 
@@ -178,13 +222,12 @@ class Builder {
 
   // Rule 4.
   absl::Status PickChoices(Group& group) {
-    group.hold_bytes.assign(problem_.ranks, 0);
-    group.extra_bytes.assign(problem_.ranks, 0);
-    for (int r = 0; r < problem_.ranks; ++r) {
-      const int64_t limit = problem_.memory_limit_bytes[r];
+    for (Line& line : group.lines) {
+      const int64_t limit = problem_.memory_limit_bytes[line.rank];
       int64_t held = 0;
       int64_t peak = 0;
-      for (StageRef s : group.forwards[r]) {
+      for (size_t i = 0; i < line.forwards; ++i) {
+        const StageRef s = line.stages[i];
         const ChoiceList& choices = StageOf(s).choices;
         int best = -1;
         int64_t least_need = std::numeric_limits<int64_t>::max();
@@ -200,7 +243,7 @@ class Builder {
         }
         if (best < 0) {
           return absl::ResourceExhaustedError(absl::StrCat(
-              "rank ", r, ": one microbatch in flight needs ",
+              "rank ", line.rank, ": one microbatch in flight needs ",
               held + least_need, " bytes at ", problem_.sweeps[s.sweep].id,
               " stage ", s.stage, ", over the limit of ", limit,
               "; the safe order does not fit"));
@@ -211,147 +254,158 @@ class Builder {
           held += choices[best].activation_bytes;
         }
       }
-      group.hold_bytes[r] = held;
-      group.extra_bytes[r] = peak - held;
+      line.hold_bytes = held;
+      line.extra_bytes = peak - held;
     }
     return absl::OkStatus();
   }
 
-  // Rule 5, for the group `next_group_`.
-  bool MayAdmit(const std::vector<int>& in_flight) const {
-    if (in_flight.empty()) return true;
-    if (static_cast<int>(in_flight.size()) >= 2 * problem_.ranks) return false;
-    const Group& candidate = groups_[next_group_];
-    for (int r = 0; r < problem_.ranks; ++r) {
-      int64_t room = problem_.memory_limit_bytes[r] - candidate.hold_bytes[r];
-      int64_t extra = candidate.extra_bytes[r];
-      for (int g : in_flight) {
-        room -= groups_[g].hold_bytes[r];
-        extra = std::max(extra, groups_[g].extra_bytes[r]);
-      }
-      if (extra > room) return false;
-    }
-    return true;
-  }
+  // A rank while groups pass.
+  struct Rank {
+    // Over the groups in flight.
+    int64_t hold_bytes = 0;
+    std::multiset<int64_t> extra_bytes;
+    // Groups whose line's next stage here can start, by what that is.
+    LeastFirst<int> ready_forwards;
+    LeastFirst<int> ready_backwards;
+    // What it runs; -1: it is idle.
+    int group = -1;
+    StageRef stage;
+    bool forward = false;
+  };
 
-  bool ForwardReady(StageRef s) const {
-    if (s.stage > 0) return forward_done_[Pair({s.sweep, s.stage - 1})];
-    const std::vector<int>& after = problem_.sweeps[s.sweep].after;
-    return std::all_of(after.begin(), after.end(), [&](int producer) {
-      return forward_done_[Pair({producer, LastStage(producer)})];
+  // Rule 5, for the group `next_group_`. Ranks that it does not stand on are
+  // within their limits already.
+  bool MayAdmit() const {
+    if (next_group_ == static_cast<int>(groups_.size())) return false;
+    if (in_flight_ == 0) return true;
+    if (in_flight_ >= 2 * problem_.ranks) return false;
+    const std::vector<Line>& lines = groups_[next_group_].lines;
+    return std::all_of(lines.begin(), lines.end(), [&](const Line& line) {
+      const Rank& rank = ranks_[line.rank];
+      int64_t extra = line.extra_bytes;
+      if (!rank.extra_bytes.empty()) {
+        extra = std::max(extra, *rank.extra_bytes.rbegin());
+      }
+      return extra <= problem_.memory_limit_bytes[line.rank] - line.hold_bytes -
+                          rank.hold_bytes;
     });
   }
 
-  bool BackwardReady(StageRef s) const {
-    if (!forward_done_[Pair(s)]) return false;
-    if (s.stage < LastStage(s.sweep)) {
-      return backward_done_[Pair({s.sweep, s.stage + 1})];
+  void Admit() {
+    const int g = next_group_++;
+    ++in_flight_;
+    for (const Line& line : groups_[g].lines) {
+      ranks_[line.rank].hold_bytes += line.hold_bytes;
+      ranks_[line.rank].extra_bytes.insert(line.extra_bytes);
+      OfferNext(g, line);
     }
-    return std::all_of(consumers_[s.sweep].begin(), consumers_[s.sweep].end(),
-                       [&](int consumer) {
-                         return !problem_.sweeps[consumer].backward ||
-                                backward_done_[Pair({consumer, 0})];
-                       });
   }
 
-  // What the next stage of a group's line on a rank is.
-  enum class Head : uint8_t { kNotReady, kForward, kBackward };
-
-  // The next stage of the line of `g` on rank `r`; false at the line's end.
-  bool Next(int g, int r, StageRef* stage, bool* forward) const {
-    const Group& group = groups_[g];
-    size_t at = position_[g][r];
-    *forward = at < group.forwards[r].size();
-    if (*forward) {
-      *stage = group.forwards[r][at];
-      return true;
+  void Leave(int g) {
+    --in_flight_;
+    for (const Line& line : groups_[g].lines) {
+      Rank& rank = ranks_[line.rank];
+      rank.hold_bytes -= line.hold_bytes;
+      rank.extra_bytes.erase(rank.extra_bytes.find(line.extra_bytes));
     }
-    at -= group.forwards[r].size();
-    if (at == group.backwards[r].size()) return false;
-    *stage = group.backwards[r][at];
-    return true;
   }
 
-  void UpdateHead(int g, int r) {
-    StageRef stage;
-    bool forward = false;
-    Head head = Head::kNotReady;
-    if (Next(g, r, &stage, &forward) &&
-        (forward ? ForwardReady(stage) : BackwardReady(stage))) {
-      head = forward ? Head::kForward : Head::kBackward;
-    }
-    ready_heads_[r] +=
-        (head != Head::kNotReady) - (heads_[g][r] != Head::kNotReady);
-    heads_[g][r] = head;
+  // Lets the rank start what is next in a line of a group in flight, if that
+  // has all inputs. Called when a stage becomes next in its line and when its
+  // last input comes: the later of the two offers it, once.
+  void OfferNext(int g, const Line& line) {
+    if (line.started == line.stages.size()) return;
+    const int pair = Pair(line.stages[line.started]);
+    const bool forward = line.started < line.forwards;
+    if ((forward ? forward_waits_ : backward_waits_)[pair] > 0) return;
+    Rank& rank = ranks_[line.rank];
+    (forward ? rank.ready_forwards : rank.ready_backwards).push(g);
+    touched_.push_back(line.rank);
   }
 
-  // Rules 5 and 6. Only a stage that ends makes others ready, those of its own
-  // group; so the heads of lines are looked at again just then.
+  // One input of the stage has come.
+  void Feed(StageRef s, bool forward) {
+    const int pair = Pair(s);
+    if (--(forward ? forward_waits_ : backward_waits_)[pair] > 0) return;
+    const Line& line = LineOf(s);
+    if (line.started == line.stages.size()) return;
+    const StageRef next = line.stages[line.started];
+    if (next.sweep == s.sweep && next.stage == s.stage &&
+        forward == (line.started < line.forwards)) {
+      OfferNext(group_of_[s.sweep], line);
+    }
+  }
+
+  // Feeds what waits for the stage.
+  void End(StageRef s, bool forward) {
+    const Sweep& sweep = problem_.sweeps[s.sweep];
+    if (forward) {
+      if (sweep.backward) Feed(s, false);
+      if (s.stage < LastStage(s.sweep)) {
+        Feed({s.sweep, s.stage + 1}, true);
+      } else {
+        for (int consumer : consumers_[s.sweep]) Feed({consumer, 0}, true);
+      }
+    } else if (s.stage > 0) {
+      Feed({s.sweep, s.stage - 1}, false);
+    } else {
+      for (int producer : sweep.after) {
+        Feed({producer, LastStage(producer)}, false);
+      }
+    }
+  }
+
+  // Rules 5 and 6.
   void Merge() {
-    const int ranks = problem_.ranks;
-    schedule_.ranks.assign(ranks, {});
-    forward_done_.assign(choice_.size(), false);
-    backward_done_.assign(choice_.size(), false);
-    position_.resize(groups_.size());
-    heads_.resize(groups_.size());
-    ready_heads_.assign(ranks, 0);
-    struct Running {
-      int group = -1;  // -1: the rank is idle
-      StageRef stage;
-      bool forward = false;
-      int64_t end_tick = 0;
-    };
-    std::vector<Running> running(ranks);
-    std::vector<int> in_flight;
-    bool may_admit = true;
-    int64_t tick = 0;
-    while (true) {
-      changed_groups_.clear();
-      for (int r = 0; r < ranks; ++r) {
-        Running& run = running[r];
-        if (run.group < 0 || run.end_tick > tick) continue;
-        (run.forward ? forward_done_ : backward_done_)[Pair(run.stage)] = true;
-        changed_groups_.push_back(run.group);
-        if (--groups_[run.group].stages_left == 0) {
-          std::erase(in_flight, run.group);
-          may_admit = true;
+    schedule_.ranks.resize(problem_.ranks);
+    ranks_.resize(problem_.ranks);
+    LeastFirst<std::pair<int64_t, int>> running;  // end tick, rank
+    for (int64_t tick = 0;;) {
+      touched_.clear();
+      bool left = tick == 0;  // there may be room
+      while (!running.empty() && running.top().first == tick) {
+        Rank& rank = ranks_[running.top().second];
+        touched_.push_back(running.top().second);
+        running.pop();
+        End(rank.stage, rank.forward);
+        if (--groups_[rank.group].stages_left == 0) {
+          Leave(rank.group);
+          left = true;
         }
-        run.group = -1;
+        rank.group = -1;
       }
-      while (may_admit) {
-        may_admit = next_group_ < static_cast<int>(groups_.size()) &&
-                    MayAdmit(in_flight);
-        if (!may_admit) break;
-        position_[next_group_].assign(ranks, 0);
-        heads_[next_group_].assign(ranks, Head::kNotReady);
-        changed_groups_.push_back(next_group_);
-        in_flight.push_back(next_group_++);
+      if (left) {
+        while (MayAdmit()) Admit();
       }
-      if (in_flight.empty()) return;
-      for (int g : changed_groups_) {
-        for (int r = 0; r < ranks; ++r) UpdateHead(g, r);
+      if (in_flight_ == 0) return;
+      for (size_t i = 0; i < touched_.size(); ++i) {
+        const int r = touched_[i];
+        if (ranks_[r].group >= 0 || !Start(r)) continue;
+        running.push({tick + (ranks_[r].forward ? 1 : 2), r});
       }
-      int64_t next_tick = std::numeric_limits<int64_t>::max();
-      for (int r = 0; r < ranks; ++r) {
-        Running& run = running[r];
-        if (run.group < 0 && ready_heads_[r] > 0) {
-          for (int g : in_flight) {
-            if (heads_[g][r] == Head::kNotReady) continue;
-            if (heads_[g][r] == Head::kForward && run.group >= 0) continue;
-            run.group = g;
-            if (heads_[g][r] == Head::kBackward) break;
-          }
-          Next(run.group, r, &run.stage, &run.forward);
-          run.end_tick = tick + (run.forward ? 1 : 2);
-          ++position_[run.group][r];
-          UpdateHead(run.group, r);
-          Append(r, run.stage, run.forward);
-        }
-        if (run.group >= 0) next_tick = std::min(next_tick, run.end_tick);
-      }
-      PW_CHECK(next_tick != std::numeric_limits<int64_t>::max());
-      tick = next_tick;
+      PW_CHECK(!running.empty());
+      tick = running.top().first;
     }
+  }
+
+  // Starts what an idle rank runs next; false if that is nothing.
+  bool Start(int r) {
+    Rank& rank = ranks_[r];
+    rank.forward = rank.ready_backwards.empty();
+    LeastFirst<int>& ready =
+        rank.forward ? rank.ready_forwards : rank.ready_backwards;
+    if (ready.empty()) return false;
+    rank.group = ready.top();
+    ready.pop();
+    std::vector<Line>& lines = groups_[rank.group].lines;
+    Line& line = *std::lower_bound(
+        lines.begin(), lines.end(), r,
+        [](const Line& l, int wanted) { return l.rank < wanted; });
+    rank.stage = line.stages[line.started++];
+    OfferNext(rank.group, line);
+    Append(r, rank.stage, rank.forward);
+    return true;
   }
 
   void Append(int rank, StageRef s, bool forward) {
@@ -375,18 +429,18 @@ class Builder {
   std::vector<int> first_pair_;              // [sweep], and the number of pairs
   std::vector<int> choice_;                  // [pair]
   std::vector<bool> splits_;                 // [pair]
+  std::vector<int> line_of_;                 // [pair]: of its group's lines
   std::vector<int> group_of_;                // [sweep]
   std::vector<Group> groups_;
-  std::vector<int> inputs_left_;  // [sweep], scratch of FormLine
-  int next_group_ = 0;            // the first not admitted yet
-  // [group][rank]: how far along its line a group in flight is, and whether
-  // what stands next can start.
-  std::vector<std::vector<size_t>> position_;
-  std::vector<std::vector<Head>> heads_;
-  std::vector<int> ready_heads_;     // [rank]: heads that are ready
-  std::vector<int> changed_groups_;  // scratch of Merge
-  std::vector<bool> forward_done_;   // [pair]
-  std::vector<bool> backward_done_;  // [pair]
+  std::vector<int> inputs_left_;  // [sweep], scratch of FormLines
+  // [pair]: inputs that have not been computed yet.
+  std::vector<int> forward_waits_;
+  std::vector<int> backward_waits_;
+  int next_group_ = 0;  // the first not admitted yet
+  int in_flight_ = 0;   // groups
+  std::vector<Rank> ranks_;
+  std::vector<int>
+      touched_;  // ranks that may start something; scratch of Merge
   Schedule schedule_;
 };
 

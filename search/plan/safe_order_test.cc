@@ -121,6 +121,16 @@ TEST(SafeOrderTest, PlainPipelineIsOneForwardOneBackward) {
   EXPECT_EQ(checked->peak_bytes[0], 40);
 }
 
+// Work is by stage: a million of them on thousands of ranks take a second.
+TEST(SafeOrderTest, ManyRanksAreOneForwardOneBackwardToo) {
+  const Problem problem = Pipeline(4096, 256, 10 * 256);
+  const auto schedule = SafeOrder(problem);
+  ASSERT_TRUE(schedule.ok()) << schedule.status();
+  const auto checked = CheckSchedule(problem, *schedule);
+  ASSERT_TRUE(checked.ok()) << checked.status();
+  EXPECT_EQ(checked->times.makespan_ns, (256 + 4095) * 300);
+}
+
 TEST(SafeOrderTest, FewerInFlightWhenMemoryIsShort) {
   for (int in_flight = 1; in_flight <= 4; ++in_flight) {
     const Problem problem = Pipeline(4, 8, 10 * in_flight + 9);
