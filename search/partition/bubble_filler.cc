@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <tuple>
+#include <utility>
 
 namespace pipeweaver::search {
 namespace {
@@ -24,7 +25,8 @@ class Filler {
         in_order_(graph.sweeps, false),
         forward_(graph.pairs),
         backward_(graph.pairs),
-        ranks_(graph.ranks) {
+        ranks_(graph.ranks),
+        starts_ns_(graph.ranks, kNever) {
     for (const auto& rank : order.ranks) {
       for (const ScheduledStage& stage : rank) in_order_[stage.sweep] = true;
     }
@@ -50,17 +52,13 @@ class Filler {
       left += graph_.has_backward(p) ? 2 : 1;
       if (forward_[p].waits == 0) Arrive(p, true);
     }
+    for (int r = 0; r < graph_.ranks; ++r) MarkStale(r);
     for (; left > 0; --left) {
-      int first = -1;
-      for (int r = 0; r < graph_.ranks; ++r) {
-        if (ranks_[r].stale) Choose(r);
-        if (ranks_[r].start_ns != kNever &&
-            (first < 0 || ranks_[r].start_ns < ranks_[first].start_ns)) {
-          first = r;
-        }
-      }
-      if (first < 0) return std::nullopt;
-      Execute(first);
+      for (const int r : stale_) Choose(r);
+      stale_.clear();
+      const auto first = std::min_element(starts_ns_.begin(), starts_ns_.end());
+      if (*first == kNever) return std::nullopt;
+      Execute(static_cast<int>(first - starts_ns_.begin()));
     }
     return std::move(schedule_);
   }
@@ -71,6 +69,9 @@ class Filler {
     int64_t ready_ns = 0;
   };
   struct FillerStage {
+    int64_t ready_ns = 0;
+    int64_t length_ns = 0;
+    int microbatch = 0;
     int32_t pair = 0;
     bool forward = true;
   };
@@ -79,8 +80,7 @@ class Filler {
     int64_t free_ns = 0;
     std::vector<FillerStage> ready;
     // What it does next; out of date where `stale`.
-    bool stale = true;
-    int64_t start_ns = kNever;
+    bool stale = false;
     int choice = -1;  // index in `ready`, -1: the order's next stage
   };
 
@@ -95,12 +95,21 @@ class Filler {
     return forward ? forward_[pair] : backward_[pair];
   }
 
+  // What the rank does next has to be chosen again.
+  void MarkStale(int r) {
+    if (ranks_[r].stale) return;
+    ranks_[r].stale = true;
+    stale_.push_back(r);
+  }
+
   // All inputs of the stage have been computed.
   void Arrive(int pair, bool forward) {
-    Rank& rank = ranks_[graph_.pair_rank[pair]];
-    rank.stale = true;
+    const int r = graph_.pair_rank[pair];
+    MarkStale(r);
     if (!in_order_[graph_.pair_sweep[pair]]) {
-      rank.ready.push_back({pair, forward});
+      ranks_[r].ready.push_back({Of(pair, forward).ready_ns,
+                                 LengthOf(pair, forward), MicrobatchOf(pair),
+                                 pair, forward});
     }
   }
 
@@ -112,8 +121,9 @@ class Filler {
 
   void Choose(int r) {
     Rank& rank = ranks_[r];
+    int64_t& start_ns = starts_ns_[r];
     rank.stale = false;
-    rank.start_ns = kNever;
+    start_ns = kNever;
     rank.choice = -1;
     if (rank.next < order_.ranks[r].size()) {
       const ScheduledStage& stage = order_.ranks[r][rank.next];
@@ -121,29 +131,25 @@ class Filler {
           Of(graph_.sweep_first_pair[stage.sweep] + stage.stage,
              stage.kind == StageKind::kForward);
       if (readiness.waits == 0) {
-        rank.start_ns = std::max(rank.free_ns, readiness.ready_ns);
+        start_ns = std::max(rank.free_ns, readiness.ready_ns);
       }
     }
-    const int64_t order_ns = rank.start_ns;
+    const int64_t order_ns = start_ns;
+    if (order_ns == rank.free_ns) return;  // no filler starts sooner
     // Of the fillers that can start first, by microbatch.
     std::tuple<int64_t, bool, int, int32_t> best;
     for (size_t i = 0; i < rank.ready.size(); ++i) {
       const FillerStage& filler = rank.ready[i];
-      const int microbatch = MicrobatchOf(filler.pair);
-      if (!begun_[microbatch] && num_begun_ >= rule_.most_begun) continue;
-      const int64_t start =
-          std::max(rank.free_ns, Of(filler.pair, filler.forward).ready_ns);
+      if (!may_begin() && !begun_[filler.microbatch]) continue;
+      const int64_t start = std::max(rank.free_ns, filler.ready_ns);
       if (start >= order_ns) continue;
-      if (rule_.waits &&
-          start + LengthOf(filler.pair, filler.forward) > order_ns) {
-        continue;
-      }
+      if (rule_.waits && start + filler.length_ns > order_ns) continue;
       const std::tuple key(start, filler.forward == rule_.backward_first,
-                           microbatch, filler.pair);
+                           filler.microbatch, filler.pair);
       if (rank.choice >= 0 && key >= best) continue;
       best = key;
       rank.choice = static_cast<int>(i);
-      rank.start_ns = start;
+      start_ns = start;
     }
   }
 
@@ -165,8 +171,8 @@ class Filler {
            graph_.pair_sweep[pair], graph_.stage_index(pair), 0});
       CountFiller(MicrobatchOf(pair));
     }
-    rank.stale = true;
-    rank.free_ns = rank.start_ns + LengthOf(pair, forward);
+    MarkStale(r);
+    rank.free_ns = starts_ns_[r] + LengthOf(pair, forward);
     if (forward) {
       for (const GraphEdge& edge : graph_.consumers_of(pair)) {
         Feed(edge.pair, true, rank.free_ns + edge.delay_ns);
@@ -181,13 +187,19 @@ class Filler {
     }
   }
 
+  bool may_begin() const { return num_begun_ < rule_.most_begun; }
+
   void CountFiller(int microbatch) {
+    const bool could_begin = may_begin();
     if (!begun_[microbatch]) {
       begun_[microbatch] = true;
       ++num_begun_;
     }
     if (--fillers_left_[microbatch] == 0) --num_begun_;
-    for (Rank& rank : ranks_) rank.stale = true;
+    // A microbatch that may begin or has begun changes no rank's choice while
+    // others may begin, too.
+    if (may_begin() == could_begin) return;
+    for (int r = 0; r < graph_.ranks; ++r) MarkStale(r);
   }
 
   const Problem& problem_;
@@ -197,6 +209,9 @@ class Filler {
   std::vector<bool> in_order_;                 // [sweep]
   std::vector<Readiness> forward_, backward_;  // [pair]
   std::vector<Rank> ranks_;
+  std::vector<int> stale_;  // ranks, each once
+  // [rank]: when it does what it does next; kNever: nothing.
+  std::vector<int64_t> starts_ns_;
   std::vector<int> fillers_left_;  // [microbatch]: stages
   std::vector<bool> begun_;        // [microbatch]
   int num_begun_ = 0;

@@ -72,6 +72,7 @@ void BM_PlanBaseline(benchmark::State& state, Baseline baseline) {
 BENCHMARK_CAPTURE(BM_PlanBaseline, megatron, Baseline::kMegatron);
 BENCHMARK_CAPTURE(BM_PlanBaseline, interleaved_1f1b,
                   Baseline::kInterleaved1f1b);
+BENCHMARK_CAPTURE(BM_PlanBaseline, optimus, Baseline::kOptimus);
 
 }  // namespace
 }  // namespace pipeweaver::search
