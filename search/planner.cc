@@ -255,7 +255,7 @@ class Planner : public StepPlanner {
     if (const std::optional<Baseline> baseline = BaselineFromName(name)) {
       return PlanByBaseline(
           job, options.reference == nullptr ? batch : *options.reference, batch,
-          *baseline);
+          *baseline, options.search.budget.cancelled);
     }
     const std::unique_ptr<Strategy> strategy = MakeStrategy(name);
     if (strategy == nullptr) {
@@ -551,15 +551,15 @@ class Planner : public StepPlanner {
     return most;
   }
 
-  static absl::StatusOr<StepPlan> PlanByBaseline(const PlannableJob& job,
-                                                 const semu::Batch& reference,
-                                                 const semu::Batch& batch,
-                                                 Baseline baseline) {
+  static absl::StatusOr<StepPlan> PlanByBaseline(
+      const PlannableJob& job, const semu::Batch& reference,
+      const semu::Batch& batch, Baseline baseline,
+      const std::atomic<bool>* cancelled) {
     StepPlan plan;
     const WallClock::time_point start = WallClock::now();
-    PW_ASSIGN_OR_RETURN(
-        BaselinePlan planned,
-        PlanBaseline(baseline, job.job, reference, batch, *job.costs));
+    PW_ASSIGN_OR_RETURN(BaselinePlan planned,
+                        PlanBaseline(baseline, job.job, reference, batch,
+                                     *job.costs, cancelled));
     plan.report.search_ns = NanosecondsSince(start);
     plan.report.strategy = std::string(BaselineName(baseline));
     plan.report.finished = true;

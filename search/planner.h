@@ -137,8 +137,9 @@ class StepPlanner {
 
   // Validates nothing that job_proto.h has validated; proposes a layout where
   // `pinned` is absent. Errors: INVALID_ARGUMENT for a pinned layout that
-  // breaks a rule; RESOURCE_EXHAUSTED when weights, the safe program or a
-  // sample do not fit, naming rank, bytes and limit; CANCELLED.
+  // breaks a rule, or times and sizes out of proportion; RESOURCE_EXHAUSTED
+  // when weights, the safe program or a sample do not fit, naming rank, bytes
+  // and limit; CANCELLED.
   virtual absl::StatusOr<std::shared_ptr<const PlannableJob>> Prepare(
       const semu::Job& job, const std::optional<semu::Layout>& pinned,
       const PrepareOptions& options) const = 0;
@@ -146,9 +147,11 @@ class StepPlanner {
   // What costs layers where PrepareOptions say nothing else. Never null.
   virtual std::shared_ptr<const semu::CostModel> Costs() const = 0;
 
-  // Plans a step. Errors: RESOURCE_EXHAUSTED when the batch does not fit in
-  // memory; FAILED_PRECONDITION when the strategy does not apply;
-  // INVALID_ARGUMENT for a strategy that does not exist.
+  // Plans a step. Of the search's budget, baselines heed `cancelled` alone.
+  // Errors: RESOURCE_EXHAUSTED when the batch does not fit in memory;
+  // FAILED_PRECONDITION when the strategy does not apply; INVALID_ARGUMENT for
+  // a strategy that does not exist, or times and sizes out of proportion;
+  // CANCELLED for a baseline.
   virtual absl::StatusOr<StepPlan> Plan(const PlannableJob& job,
                                         const semu::Batch& batch,
                                         const PlanOptions& options) const = 0;

@@ -51,11 +51,13 @@ struct Best {
 class BaselinePlanner {
  public:
   BaselinePlanner(const Job& job, const Batch& reference, const Batch& batch,
-                  const semu::CostModel& costs)
+                  const semu::CostModel& costs,
+                  const std::atomic<bool>* cancelled)
       : job_(job),
         reference_(reference),
         batch_(batch),
         costs_(costs),
+        cancelled_(cancelled),
         modules_(semu::TopologicalOrder(job)),
         ranks_(job.parallelism.pipeline_parallel),
         microbatches_(static_cast<int>(batch.microbatches.size())) {}
@@ -159,11 +161,18 @@ class BaselinePlanner {
   bool found() const { return best_.plan.has_value(); }
 
   absl::StatusOr<BaselinePlan> Result() {
+    PW_RETURN_IF_ERROR(CheckCancelled());
     if (best_.plan.has_value()) return *std::move(best_.plan);
     return best_.failure;
   }
 
  private:
+  bool Cancelled() const { return cancelled_ != nullptr && cancelled_->load(); }
+  absl::Status CheckCancelled() const {
+    return Cancelled() ? absl::CancelledError("the baseline was cancelled")
+                       : absl::OkStatus();
+  }
+
   ChainOrders OrdersOf(ChainRule rule, int virtual_stages) const {
     ChainOrders orders;
     for (int r = 0; r < ranks_; ++r) {
@@ -194,6 +203,7 @@ class BaselinePlanner {
                                const MemoryPlan& memory, int virtual_stages,
                                MemoryStrategy strategy, bool split,
                                const Scheduler& scheduler) {
+    PW_RETURN_IF_ERROR(CheckCancelled());
     PW_ASSIGN_OR_RETURN(
         StepProblem step,
         BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch_,
@@ -248,7 +258,8 @@ class BaselinePlanner {
     chain->virtual_stage[module] = {-1};
   }
 
-  // Fewer and fewer microbatches begun at once, from all of them on.
+  // Fewer and fewer microbatches begun at once, from all of them on; none once
+  // cancelled.
   std::vector<Schedule> FillAll(const Problem& problem,
                                 const ProblemGraph& graph,
                                 const Schedule& order) const {
@@ -258,6 +269,7 @@ class BaselinePlanner {
       if (begun > microbatches_) continue;
       for (const bool backward_first : {false, true}) {
         for (const bool waits : {false, true}) {
+          if (Cancelled()) return {};
           std::optional<Schedule> schedule = FillBubbles(
               problem, graph, order, {begun, backward_first, waits});
           if (schedule.has_value()) schedules.push_back(*std::move(schedule));
@@ -271,7 +283,8 @@ class BaselinePlanner {
   const Batch& reference_;
   const Batch& batch_;
   const semu::CostModel& costs_;
-  const std::vector<int> modules_;  // in topological order
+  const std::atomic<bool>* const cancelled_;  // may be null
+  const std::vector<int> modules_;            // in topological order
   const int ranks_;
   const int microbatches_;
   Best best_;
@@ -360,7 +373,7 @@ absl::StatusOr<BaselinePlan> PlanStatically(absl::Span<const StaticPlan> plans,
                                             const Job& job, const Batch& batch,
                                             const semu::CostModel& costs) {
   PW_CHECK(!plans.empty());
-  BaselinePlanner planner(job, batch, batch, costs);
+  BaselinePlanner planner(job, batch, batch, costs, /*cancelled=*/nullptr);
   for (const StaticPlan& plan : plans) {
     PW_RETURN_IF_ERROR(planner.TryStaticPlan(plan));
     if (planner.found()) break;
@@ -371,7 +384,8 @@ absl::StatusOr<BaselinePlan> PlanStatically(absl::Span<const StaticPlan> plans,
 absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
                                           const Batch& reference,
                                           const Batch& batch,
-                                          const semu::CostModel& costs) {
+                                          const semu::CostModel& costs,
+                                          const std::atomic<bool>* cancelled) {
   const int ranks = job.parallelism.pipeline_parallel;
   const int microbatches = static_cast<int>(batch.microbatches.size());
   const std::vector<int> modules = semu::TopologicalOrder(job);
@@ -385,7 +399,7 @@ absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
     return CutsByTime(weights, ranks, chunks_per_rank, job.memory_budget_bytes);
   };
 
-  BaselinePlanner planner(job, reference, batch, costs);
+  BaselinePlanner planner(job, reference, batch, costs, cancelled);
   switch (baseline) {
     case Baseline::kMegatron:
       PW_RETURN_IF_ERROR(
@@ -398,8 +412,9 @@ absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
       PW_RETURN_IF_ERROR(planner.TryInterleaved(weights, false, most_stages));
       break;
     case Baseline::kNnScaler: {
-      PW_ASSIGN_OR_RETURN(const std::vector<StaticPlan> plans,
-                          FindStaticPlans(job, reference, microbatches, costs));
+      PW_ASSIGN_OR_RETURN(
+          const std::vector<StaticPlan> plans,
+          FindStaticPlans(job, reference, microbatches, costs, cancelled));
       return PlanStatically(plans, job, batch, costs);
     }
     case Baseline::kOptimus:

@@ -4,6 +4,7 @@
 #ifndef SEARCH_PARTITION_BASELINES_H_
 #define SEARCH_PARTITION_BASELINES_H_
 
+#include <atomic>
 #include <optional>
 
 #include "absl/status/statusor.h"
@@ -78,13 +79,13 @@ struct BaselinePlan {
 // than ranks, or more than 2^20 microbatches times ranks; for zb-h1 and zb-v,
 // the executor cannot split backwards; for zb-v, it has no V placement, one
 // segment, or one layer a rank; for optimus*, several modules are consumed by
-// none, or the one that is not has fewer layers than ranks; those of
-// WeighChain, FindStaticPlans and BuildStepProblem.
-absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline,
-                                          const semu::Job& job,
-                                          const semu::Batch& reference,
-                                          const semu::Batch& batch,
-                                          const semu::CostModel& costs);
+// none, or the one that is not has fewer layers than ranks; CANCELLED once
+// `cancelled`, which may be null, is set; those of WeighChain, FindStaticPlans
+// and BuildStepProblem.
+absl::StatusOr<BaselinePlan> PlanBaseline(
+    Baseline baseline, const semu::Job& job, const semu::Batch& reference,
+    const semu::Batch& batch, const semu::CostModel& costs,
+    const std::atomic<bool>* cancelled = nullptr);
 
 // The first of `plans` that fits along the order of `batch`: nnscaler* whose
 // plans are at hand. REQUIRES: plans were found for as many microbatches.

@@ -3,6 +3,7 @@
 #include "search/partition/baselines.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -174,6 +175,32 @@ TEST(PlanBaselineTest, TimesThatSumUpToTooMuchAreInvalid) {
     const auto plan = PlanBaseline(baseline, job, batch, batch, SlowestCost());
     EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(plan.status().message(), HasSubstr("all layers take"));
+  }
+}
+
+// Sets a flag as soon as a cost is asked for.
+class CancellingCost : public semu::OpGraphCost {
+ public:
+  semu::LayerCost Cost(const semu::Platform& platform,
+                       const semu::LayerQuery& query) const override {
+    cancelled = true;
+    return OpGraphCost::Cost(platform, query);
+  }
+
+  mutable std::atomic<bool> cancelled = false;
+};
+
+TEST(PlanBaselineTest, EndsWhenCancelled) {
+  const v1::Job proto = *semu::MakeSetup("vlm-s");
+  const semu::Job job = *semu::JobFromProto(proto);
+  const semu::Batch batch = *semu::BatchFromProto(
+      *semu::SampleBatch(proto, {.microbatches = 4}), job);
+  for (Baseline baseline : AllBaselines()) {
+    SCOPED_TRACE(BaselineName(baseline));
+    const CancellingCost costs;
+    const auto plan =
+        PlanBaseline(baseline, job, batch, batch, costs, &costs.cancelled);
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kCancelled);
   }
 }
 

@@ -243,8 +243,8 @@ absl::StatusOr<LayerTimes> MeanLayerTimes(const Job& job,
   if (sum_ns > static_cast<double>(kMostWeightSum)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "all layers take ", sum_ns,
-        " ns for the mean microbatch of the batch: must be at most ",
-        kMostWeightSum, "; device or items are out of proportion"));
+        " ns for a mean microbatch: must be at most ", kMostWeightSum,
+        "; device or items are out of proportion"));
   }
   return means;
 }

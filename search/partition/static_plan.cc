@@ -151,7 +151,12 @@ absl::StatusOr<Candidate> MakeCandidate(const Job& job, const Chain& chain,
 
 absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     const Job& job, const semu::Batch& reference, int microbatches,
-    const semu::CostModel& costs) {
+    const semu::CostModel& costs, const std::atomic<bool>* cancelled) {
+  const auto check_cancelled = [cancelled] {
+    return cancelled != nullptr && cancelled->load()
+               ? absl::CancelledError("the static plans were cancelled")
+               : absl::OkStatus();
+  };
   PW_CHECK(!reference.microbatches.empty() && microbatches >= 1);
   const int ranks = job.parallelism.pipeline_parallel;
   const std::vector<int> modules = semu::TopologicalOrder(job);
@@ -173,6 +178,7 @@ absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
         continue;
       }
       for (const semu::MemoryStrategy strategy : UniformStrategies(job)) {
+        PW_RETURN_IF_ERROR(check_cancelled());
         absl::StatusOr<Candidate> candidate = MakeCandidate(
             job, chain, *memory, strategy, reference, microbatches, costs);
         if (candidate.ok()) {
@@ -199,6 +205,7 @@ absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     if (i >= kSearched) continue;
     SearchOptions options;
     options.budget.evaluations = kEvaluations;
+    options.budget.cancelled = cancelled;
     const absl::StatusOr<SearchResult> found = PortfolioStrategy().Solve(
         BuildProblemGraph(candidates[i].mean), options);
     if (!found.ok() || found->makespan_ns >= plans.back().mean_batch_ns) {
@@ -209,6 +216,7 @@ absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     searched.mean_batch_ns = found->makespan_ns;
     plans.push_back(std::move(searched));
   }
+  PW_RETURN_IF_ERROR(check_cancelled());
   std::stable_sort(plans.begin(), plans.end(), by_makespan);
   return plans;
 }

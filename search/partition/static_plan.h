@@ -4,6 +4,7 @@
 #ifndef SEARCH_PARTITION_STATIC_PLAN_H_
 #define SEARCH_PARTITION_STATIC_PLAN_H_
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -37,10 +38,11 @@ struct StaticPlan {
 //
 // Errors: RESOURCE_EXHAUSTED naming rank, bytes and limit when the weights fit
 // in no chain; INVALID_ARGUMENT when the mean batch breaks a rule of
-// ValidateProblem (its sums); those of WeighChain and BuildStepProblem.
+// ValidateProblem (its sums); CANCELLED once `cancelled`, which may be null, is
+// set; those of WeighChain and BuildStepProblem.
 absl::StatusOr<std::vector<StaticPlan>> FindStaticPlans(
     const semu::Job& job, const semu::Batch& reference, int microbatches,
-    const semu::CostModel& costs);
+    const semu::CostModel& costs, const std::atomic<bool>* cancelled = nullptr);
 
 }  // namespace pipeweaver::search
 
