@@ -33,6 +33,7 @@ constexpr Baseline kAll[] = {
     Baseline::kNnScaler, Baseline::kOptimus, Baseline::kNested,
     Baseline::kGpipe,    Baseline::kZbH1,    Baseline::kZbV};
 
+// Microbatches times ranks.
 constexpr int64_t kMostTurns = int64_t{1} << 20;
 
 using ChainOrders = std::vector<std::vector<ChainTurn>>;  // [rank]
@@ -47,6 +48,26 @@ struct Best {
   absl::Status failure =
       absl::FailedPreconditionError("no schedule of it fits the batch");
 };
+
+absl::Status DoesNotApply(Baseline baseline, absl::string_view why) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("baseline ", BaselineName(baseline), " ", why));
+}
+
+// Whether the baseline's orders by `rule` are short enough.
+absl::Status CheckTurns(Baseline baseline, ChainRule rule, int ranks,
+                        int microbatches, int virtual_stages) {
+  const int filled =
+      FilledMicrobatches(rule, ranks, microbatches, virtual_stages);
+  if (int64_t{ranks} * filled <= kMostTurns) return absl::OkStatus();
+  return DoesNotApply(
+      baseline,
+      absl::StrCat("has ", filled, " microbatches on ", ranks, " ranks, ",
+                   filled - microbatches,
+                   " of which fill its order up: their product must be at "
+                   "most ",
+                   kMostTurns));
+}
 
 class BaselinePlanner {
  public:
@@ -108,7 +129,10 @@ class BaselinePlanner {
                        "each of the ",
                        ranks_, " ranks"));
     }
-    for (int v = 1; v <= std::min(most_stages, layers / ranks_); ++v) {
+    most_stages = std::min(most_stages, layers / ranks_);
+    PW_RETURN_IF_ERROR(CheckTurns(Baseline::kOptimus, ChainRule::k1f1b, ranks_,
+                                  microbatches_, most_stages));
+    for (int v = 1; v <= most_stages; ++v) {
       for (const std::vector<int>& cut :
            CutsByTime(weights, ranks_, v, job_.memory_budget_bytes)) {
         Chain chain = MakeChain(job_, {backbone}, cut, /*v_shaped=*/false);
@@ -291,25 +315,15 @@ class BaselinePlanner {
   bool fits_ = false;  // the strategy tried last
 };
 
-absl::Status DoesNotApply(Baseline baseline, absl::string_view why) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("baseline ", BaselineName(baseline), " ", why));
-}
-
+// `most_stages`: virtual stages, where the baseline interleaves.
 absl::Status CheckApplies(Baseline baseline, const Job& job, int layers,
-                          int microbatches) {
+                          int microbatches, int most_stages) {
   const int ranks = job.parallelism.pipeline_parallel;
   if (layers < ranks) {
     return DoesNotApply(baseline,
                         absl::StrCat("needs a layer a rank: the job "
                                      "has ",
                                      layers, " layers on ", ranks, " ranks"));
-  }
-  if (int64_t{ranks} * microbatches > kMostTurns) {
-    return DoesNotApply(
-        baseline,
-        absl::StrCat("has ", microbatches, " microbatches on ", ranks,
-                     " ranks: their product must be at most ", kMostTurns));
   }
   if ((baseline == Baseline::kZbH1 || baseline == Baseline::kZbV) &&
       !job.executor.split_backward) {
@@ -331,7 +345,24 @@ absl::Status CheckApplies(Baseline baseline, const Job& job, int layers,
                                        layers, " layers on ", ranks, " ranks"));
     }
   }
-  return absl::OkStatus();
+  switch (baseline) {
+    case Baseline::kMegatron:
+    case Baseline::kInterleaved1f1b:
+    case Baseline::kNnScaler:
+      return CheckTurns(baseline, ChainRule::k1f1b, ranks, microbatches,
+                        most_stages);
+    case Baseline::kZbV:
+      return CheckTurns(baseline, ChainRule::kZeroBubbleV, ranks, microbatches,
+                        /*virtual_stages=*/2);
+    case Baseline::k1f1b:
+    case Baseline::kOptimus:  // its backbone's virtual stages are checked later
+    case Baseline::kNested:
+    case Baseline::kGpipe:
+    case Baseline::kZbH1:
+      return CheckTurns(baseline, ChainRule::k1f1b, ranks, microbatches,
+                        /*virtual_stages=*/1);
+  }
+  PW_CHECK(false && "unknown baseline");
 }
 
 }  // namespace
@@ -392,9 +423,10 @@ absl::StatusOr<BaselinePlan> PlanBaseline(Baseline baseline, const Job& job,
   PW_ASSIGN_OR_RETURN(const ChainWeights weights,
                       WeighChain(job, modules, reference, costs));
   const int layers = static_cast<int>(weights.bytes.size());
-  PW_RETURN_IF_ERROR(CheckApplies(baseline, job, layers, microbatches));
   const int most_stages =
       std::min({kMostVirtualStages, job.executor.max_segments, layers / ranks});
+  PW_RETURN_IF_ERROR(
+      CheckApplies(baseline, job, layers, microbatches, most_stages));
   const auto cuts = [&](int chunks_per_rank) {
     return CutsByTime(weights, ranks, chunks_per_rank, job.memory_budget_bytes);
   };

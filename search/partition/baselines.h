@@ -76,12 +76,12 @@ struct BaselinePlan {
 //
 // Errors: RESOURCE_EXHAUSTED naming rank, bytes and limit when nothing fits;
 // FAILED_PRECONDITION when the baseline does not apply: there are fewer layers
-// than ranks, or more than 2^20 microbatches times ranks; for zb-h1 and zb-v,
-// the executor cannot split backwards; for zb-v, it has no V placement, one
-// segment, or one layer a rank; for optimus*, several modules are consumed by
-// none, or the one that is not has fewer layers than ranks; CANCELLED once
-// `cancelled`, which may be null, is set; those of WeighChain, FindStaticPlans
-// and BuildStepProblem.
+// than ranks, or more than 2^20 microbatches times ranks, those that fill an
+// order up (layer_chain.h) included; for zb-h1 and zb-v, the executor cannot
+// split backwards; for zb-v, it has no V placement, one segment, or one layer a
+// rank; for optimus*, several modules are consumed by none, or the one that is
+// not has fewer layers than ranks; CANCELLED once `cancelled`, which may be
+// null, is set; those of WeighChain, FindStaticPlans and BuildStepProblem.
 absl::StatusOr<BaselinePlan> PlanBaseline(
     Baseline baseline, const semu::Job& job, const semu::Batch& reference,
     const semu::Batch& batch, const semu::CostModel& costs,

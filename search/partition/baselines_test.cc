@@ -178,6 +178,36 @@ TEST(PlanBaselineTest, TimesThatSumUpToTooMuchAreInvalid) {
   }
 }
 
+TEST(PlanBaselineTest, MicrobatchesThatFillAnOrderUpAreBoundedToo) {
+  semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  job.parallelism.pipeline_parallel = 1200;
+  for (semu::Module& module : job.modules) {
+    module.layers = {module.layers[1]};
+    module.layers[0].count = 2400;
+  }
+  semu::Microbatch microbatch;
+  microbatch.item_tokens = {{64}, {100}};
+  microbatch.uses = {{semu::ItemUse{0, 0}}};
+  semu::Batch batch;
+  batch.microbatches.assign(64, microbatch);
+  for (Baseline baseline :
+       {Baseline::kMegatron, Baseline::kInterleaved1f1b, Baseline::kNnScaler,
+        Baseline::kOptimus, Baseline::kZbV}) {
+    const absl::Status status =
+        PlanBaseline(baseline, job, batch, batch, semu::OpGraphCost()).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(
+        status.message(),
+        HasSubstr(absl::StrCat(
+            "baseline ", BaselineName(baseline), " has ",
+            baseline == Baseline::kZbV
+                ? "2399 microbatches on 1200 ranks, 2335"
+                : "1200 microbatches on 1200 ranks, 1136",
+            " of which fill its order up: their product must be at most "
+            "1048576")));
+  }
+}
+
 // Sets a flag as soon as a cost is asked for.
 class CancellingCost : public semu::OpGraphCost {
  public:

@@ -26,9 +26,9 @@ constexpr double kWeightShares[] = {0.8, 0.65, 0.5, 0.35};
 std::vector<ChainTurn> OneForwardOneBackward(int ranks, int rank,
                                              int microbatches,
                                              int virtual_stages) {
-  const int groups = (microbatches + ranks - 1) / ranks;
-  const int filled = virtual_stages == 1 ? microbatches : groups * ranks;
-  const int total = filled * virtual_stages;
+  const int total =
+      virtual_stages *
+      FilledMicrobatches(ChainRule::k1f1b, ranks, microbatches, virtual_stages);
   const auto turn = [&](StageKind kind, int k) {
     if (virtual_stages == 1) return ChainTurn{kind, k, 0};
     const int in_group = k % (ranks * virtual_stages);
@@ -42,17 +42,17 @@ std::vector<ChainTurn> OneForwardOneBackward(int ranks, int rank,
       total,
       virtual_stages == 1 ? ahead : 2 * ahead + (virtual_stages - 1) * ranks);
   std::vector<ChainTurn> order;
-  order.reserve(2 * total);
-  for (int k = 0; k < warm_up; ++k) {
-    order.push_back(turn(StageKind::kForward, k));
-  }
+  order.reserve(2 * microbatches * virtual_stages);
+  const auto add = [&](StageKind kind, int k) {
+    const ChainTurn added = turn(kind, k);
+    if (added.microbatch < microbatches) order.push_back(added);
+  };
+  for (int k = 0; k < warm_up; ++k) add(StageKind::kForward, k);
   for (int k = warm_up; k < total; ++k) {
-    order.push_back(turn(StageKind::kForward, k));
-    order.push_back(turn(StageKind::kBackward, k - warm_up));
+    add(StageKind::kForward, k);
+    add(StageKind::kBackward, k - warm_up);
   }
-  for (int k = total - warm_up; k < total; ++k) {
-    order.push_back(turn(StageKind::kBackward, k));
-  }
+  for (int k = total - warm_up; k < total; ++k) add(StageKind::kBackward, k);
   return order;
 }
 
@@ -88,18 +88,21 @@ std::vector<ChainTurn> ZeroBubbleH1(int ranks, int rank, int microbatches) {
 }
 
 std::vector<ChainTurn> ZeroBubbleV(int ranks, int rank, int microbatches) {
-  // The form needs 2 * ranks - 1 microbatches.
-  const int n = std::max(2 * ranks - 1, microbatches);
+  const int n = FilledMicrobatches(ChainRule::kZeroBubbleV, ranks, microbatches,
+                                   /*virtual_stages=*/2);
   std::vector<ChainTurn> order;
+  const auto add = [&](StageKind kind, int microbatch, int v) {
+    if (microbatch < microbatches) order.push_back({kind, microbatch, v});
+  };
   int forwards[2] = {}, gradients[2] = {}, weights[2] = {};
   const auto forward = [&](int v) {
-    order.push_back({StageKind::kForward, forwards[v]++, v});
+    add(StageKind::kForward, forwards[v]++, v);
   };
   const auto gradient = [&](int v) {
-    order.push_back({StageKind::kInputGrad, gradients[v]++, v});
+    add(StageKind::kInputGrad, gradients[v]++, v);
   };
   const auto weight = [&](int v) {
-    order.push_back({StageKind::kWeightGrad, weights[v]++, v});
+    add(StageKind::kWeightGrad, weights[v]++, v);
   };
   // Warm-up: the way down fills the ranks, then forwards of both ways in turn.
   for (int i = 0; i < 2 * (ranks - rank) - 1; ++i) forward(0);
@@ -219,6 +222,15 @@ Chain MakeChain(const Job& job, absl::Span<const int> modules,
     }
   }
   return chain;
+}
+
+int FilledMicrobatches(ChainRule rule, int ranks, int microbatches,
+                       int virtual_stages) {
+  if (rule == ChainRule::kZeroBubbleV) {
+    return std::max(2 * ranks - 1, microbatches);
+  }
+  if (virtual_stages == 1) return microbatches;
+  return (microbatches + ranks - 1) / ranks * ranks;
 }
 
 std::vector<ChainTurn> ChainOrder(ChainRule rule, int ranks, int rank,

@@ -71,7 +71,7 @@ struct ChainTurn {
 enum class ChainRule {
   // 1F1B where there is one virtual stage, else interleaved in groups of
   // `ranks` microbatches (Narayanan et al., arXiv 2104.04473), the last group
-  // filled up with microbatches >= `microbatches`.
+  // filled up.
   k1f1b,
   // All forwards, then all backwards. One virtual stage.
   kGpipe,
@@ -80,13 +80,17 @@ enum class ChainRule {
   // One virtual stage.
   kZeroBubbleH1,
   // The closed form over a V of two virtual stages (ZB-V; Qi et al., arXiv
-  // 2405.15362), with microbatches >= `microbatches` where there are less than
-  // 2 * ranks - 1.
+  // 2405.15362), filled up to 2 * ranks - 1 microbatches.
   kZeroBubbleV,
 };
 
-// A rank's order. Turns of microbatches >= `microbatches` are to be skipped;
-// leaving turns out keeps an order free of deadlock.
+// How many microbatches an order is made for: `microbatches`, and those that
+// fill it up.
+int FilledMicrobatches(ChainRule rule, int ranks, int microbatches,
+                       int virtual_stages);
+
+// A rank's order. Microbatches that fill it up are left out in the end, which
+// keeps it free of deadlock; they cost time alone.
 std::vector<ChainTurn> ChainOrder(ChainRule rule, int ranks, int rank,
                                   int microbatches, int virtual_stages);
 

@@ -58,7 +58,7 @@ Schedule PlainSchedule(ChainRule rule, int ranks, int microbatches,
     std::vector<ScheduledStage>& out = schedule.ranks.emplace_back();
     for (const ChainTurn& turn :
          ChainOrder(rule, ranks, r, microbatches, virtual_stages)) {
-      if (turn.microbatch >= microbatches) continue;
+      EXPECT_LT(turn.microbatch, microbatches);
       const int sweep = turn.microbatch * virtual_stages + turn.virtual_stage;
       const bool down =
           rule == ChainRule::kZeroBubbleV && turn.virtual_stage == 1;
@@ -77,6 +77,14 @@ CheckedSchedule Check(ChainRule rule, int ranks, int microbatches,
       << ranks << " ranks, " << microbatches << " microbatches, "
       << virtual_stages << " stages: " << checked.status();
   return checked.ok() ? *checked : CheckedSchedule();
+}
+
+TEST(FilledMicrobatchesTest, AreWholeGroupsOrWhatAVNeeds) {
+  EXPECT_EQ(FilledMicrobatches(ChainRule::k1f1b, 4, 5, 1), 5);
+  EXPECT_EQ(FilledMicrobatches(ChainRule::k1f1b, 4, 5, 2), 8);
+  EXPECT_EQ(FilledMicrobatches(ChainRule::k1f1b, 4, 8, 2), 8);
+  EXPECT_EQ(FilledMicrobatches(ChainRule::kZeroBubbleV, 4, 5, 2), 7);
+  EXPECT_EQ(FilledMicrobatches(ChainRule::kZeroBubbleV, 4, 9, 2), 9);
 }
 
 TEST(ChainOrderTest, OneForwardOneBackwardHasItsKnownLength) {

@@ -76,12 +76,11 @@ Problem MeanProblem(const Chain& chain, const StepProblem& step,
 }
 
 Schedule ToSchedule(const std::vector<std::vector<ChainTurn>>& order,
-                    int microbatches, int virtual_stages) {
+                    int virtual_stages) {
   Schedule schedule;
   for (size_t r = 0; r < order.size(); ++r) {
     std::vector<ScheduledStage>& rank = schedule.ranks.emplace_back();
     for (const ChainTurn& turn : order[r]) {
-      if (turn.microbatch >= microbatches) continue;
       rank.push_back({turn.kind,
                       turn.microbatch * virtual_stages + turn.virtual_stage,
                       static_cast<int>(r), 0});
@@ -139,8 +138,7 @@ absl::StatusOr<Candidate> MakeCandidate(const Job& job, const Chain& chain,
                                     chain.virtual_stages));
   }
   const ProblemGraph graph = BuildProblemGraph(candidate.mean);
-  const Schedule schedule =
-      ToSchedule(plan.order, microbatches, chain.virtual_stages);
+  const Schedule schedule = ToSchedule(plan.order, chain.virtual_stages);
   PW_ASSIGN_OR_RETURN(const StageTimes times, TimeSchedule(graph, schedule));
   PW_RETURN_IF_ERROR(CheckMemory(graph, schedule));
   plan.mean_batch_ns = times.makespan_ns;
