@@ -234,7 +234,7 @@ TEST(PlannerTest, OffloadsWhereThatIsShorter) {
     proto.mutable_executor()->set_offload(offload);
     const semu::Job job = *semu::JobFromProto(proto);
     const auto prepared =
-        planner->Prepare(job, PlanLayout(job, semu::OpGraphCost()), {});
+        planner->Prepare(job, *PlanLayout(job, semu::OpGraphCost()), {});
     ASSERT_TRUE(prepared.ok()) << prepared.status();
     const auto plan = planner->Plan(**prepared, batch, Evaluations(200));
     ASSERT_TRUE(plan.ok()) << plan.status();

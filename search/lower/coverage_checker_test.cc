@@ -40,7 +40,7 @@ Case MakeCase(const std::string& setup, bool forward_only = false) {
   const semu::OpGraphCost costs;
   const std::vector<int64_t> limits(c.job.parallelism.pipeline_parallel,
                                     int64_t{1} << 40);
-  c.step = *BuildStepProblem(c.job, PlanLayout(c.job, costs), limits, c.batch,
+  c.step = *BuildStepProblem(c.job, *PlanLayout(c.job, costs), limits, c.batch,
                              costs);
   return c;
 }
