@@ -39,7 +39,9 @@ int64_t LowerBound(const ProblemGraph& graph);
 // reversed, B for F; both ends add up when nothing had to be taken off. The
 // bound is the best over sets X = {F on b whose way is at least so long}.
 //
-// O(ranks * edges). As times, it may need all 64 bits.
+// O(ranks * edges); of ranks for which that would take long only those are
+// looked at whose bound is the highest without it. As times, it may need all 64
+// bits.
 int64_t FlowLowerBound(const ProblemGraph& graph);
 
 // Both at once, for less than one after the other.

@@ -71,6 +71,17 @@ TEST(FlowLowerBoundTest, ShortSweepsInFrontDoNotFillThePipeline) {
   EXPECT_EQ(both.flow_ns, 159);
 }
 
+// Not rank by rank over all pairs: that would be minutes.
+TEST(FlowLowerBoundTest, ManyRanksTakeNoLonger) {
+  std::vector<std::vector<int64_t>> forwards(30);
+  for (size_t i = 0; i < forwards.size(); ++i) {
+    forwards[i].assign(4096, 1 + static_cast<int64_t>(i % 3));
+  }
+  const ProblemGraph graph = BuildProblemGraph(Pipeline(4096, forwards));
+  const LowerBounds bounds = FindLowerBounds(graph);
+  EXPECT_GE(bounds.flow_ns, bounds.path_ns);
+}
+
 TEST(FlowLowerBoundTest, FindsTheLongSweepsAmongShortOnesOfEveryLength) {
   // 60 encoder sweeps of 60 lengths, then one long sweep for them all.
   std::vector<std::vector<int64_t>> forwards;
