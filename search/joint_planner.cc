@@ -148,7 +148,15 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
   BudgetPieces budget(options.search.budget);
   std::vector<absl::StatusOr<StepPlan>> plans;
   const double equal_share = kFirstShare / replicas;
+  const std::atomic<bool>* cancelled = options.search.budget.cancelled;
+  const auto ended = [cancelled] {
+    return cancelled != nullptr && cancelled->load();
+  };
   for (const semu::Batch* batch : batches) {
+    if (ended()) {
+      plans.push_back(absl::CancelledError("not planned: cancelled"));
+      continue;
+    }
     PlanOptions first = options;
     first.search.budget = budget.Piece(equal_share);
     plans.push_back(planner.Plan(job, *batch, first));
@@ -156,7 +164,7 @@ std::vector<absl::StatusOr<StepPlan>> PlanJointly(
   }
   std::vector<double> share(replicas, equal_share);
   std::vector<int> fruitless(replicas, 0);
-  while (budget.left()) {
+  while (budget.left() && !ended()) {
     int slowest = -1;
     for (int r = 0; r < replicas; ++r) {
       if (plans[r].ok() &&

@@ -25,8 +25,8 @@ namespace pipeweaver::search {
 // of evaluations makes the plans depend on the input alone.
 //
 // Returns one result a replica, in order. Errors of each: those of
-// StepPlanner::Plan. REQUIRES: a budget of evaluations or a deadline; default
-// strategy; no jitter.
+// StepPlanner::Plan; CANCELLED. REQUIRES: a budget of evaluations or a
+// deadline; default strategy; no jitter.
 std::vector<absl::StatusOr<StepPlan>> PlanJointly(
     const StepPlanner& planner, const PlannableJob& job,
     absl::Span<const semu::Batch* const> batches, const PlanOptions& options);

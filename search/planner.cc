@@ -23,6 +23,7 @@
 #include "search/problem/timing.h"
 #include "search/strategy/registry.h"
 #include "search/strategy/worker_pool.h"
+#include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/op_graph_cost.h"
 
@@ -36,19 +37,20 @@ int64_t NanosecondsSince(WallClock::time_point start) {
 }
 
 // One microbatch with as many tokens as the job says a microbatch may have, in
-// items of at most `most_item_tokens`, [module], and the largest shape bucket;
-// along every edge each item is consumed once.
+// items of at most `most_item_tokens`, [module], and the largest shape bucket,
+// or kMostBucketsFilled items; along every edge each item is consumed once.
 semu::Batch HeaviestBatch(const semu::Job& job,
                           absl::Span<const int64_t> most_item_tokens) {
   const std::vector<int64_t>& buckets = job.executor.shape_buckets;
   semu::Microbatch microbatch;
   for (size_t m = 0; m < job.modules.size(); ++m) {
-    int64_t most = most_item_tokens[m];
-    if (!buckets.empty()) {
-      most = std::min(most, *std::max_element(buckets.begin(), buckets.end()));
-    }
+    const int64_t tokens = job.max_microbatch_tokens[m];
+    int64_t most =
+        std::max(most_item_tokens[m], (tokens + semu::kMostBucketsFilled - 1) /
+                                          semu::kMostBucketsFilled);
+    if (!buckets.empty()) most = std::min(most, buckets.back());
     std::vector<int64_t>& items = microbatch.item_tokens.emplace_back();
-    for (int64_t left = job.max_microbatch_tokens[m]; left > 0; left -= most) {
+    for (int64_t left = tokens; left > 0; left -= most) {
       items.push_back(std::min(left, most));
     }
   }

@@ -83,7 +83,7 @@ JobRegistry::TryRegisterLocked(const Registration& registration) {
   next.attempt = NextAttempt(job.attempt, registration);
   next.layout_confirmed =
       next.layout_confirmed || registration.pinned.has_value();
-  return Answer(entry, registration.request_id, std::move(next));
+  return Answer(entry, registration, std::move(next));
 }
 
 absl::StatusOr<std::shared_ptr<const RegisteredJob>> JobRegistry::Commit(
@@ -108,7 +108,7 @@ absl::StatusOr<std::shared_ptr<const RegisteredJob>> JobRegistry::Commit(
   job.cost_version = std::move(prepared.cost_version);
   job.costs = std::move(prepared.costs);
   Entry& entry = it == jobs_.end() ? jobs_[name] : it->second;
-  return Answer(entry, registration.request_id, std::move(job));
+  return Answer(entry, registration, std::move(job));
 }
 
 bool JobRegistry::Reprice(absl::string_view name, PreparedJob prepared) {
@@ -136,10 +136,11 @@ uint64_t JobRegistry::NextAttempt(uint64_t latest,
 }
 
 std::shared_ptr<const RegisteredJob> JobRegistry::Answer(
-    Entry& entry, const std::string& request_id, RegisteredJob job) {
-  job.request_id = request_id;
+    Entry& entry, const Registration& registration, RegisteredJob job) {
+  job.request_id = registration.request_id;
+  if (job.attempt != registration.attempt) entry.handed_out = job.attempt;
   entry.job = std::make_shared<const RegisteredJob>(std::move(job));
-  entry.answered.emplace_back(request_id, entry.job);
+  entry.answered.emplace_back(registration.request_id, entry.job);
   if (entry.answered.size() > kRequestIdsKept) entry.answered.pop_front();
   return entry.job;
 }
@@ -200,7 +201,7 @@ absl::Status JobRegistry::Remove(absl::string_view name) {
   MutexLock lock(&mutex_);
   const auto it = jobs_.find(name);
   if (it == jobs_.end()) return NotRegistered(name);
-  attempts_before_ = std::max(attempts_before_, it->second.job->attempt);
+  attempts_before_ = std::max(attempts_before_, it->second.handed_out);
   jobs_.erase(it);
   return absl::OkStatus();
 }

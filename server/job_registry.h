@@ -151,6 +151,8 @@ class JobRegistry {
         answered;
     JobStats stats;
     Clock::TimePoint used_at;
+    // Highest attempt that the registry counted up to.
+    uint64_t handed_out = 0;
   };
 
   absl::StatusOr<std::optional<std::shared_ptr<const RegisteredJob>>>
@@ -165,13 +167,13 @@ class JobRegistry {
   uint64_t NextAttempt(uint64_t latest, const Registration& registration) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static std::shared_ptr<const RegisteredJob> Answer(
-      Entry& entry, const std::string& request_id, RegisteredJob job);
+      Entry& entry, const Registration& registration, RegisteredJob job);
 
   const int max_jobs_;
   mutable Mutex mutex_;
   std::map<std::string, Entry, std::less<>> jobs_ ABSL_GUARDED_BY(mutex_);
-  // New attempts are above it: at least as high as any of a job that was
-  // removed.
+  // New attempts are above it: at least as high as any handed out to a job that
+  // was removed.
   uint64_t attempts_before_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -136,6 +136,15 @@ TEST(JobRegistryTest, ARunKeepsTheAttemptThatTheRegistryForgot) {
             102);
 }
 
+TEST(JobRegistryTest, WhatOneRunSaysOfItsAttemptIsNothingToOtherJobs) {
+  JobRegistry registry(4);
+  Registration far = MakeRegistration("vlm", "a");
+  far.attempt = uint64_t{1} << 39;
+  EXPECT_EQ((*Register(registry, far))->attempt, far.attempt);
+  ASSERT_TRUE(registry.Remove("vlm").ok());
+  EXPECT_EQ((*Register(registry, MakeRegistration("t2v", "a")))->attempt, 1);
+}
+
 TEST(JobRegistryTest, ALayoutIsConfirmedOnceAndForLaterAttempts) {
   JobRegistry registry(4);
   EXPECT_FALSE(

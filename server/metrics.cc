@@ -188,11 +188,10 @@ Metrics::Metrics(int max_job_labels)
                          "Lookups that found a plan of the same metadata.")
                     .Add({});
   jobs_ = &Gauges(registry_, "pipeweaver_jobs", "Jobs registered.").Add({});
-  queue_length_ =
-      &Gauges(registry_, "pipeweaver_queue_length",
-              "Steps, pinned registrations and work on costs that wait for a "
-              "planning thread.")
-           .Add({});
+  queue_length_ = &Gauges(registry_, "pipeweaver_queue_length",
+                          "Steps and pinned registrations that wait for a "
+                          "planning thread.")
+                       .Add({});
   searches_running_ = &Gauges(registry_, "pipeweaver_planning_threads_busy",
                               "Planning threads at work.")
                            .Add({});

@@ -76,15 +76,60 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
                      kNiceness),
       questions_(std::max(1, options.planner_threads / 2), options.max_queued,
                  std::numeric_limits<int>::max(), kNiceness),
+      learning_(/*threads=*/1, options.max_queued,
+                std::numeric_limits<int>::max(), kNiceness),
       fallbacks_(options.planner_threads + 1, std::numeric_limits<int>::max(),
                  options.planner_threads),
       keeper_([this] { KeepDeadlines(); }) {}
 
 PlannerCore::~PlannerCore() { Stop(); }
 
+// A joint search, or a question, from its beginning to its end.
+class PlannerCore::Running {
+ public:
+  // Sets `end` once all of `wanted_by` are set, or the core stops.
+  Running(PlannerCore* core, std::vector<CancelFlag> wanted_by, CancelFlag end)
+      : core_(core), wanted_by_(std::move(wanted_by)), end_(std::move(end)) {
+    MutexLock lock(&core_->running_mutex_);
+    place_ = core_->running_.insert(core_->running_.end(), this);
+    EndIfUnwanted();
+  }
+  ~Running() {
+    MutexLock lock(&core_->running_mutex_);
+    core_->running_.erase(place_);
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+  void EndIfUnwanted() {
+    if (core_->stopping_ ||
+        std::all_of(wanted_by_.begin(), wanted_by_.end(),
+                    [](const CancelFlag& flag) { return flag->load(); })) {
+      end_->store(true);
+    }
+  }
+
+ private:
+  PlannerCore* const core_;
+  const std::vector<CancelFlag> wanted_by_;
+  const CancelFlag end_;
+  std::list<Running*>::iterator place_;
+};
+
 void PlannerCore::EndRegistrations() {
   registrations_end_ = true;
-  registrations_.Stop();
+  registrations_.StopTaking();
+}
+
+void PlannerCore::BeginStop() {
+  stopping_ = true;
+  EndRegistrations();
+  table_.AbandonPending(absl::UnavailableError("the server shuts down"));
+  pool_.StopTaking();
+  questions_.StopTaking();
+  learning_.StopTaking();
+  fallbacks_.StopTaking();
+  DropCancelled();
 }
 
 void PlannerCore::Stop() {
@@ -94,11 +139,11 @@ void PlannerCore::Stop() {
     keeper_wake_.NotifyAll();
   }
   if (keeper_.joinable()) keeper_.join();
-  stopping_ = true;
-  table_.AbandonPending(absl::UnavailableError("the server shuts down"));
+  BeginStop();
   pool_.Stop();
   questions_.Stop();
-  EndRegistrations();
+  learning_.Stop();
+  registrations_.Stop();
   fallbacks_.Stop();
 }
 
@@ -115,16 +160,21 @@ void PlannerCore::RunQuestion(const std::string& job, CancelFlag cancelled,
     task(QueueFull());
     return;
   }
-  RunOn(questions_, job, std::move(cancelled), std::move(task));
+  RunOn(questions_, job, cancelled,
+        [this, cancelled, task = std::move(task)](absl::Status status) {
+          const Running running(this, {cancelled}, cancelled);
+          task(std::move(status));
+        });
 }
 
-void PlannerCore::RunTask(const std::string& job, CancelFlag cancelled,
-                          std::function<void(absl::Status)> task) {
-  if (!pool_.Reserve()) {
+void PlannerCore::RunLearning(const std::string& job,
+                              std::function<void(absl::Status)> task) {
+  if (!learning_.Reserve()) {
     task(QueueFull());
     return;
   }
-  RunOn(pool_, job, std::move(cancelled), std::move(task));
+  RunOn(learning_, job, std::make_shared<std::atomic<bool>>(false),
+        std::move(task));
 }
 
 void PlannerCore::RunOn(PlanningPool& pool, const std::string& job,
@@ -297,6 +347,14 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   if (submission.needed_in.has_value()) {
     request->seal_at = now + *submission.needed_in - options_.seal_margin;
   }
+  // Those that wait for other replicas leave half of the queue to others.
+  if (request->joint_wait.has_value() &&
+      JointWaiting() >= std::max(1, options_.max_queued / 2)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "queue: half full, of ", options_.max_queued,
+        " places (max_queued), of steps that wait for other replicas: try "
+        "again later"));
+  }
   // The place comes first: what the table accepts must also find a thread.
   if (!pool_.Reserve()) return QueueFull();
   StepResult replaced = nullptr;
@@ -350,6 +408,15 @@ void PlannerCore::JoinStep(const std::shared_ptr<const PendingStep>& step) {
   }
 }
 
+int PlannerCore::JointWaiting() const {
+  MutexLock lock(&joint_mutex_);
+  int waiting = 0;
+  for (const auto& [key, steps] : joint_) {
+    waiting += static_cast<int>(steps.size());
+  }
+  return waiting;
+}
+
 void PlannerCore::EndJointWaits() {
   std::map<JointKey, JointSteps> waiting;
   {
@@ -372,6 +439,10 @@ void PlannerCore::DropCancelled() {
   pool_.DropCancelled();
   registrations_.DropCancelled();
   questions_.DropCancelled();
+  {
+    MutexLock lock(&running_mutex_);
+    for (Running* running : running_) running->EndIfUnwanted();
+  }
   MutexLock lock(&joint_mutex_);
   for (auto it = joint_.begin(); it != joint_.end();) {
     DropCancelled(it->second);
@@ -516,10 +587,10 @@ absl::Status PlannerCore::ReportStep(StepReportIn report) {
   // Nobody executes a shadow step's programs.
   if (sealed->shadow) return absl::OkStatus();
   const std::string job = report.key.job;
-  RunTask(job, std::make_shared<std::atomic<bool>>(false),
-          [this, sealed, report = std::move(report)](absl::Status status) {
-            if (status.ok()) Learn(*sealed, report);
-          });
+  RunLearning(job,
+              [this, sealed, report = std::move(report)](absl::Status status) {
+                if (status.ok()) Learn(*sealed, report);
+              });
   return absl::OkStatus();
 }
 
@@ -569,14 +640,13 @@ absl::Status PlannerCore::AddMeasuredLayers(
 void PlannerCore::RepriceIfDue(
     const std::shared_ptr<const RegisteredJob>& job) {
   if (!job->costs->TakeDue()) return;
-  RunTask(job->name, std::make_shared<std::atomic<bool>>(false),
-          [this, job](absl::Status status) {
-            if (status.ok()) {
-              Reprice(job->name);
-            } else {
-              job->costs->NotPublished();
-            }
-          });
+  RunLearning(job->name, [this, job](absl::Status status) {
+    if (status.ok()) {
+      Reprice(job->name);
+    } else {
+      job->costs->NotPublished();
+    }
+  });
 }
 
 void PlannerCore::Reprice(const std::string& name) {
@@ -721,7 +791,11 @@ void PlannerCore::PlanJointSteps(
   joint.seed = steps[0]->request->seed;
   options.search.seed = joint.seed;
   options.search.threads = ThreadsForSearch();
-  budget.cancelled = &stopping_;
+  const auto ended = std::make_shared<std::atomic<bool>>(false);
+  std::vector<CancelFlag> wanted_by;
+  for (const auto& step : steps) wanted_by.push_back(step->cancelled);
+  const Running running(this, std::move(wanted_by), ended);
+  budget.cancelled = ended.get();
   std::vector<const semu::Batch*> batches;
   bool time_budget = false;
   std::optional<Clock::TimePoint> needed;
@@ -741,8 +815,8 @@ void PlannerCore::PlanJointSteps(
   }
   if (time_budget) budget.evaluations = 0;
   joint.budget_evaluations = budget.evaluations;
-  budget.deadline = started + count * (time_budget ? options_.search_budget
-                                                   : options_.max_search);
+  budget.deadline = started + (time_budget ? count * options_.search_budget
+                                           : options_.max_search);
   bool cut = !time_budget;
   if (needed.has_value() && *needed < *budget.deadline) {
     budget.deadline = *needed;
@@ -1046,6 +1120,8 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
       absl::StatusOr<search::StepReport> report =
           absl::CancelledError("not planned: the call was cancelled");
       if (!dropped) {
+        const Running running(this, {comparison->cancelled},
+                              comparison->cancelled);
         search::PlanOptions options = comparison->options;
         options.strategy = strategy;
         options.search.threads = ThreadsForQuestion();

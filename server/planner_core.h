@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -140,8 +141,8 @@ class PlannerCore {
   // FAILED_PRECONDITION when it is not sealed yet.
   StepResult SealedStep(const StepKey& key);
 
-  // Takes what a rank measured. What it says of costs is worked out on a
-  // planning thread, and left out when none is free.
+  // Takes what a rank measured. What it says of costs is worked out on a thread
+  // of low priority, and left out when too much waits for that.
   // Errors: those of SealedStep; FAILED_PRECONDITION for another digest than
   // the plan's; OUT_OF_RANGE for the rank; INVALID_ARGUMENT for columns that do
   // not fit the program, or times or sizes out of range.
@@ -170,6 +171,11 @@ class PlannerCore {
   void RunQuestion(const std::string& job, CancelFlag cancelled,
                    std::function<void(absl::Status)> task);
 
+  // Gives back the places of tasks that are cancelled and still wait, and ends
+  // the joint searches all steps of which are cancelled. Call after setting
+  // flags.
+  void DropCancelled();
+
   int HeldSteps(const std::string& job) const { return table_.HeldSteps(job); }
   StepTable::Held held() const { return table_.held(); }
   PlanningPool::Load load() const { return pool_.load(); }
@@ -188,11 +194,15 @@ class PlannerCore {
   // them. Idempotent.
   void EndJointWaits();
 
-  // Ends all searches and answers all that wait with UNAVAILABLE. Idempotent.
+  // Takes no more, ends all searches and questions, and answers all that wait
+  // with UNAVAILABLE, without waiting for what runs. Idempotent.
+  void BeginStop();
+  // BeginStop, and waits for what runs. Idempotent.
   void Stop();
 
  private:
   struct Comparison;
+  class Running;
 
   // Replicas of a step that wait to be planned together. Each holds a place in
   // the pool's queue.
@@ -210,9 +220,9 @@ class PlannerCore {
   // one of a known job, one that is refused. False: it is none of these.
   bool AnsweredAtOnce(const Registration& registration,
                       const RegisterCallback& done);
-  // As RunQuestion, on a planning thread.
-  void RunTask(const std::string& job, CancelFlag cancelled,
-               std::function<void(absl::Status)> task);
+  // As RunQuestion, on the thread that learns from reports.
+  void RunLearning(const std::string& job,
+                   std::function<void(absl::Status)> task);
   // As RunQuestion, on a thread of `pool`. REQUIRES: a reserved place there.
   void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
              std::function<void(absl::Status)> task);
@@ -221,11 +231,12 @@ class PlannerCore {
   // Lets the step wait for the other replicas; enqueues them if it is the last.
   void JoinStep(const std::shared_ptr<const PendingStep>& step);
   void EnqueueJointly(JointSteps joint);
+  // Steps that wait for other replicas.
+  int JointWaiting() const;
   // When those that are there, at least one, are planned without the others.
   static Clock::TimePoint StartOf(const JointSteps& joint);
-  // Forgets steps that were withdrawn, abandoned or sealed, and gives their
-  // places back. Call after setting flags.
-  void DropCancelled();
+  // Forgets those that were withdrawn, abandoned or sealed, and gives their
+  // places back.
   void DropCancelled(JointSteps& joint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(joint_mutex_);
   // A step whose time has come gets a plan without a search.
@@ -301,16 +312,21 @@ class PlannerCore {
   PlanningPool registrations_;
   // For comparisons and simulations, likewise.
   PlanningPool questions_;
+  // For what reports and profiles say of costs, likewise.
+  PlanningPool learning_;
   // For steps whose time has come: they wait behind no search, and a job leaves
   // a thread to others.
   PlanningPool fallbacks_;
+
+  // What runs and may be ended, apart from searches for one step or a layout.
+  Mutex running_mutex_;
+  std::list<Running*> running_ ABSL_GUARDED_BY(running_mutex_);
 
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);
   bool joint_waits_end_ ABSL_GUARDED_BY(joint_mutex_) = false;
   // Ends searches for layouts.
   std::atomic<bool> registrations_end_ = false;
-  // Ends joint searches.
   std::atomic<bool> stopping_ = false;
 
   Mutex keeper_mutex_;

@@ -142,6 +142,39 @@ TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
   }
 }
 
+TEST_F(PlannerCoreTest, AJointSearchEndsWhenNobodyWantsItAnyMore) {
+  Register("vlm", "a");
+  Register("t2v", "a");
+  planner_.HoldPlans();
+  const auto wait = std::chrono::seconds(1);
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 0}, 7, {}, 1'000'000, wait).ok());
+  ASSERT_TRUE(Submit({"vlm", 1, 0, 1}, 8, {}, 1'000'000, wait).ok());
+  planner_.WaitForPlans(1);
+  ASSERT_TRUE(core_.CancelStep({"vlm", 1, 0, 0}).ok());
+  ASSERT_TRUE(core_.CancelStep({"vlm", 1, 0, 1}).ok());
+  // The held thread is free for others, and the other replica is not planned.
+  ASSERT_TRUE(Submit({"t2v", 1, 0, 0}, 9).ok());
+  planner_.WaitForPlans(2);
+  EXPECT_EQ(planner_.calls()[1].label, 9);
+  planner_.Finish(9);
+  EXPECT_TRUE(Read({"t2v", 1, 0, 0}).ok());
+}
+
+TEST_F(PlannerCoreTest, StepsThatWaitForOthersLeaveHalfTheQueue) {
+  Register("vlm", "a");
+  Register("t2v", "a");
+  const auto wait = std::chrono::seconds(1);
+  for (uint64_t step = 0; step < 3; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 0}, 7, {}, 0, wait).ok());
+  }
+  ASSERT_TRUE(Submit({"t2v", 1, 0, 0}, 7, {}, 0, wait).ok());
+  const absl::Status full = Submit({"t2v", 1, 1, 0}, 7, {}, 0, wait);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()),
+              HasSubstr("queue: half full, of 8 places (max_queued)"));
+  EXPECT_TRUE(Submit({"t2v", 1, 1, 0}, 7).ok());
+}
+
 TEST_F(PlannerCoreTest, JointPlansNameTheCostsThatTheyWereMadeWith) {
   Register("vlm", "a");
   const auto wait = std::chrono::seconds(1);
@@ -745,6 +778,26 @@ TEST_F(PlannerCoreTest, ReportsAreCheckedAndCountedOnce) {
   EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
   bad.step_ns = uint64_t{1} << 63;
   EXPECT_EQ(core_.ReportStep(bad).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(PlannerCoreTest, ReportsTakeNoPlacesOfSteps) {
+  Register("vlm", "a");
+  std::vector<StepReportIn> reports;
+  for (uint64_t step = 0; step < 4; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 0}, 100).ok());
+    const StepResult plan = Read({"vlm", 1, step, 0});
+    for (const uint32_t rank : {0, 1}) {
+      reports.push_back(
+          {{"vlm", 1, step, 0}, (*plan)->plan_digest, rank, 0, {}, 150});
+    }
+  }
+  planner_.HoldPlans();
+  ASSERT_TRUE(Submit({"vlm", 1, 4, 0}, 7).ok());
+  planner_.WaitForPlans(5);
+  for (const StepReportIn& report : reports) {
+    ASSERT_TRUE(core_.ReportStep(report).ok());
+  }
+  EXPECT_TRUE(Submit({"vlm", 1, 5, 0}, 7).ok());
 }
 
 TEST_F(PlannerCoreTest, ComparesStrategiesAndStartsWithItsOwn) {

@@ -23,7 +23,9 @@ namespace pipeweaver::server {
 namespace {
 
 constexpr size_t kMaxRequestId = 63;
-constexpr uint64_t kMaxAttempt = std::numeric_limits<int64_t>::max();
+// Far above what counting up from a server's start comes to.
+constexpr uint64_t kMaxAttempt = (uint64_t{1} << 40) - 1;
+constexpr uint64_t kMaxStep = (uint64_t{1} << 62) - 1;
 constexpr int64_t kMaxNeededInSeconds = 86'400;
 constexpr int64_t kMaxJointWaitSeconds = 600;
 // Sums over replicas stay far from 2^63.
@@ -35,6 +37,10 @@ constexpr double kMaxLinkFactor = 1e6;
 absl::StatusOr<StepKey> KeyFromProto(bool present, const v1::PlanKey& proto) {
   if (!present) return absl::InvalidArgumentError("key: missing");
   PW_RETURN_IF_ERROR(semu::ValidateName("key.job", proto.job()));
+  if (proto.step() > kMaxStep) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("key.step: ", proto.step(), ", must be below 2^62"));
+  }
   return StepKey{proto.job(), proto.attempt(), proto.step(), proto.replica()};
 }
 
@@ -167,7 +173,7 @@ absl::StatusOr<Registration> ReadRegistration(
   if (!request.has_job()) return absl::InvalidArgumentError("job: missing");
   if (request.attempt() > kMaxAttempt) {
     return absl::InvalidArgumentError(
-        absl::StrCat("attempt: ", request.attempt(), ", must be below 2^63"));
+        absl::StrCat("attempt: ", request.attempt(), ", must be below 2^40"));
   }
   Registration registration;
   registration.request_id = request.request_id();
@@ -431,6 +437,7 @@ grpc::ServerUnaryReactor* PlannerServiceImpl::RegisterJob(
           call->End(registration.status());
           return;
         }
+        call->set_on_cancel([core = core_] { core->DropCancelled(); });
         core_->RegisterJob(
             *std::move(registration), call->cancelled(),
             [call](absl::StatusOr<std::shared_ptr<const RegisteredJob>> job) {
@@ -547,7 +554,7 @@ absl::Status PlannerServiceImpl::Submit(
       semu::BatchFromProto(request.batch(), submission.job->plannable->job));
   submission.layout_digest = request.layout_digest();
   submission.batch_digest = CanonicalDigest(request.batch());
-  submission.batch_bytes = static_cast<int64_t>(request.batch().ByteSizeLong());
+  submission.batch_bytes = semu::HeldBytes(submission.batch);
   submission.seed = request.seed();
   submission.budget_evaluations = request.budget_evaluations();
   submission.shadow = request.shadow();
@@ -723,6 +730,7 @@ absl::Status PlannerServiceImpl::StartCompare(
   PW_ASSIGN_OR_RETURN(
       semu::Batch batch,
       semu::BatchFromProto(request.batch(), job->plannable->job));
+  call->set_on_cancel([core = core_] { core->DropCancelled(); });
   core_->CompareStrategies(
       std::move(job), std::move(batch), std::move(strategies), request.seed(),
       request.budget_evaluations(), SteadyDeadline(context), call->cancelled(),
@@ -754,6 +762,7 @@ absl::Status PlannerServiceImpl::StartSimulate(
                       core_->CheckKey(key));
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const SealedPlan> sealed,
                       core_->SealedStep(key));
+  call->set_on_cancel([core = core_] { core->DropCancelled(); });
   core_->RunQuestion(
       key.job, call->cancelled(),
       [this, call, job, sealed, simulation](const absl::Status& status) {

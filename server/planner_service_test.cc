@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -559,6 +560,47 @@ TEST_F(PlannerServiceTest, AJobThatDoesNotFitSaysWhy) {
   EXPECT_THAT(status.error_message(), HasSubstr("rank 1: 90 bytes"));
 }
 
+// Of those that wait behind others, which go on.
+TEST_F(PlannerServiceTest, CallersThatHaveGoneLeaveTheirPlacesToOthers) {
+  server_.planner().HoldPrepares();
+  const auto start = [this](int number, grpc::ClientContext* context) {
+    return std::async(std::launch::async, [this, number, context] {
+      v1::RegisterJobRequest request;
+      request.set_request_id("run");
+      *request.mutable_job() = SmallJob("job-" + std::to_string(number));
+      v1::RegisterJobResponse response;
+      return server_.stub()
+          .RegisterJob(context, request, &response)
+          .error_code();
+    });
+  };
+  grpc::ClientContext running[2];
+  std::future<StatusCode> run[] = {start(0, &running[0]),
+                                   start(1, &running[1])};
+  server_.planner().WaitForPrepares(2);
+  const auto wait_a_little = [&](int number) {
+    auto context = std::make_unique<grpc::ClientContext>();
+    context->set_deadline(std::chrono::system_clock::now() +
+                          std::chrono::milliseconds(300));
+    std::future<StatusCode> answer = start(number, context.get());
+    return std::pair(std::move(context), std::move(answer));
+  };
+  std::vector<
+      std::pair<std::unique_ptr<grpc::ClientContext>, std::future<StatusCode>>>
+      gone;
+  for (int i = 2; i < 18; ++i) gone.push_back(wait_a_little(i));
+  for (auto& call : gone) {
+    EXPECT_EQ(call.second.get(), StatusCode::DEADLINE_EXCEEDED);
+  }
+  auto last = wait_a_little(18);
+  EXPECT_EQ(last.second.get(), StatusCode::DEADLINE_EXCEEDED)
+      << "it waits, instead of being refused";
+  for (int i = 0; i < 2; ++i) {
+    running[i].TryCancel();
+    EXPECT_EQ(run[i].get(), StatusCode::CANCELLED);
+  }
+}
+
 TEST_F(PlannerServiceTest, ARunGoesOnWithItsAttempt) {
   v1::RegisterJobRequest request;
   request.set_request_id("run");
@@ -574,11 +616,11 @@ TEST_F(PlannerServiceTest, ARunGoesOnWithItsAttempt) {
       Call(&v1::PlannerService::Stub::RegisterJob, request, &response);
   EXPECT_EQ(status.error_code(), StatusCode::ABORTED);
   EXPECT_THAT(status.error_message(), HasSubstr("the latest is 7"));
-  request.set_attempt(uint64_t{1} << 63);
+  request.set_attempt(uint64_t{1} << 40);
   status = Call(&v1::PlannerService::Stub::RegisterJob, request, &response);
   EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(),
-              HasSubstr("attempt: 9223372036854775808, must be below 2^63"));
+              HasSubstr("attempt: 1099511627776, must be below 2^40"));
 }
 
 TEST_F(PlannerServiceTest, AWrongLayoutDigestIsNotConfirmed) {
@@ -635,6 +677,12 @@ INSTANTIATE_TEST_SUITE_P(
                       },
                       StatusCode::NOT_FOUND,
                       "' was not handed out, the latest is "},
+        BadSubmission{"StepOutOfRange",
+                      [](v1::SubmitStepRequest* r) {
+                        r->mutable_key()->set_step(uint64_t{1} << 62);
+                      },
+                      StatusCode::INVALID_ARGUMENT,
+                      "key.step: 4611686018427387904, must be below 2^62"},
         BadSubmission{
             "ReplicaOutOfRange",
             [](v1::SubmitStepRequest* r) { r->mutable_key()->set_replica(1); },

@@ -87,7 +87,7 @@ void PlanningPool::DropCancelled() {
   for (const Task& task : dropped) task.run(/*dropped=*/true);
 }
 
-void PlanningPool::Stop() {
+void PlanningPool::StopTaking() {
   std::vector<Task> dropped;
   {
     MutexLock lock(&mutex_);
@@ -101,6 +101,10 @@ void PlanningPool::Stop() {
     changed_.NotifyAll();
   }
   for (const Task& task : dropped) task.run(/*dropped=*/true);
+}
+
+void PlanningPool::Stop() {
+  StopTaking();
   for (std::thread& worker : workers_) {
     if (worker.joinable()) worker.join();
   }

@@ -64,8 +64,10 @@ class PlanningPool {
   // Drops the waiting tasks that are cancelled. Call after setting flags.
   void DropCancelled();
 
-  // Drops what waits, lets end what runs, and joins the threads. Idempotent,
-  // and not to be called on a worker.
+  // Takes no more and drops what waits; what runs goes on. Idempotent.
+  void StopTaking();
+  // StopTaking, lets end what runs, and joins the threads. Idempotent, and not
+  // to be called on a worker.
   void Stop();
 
   Load load() const;

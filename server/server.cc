@@ -240,13 +240,15 @@ void Server::Drain() {
   // gRPC's own shutdown answers what still comes with CANCELLED; so refuse with
   // the right code for as long as calls are in flight.
   parts_->service.RefuseCalls();
-  parts_->core.EndRegistrations();
-  parts_->core.EndJointWaits();
   const auto deadline = std::chrono::system_clock::now() +
                         std::chrono::milliseconds(parts_->config.drain_ms());
+  parts_->core.EndRegistrations();
+  parts_->core.EndJointWaits();
   while (calls_in_flight() > 0 && std::chrono::system_clock::now() < deadline) {
     std::this_thread::sleep_for(kDrainPoll);
   }
+  // What still runs ends its calls.
+  parts_->core.BeginStop();
   parts_->grpc_server->Shutdown(
       std::min(deadline, std::chrono::system_clock::now() + kLastAnswers));
   parts_->grpc_server->Wait();

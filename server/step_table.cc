@@ -282,9 +282,7 @@ bool StepTable::Seal(const PendingStep& step, StepResult result,
     Entry* entry = FindPending(step);
     if (entry == nullptr) return false;
     SealEntry(step, *entry, std::move(result), now, &answers);
-    while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
-      Expire(sealed_.begin()->second, &answers);
-    }
+    MakeRoom(&answers);
   }
   sealed();
   Send(std::move(answers));
@@ -305,9 +303,7 @@ bool StepTable::SealAll(
     for (size_t i = 0; i < steps.size(); ++i) {
       SealEntry(*steps[i], *FindPending(*steps[i]), plans[i], now, &answers);
     }
-    while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
-      Expire(sealed_.begin()->second, &answers);
-    }
+    MakeRoom(&answers);
   }
   sealed();
   Send(std::move(answers));
@@ -417,6 +413,34 @@ std::vector<std::shared_ptr<const PendingStep>> StepTable::TakeDue(
     due_.erase(due_.begin());
   }
   return due;
+}
+
+void StepTable::MakeRoom(Answers* answers) {
+  while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
+    // All but the one that was sealed last.
+    const auto end = std::prev(sealed_.end());
+    const auto used =
+        std::find_if(sealed_.begin(), end, [this](const auto& sealed) {
+          return (*FindEntry(sealed.second))->used;
+        });
+    if (used != end) {
+      Expire(used->second, answers);
+      continue;
+    }
+    std::map<absl::string_view, int64_t> bytes;  // by job
+    for (auto it = sealed_.begin(); it != end; ++it) {
+      bytes[it->second.job] += (*FindEntry(it->second))->bytes;
+    }
+    const auto most = std::max_element(
+        bytes.begin(), bytes.end(),
+        [](const auto& a, const auto& b) { return a.second < b.second; });
+    const std::string job(most->first);
+    Expire(std::find_if(
+               sealed_.begin(), end,
+               [&](const auto& sealed) { return sealed.second.job == job; })
+               ->second,
+           answers);
+  }
 }
 
 // The key by value: it may lie in what is erased.

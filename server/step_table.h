@@ -33,7 +33,7 @@ struct StepRequest {
   std::shared_ptr<const RegisteredJob> job;
   semu::Batch batch;
   std::string batch_digest;
-  int64_t batch_bytes = 0;  // as submitted
+  int64_t batch_bytes = 0;  // HeldBytes of the batch
   uint64_t seed = 0;
   int64_t budget_evaluations = 0;
   bool shadow = false;
@@ -209,6 +209,9 @@ class StepTable {
   void SealEntry(const PendingStep& step, Entry& entry, StepResult result,
                  Clock::TimePoint now, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Expires sealed steps while they hold more than max_plan_bytes: first those
+  // that are used, then those of the job that holds most; the oldest of them.
+  void MakeRoom(Answers* answers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Expires a sealed step.
   void Expire(StepKey key, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

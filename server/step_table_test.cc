@@ -290,6 +290,31 @@ TEST_F(StepTableTest, WaitingBatchesAreBounded) {
   EXPECT_TRUE(table_.Submit(MakeRequest(1)).ok());
 }
 
+TEST_F(StepTableTest, UsedPlansGoFirstThenThoseOfTheJobWithMost) {
+  const auto seal = [this](const std::string& job, uint64_t step) {
+    auto request = MakeRequest(step);
+    request->key.job = job;
+    const auto pending = table_.Submit(request).value();
+    EXPECT_TRUE(table_.Seal(
+        *pending, MakePlan(*request, PlanOrigin::kSearchFinished, 30'000),
+        At(0)));
+  };
+  const auto held = [this](const std::string& job, uint64_t step) {
+    return table_.Peek({job, 1, step, 0}).ok();
+  };
+  table_.BeginAttempt("big", 1);
+  seal("vlm", 0);
+  seal("big", 0);
+  seal("big", 1);
+  table_.NoteReported({"big", 1, 1, 0}, 0);
+  seal("big", 2);  // a fourth is more than fits
+  EXPECT_FALSE(held("big", 1));
+  seal("big", 3);
+  EXPECT_FALSE(held("big", 0)) << "the oldest of the job with most";
+  EXPECT_TRUE(held("vlm", 0));
+  EXPECT_TRUE(held("big", 2) && held("big", 3));
+}
+
 TEST_F(StepTableTest, DueStepsAreTakenOnceInTheirOrder) {
   auto later = MakeRequest(0);
   later->seal_at = At(20);

@@ -36,6 +36,9 @@ struct Batch {
   bool forward_only = false;
 };
 
+// Memory that a batch takes.
+int64_t HeldBytes(const Batch& batch);
+
 }  // namespace pipeweaver::semu
 
 #endif  // SEMU_MODEL_BATCH_H_

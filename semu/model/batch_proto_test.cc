@@ -321,5 +321,18 @@ TEST(BatchFromProtoTest, AFrozenEncodersItemsMustBeConsumedToo) {
               HasSubstr("item 0 of module \"audio-projector\" on no edge"));
 }
 
+// An empty microbatch takes as many vectors as the job has modules and edges.
+TEST(HeldBytesTest, CountsWhatIsEmpty) {
+  const Job job = Omni();
+  v1::BatchMetadata proto = GoodBatch();
+  const int64_t one = HeldBytes(*BatchFromProto(proto, job));
+  for (int i = 0; i < 1000; ++i) proto.add_microbatches();
+  EXPECT_GE(
+      HeldBytes(*BatchFromProto(proto, job)) - one,
+      1000 * static_cast<int64_t>(sizeof(Microbatch) +
+                                  (job.modules.size() + job.edges.size()) *
+                                      sizeof(std::vector<int64_t>)));
+}
+
 }  // namespace
 }  // namespace pipeweaver::semu

@@ -472,6 +472,18 @@ absl::StatusOr<Job> JobFromProto(const v1::Job& proto) {
                                kMaxMicrobatchTokens));
     job.max_microbatch_tokens[m] = proto.max_microbatch_tokens(m);
   }
+  if (!job.executor.shape_buckets.empty()) {
+    const int64_t largest = job.executor.shape_buckets.back();
+    for (int m = 0; m < proto.modules_size(); ++m) {
+      if (job.max_microbatch_tokens[m] <= kMostBucketsFilled * largest) {
+        continue;
+      }
+      return Invalid("max_microbatch_tokens[", m, "] is ",
+                     job.max_microbatch_tokens[m], ": must be at most ",
+                     kMostBucketsFilled,
+                     " times the largest of executor.shape_buckets, ", largest);
+    }
+  }
   return job;
 }
 

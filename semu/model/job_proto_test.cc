@@ -262,6 +262,13 @@ INSTANTIATE_TEST_SUITE_P(
                  j->mutable_executor()->add_shape_buckets(8);
                },
                "executor.shape_buckets[1] is 8: must be more than"},
+        BadJob{"BucketsFarTooSmall",
+               [](v1::Job* j) {
+                 j->mutable_executor()->add_shape_buckets(1);
+                 j->set_max_microbatch_tokens(1, 8192);
+               },
+               ": must be at most 4096 times the largest of "
+               "executor.shape_buckets, 1"},
         BadJob{"LimitsForSomeModules",
                [](v1::Job* j) {
                  j->clear_max_microbatch_tokens();
