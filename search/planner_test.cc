@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "search/partition/layout_planner.h"
 #include "search/plan_evaluator.h"
+#include "search/testing/slowest_cost.h"
 #include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
@@ -67,7 +68,7 @@ void ExpectSamePlan(const StepPlan& a, const StepPlan& b) {
   }
 }
 
-class EverySetupTest : public testing::TestWithParam<std::string> {};
+class EverySetupTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(EverySetupTest, IsPlannedWithinMemoryAndNotBelowItsBound) {
   const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
@@ -92,8 +93,8 @@ TEST_P(EverySetupTest, IsPlannedWithinMemoryAndNotBelowItsBound) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Planner, EverySetupTest,
-                         testing::ValuesIn(semu::SetupNames()),
-                         [](const testing::TestParamInfo<std::string>& info) {
+                         ::testing::ValuesIn(semu::SetupNames()),
+                         [](const ::testing::TestParamInfo<std::string>& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
@@ -309,20 +310,6 @@ TEST(PlannerTest, WithoutSamplesManyRanksGetALayout) {
           .ok());
 }
 
-// A forward takes as long as a cost can say.
-class SlowestCost : public semu::CostModel {
- public:
-  semu::LayerCost Cost(const semu::Platform&,
-                       const semu::LayerQuery&) const override {
-    semu::LayerCost cost;
-    for (semu::StrategyCost& strategy : cost.strategies) {
-      strategy.forward_ns = semu::kMaxCost;
-    }
-    return cost;
-  }
-  std::string Fingerprint() const override { return "slowest"; }
-};
-
 TEST(PlannerTest, BatchesMadeUpForAJobFailNoJob) {
   // One microbatch takes 4e17 ns, which 32 of them may not.
   semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
@@ -331,7 +318,7 @@ TEST(PlannerTest, BatchesMadeUpForAJobFailNoJob) {
     module.layers[0].count = 2000;
   }
   PrepareOptions options;
-  options.costs = std::make_shared<SlowestCost>();
+  options.costs = std::make_shared<testing::SlowestCost>(/*backward=*/false);
   job.memory_budget_bytes = int64_t{1} << 50;
   const auto prepared = MakeStepPlanner()->Prepare(job, std::nullopt, options);
   EXPECT_TRUE(prepared.ok()) << prepared.status();

@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "search/plan/plan_checker.h"
 #include "search/problem/problem_validation.h"
+#include "search/testing/slowest_cost.h"
 #include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/batch_proto.h"
@@ -23,22 +24,6 @@ namespace pipeweaver::search {
 namespace {
 
 using ::testing::HasSubstr;
-
-// Every layer takes as long as a cost can say.
-class SlowestCost : public semu::CostModel {
- public:
-  semu::LayerCost Cost(const semu::Platform&,
-                       const semu::LayerQuery&) const override {
-    semu::LayerCost cost;
-    for (semu::StrategyCost& strategy : cost.strategies) {
-      strategy.forward_ns = semu::kMaxCost;
-      strategy.input_grad_ns = semu::kMaxCost;
-      strategy.weight_grad_ns = semu::kMaxCost;
-    }
-    return cost;
-  }
-  std::string Fingerprint() const override { return "slowest"; }
-};
 
 // These may run out of memory where 1F1B does not.
 bool HoldsMoreThan1f1b(Baseline baseline) {
@@ -172,7 +157,8 @@ TEST(PlanBaselineTest, TimesThatSumUpToTooMuchAreInvalid) {
   }
   for (Baseline baseline : AllBaselines()) {
     SCOPED_TRACE(BaselineName(baseline));
-    const auto plan = PlanBaseline(baseline, job, batch, batch, SlowestCost());
+    const auto plan =
+        PlanBaseline(baseline, job, batch, batch, testing::SlowestCost());
     EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(plan.status().message(), HasSubstr("all layers take"));
   }
@@ -240,7 +226,8 @@ TEST(PlanBaselineTest, AMeanBatchThatTakesTooLongIsInvalid) {
   const semu::Job job = *semu::JobFromProto(proto);
   const semu::Batch reference = *semu::BatchFromProto(
       *semu::SampleBatch(proto, {.microbatches = 1}), job);
-  const auto plans = FindStaticPlans(job, reference, 4096, SlowestCost());
+  const auto plans =
+      FindStaticPlans(job, reference, 4096, testing::SlowestCost());
   EXPECT_EQ(plans.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(plans.status().message(),
               HasSubstr("the mean microbatch 4096 times"));

@@ -15,6 +15,7 @@
 #include "search/partition/usual_batch.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
+#include "search/testing/slowest_cost.h"
 #include "semu/cost/cost_model.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/job_proto.h"
@@ -28,22 +29,6 @@ using ::testing::HasSubstr;
 semu::Job JobOf(const std::string& name) {
   return *semu::JobFromProto(*semu::MakeSetup(name));
 }
-
-// Every layer takes as long as a cost can say.
-class SlowestCost : public semu::CostModel {
- public:
-  semu::LayerCost Cost(const semu::Platform&,
-                       const semu::LayerQuery&) const override {
-    semu::LayerCost cost;
-    for (semu::StrategyCost& strategy : cost.strategies) {
-      strategy.forward_ns = semu::kMaxCost;
-      strategy.input_grad_ns = semu::kMaxCost;
-      strategy.weight_grad_ns = semu::kMaxCost;
-    }
-    return cost;
-  }
-  std::string Fingerprint() const override { return "slowest"; }
-};
 
 absl::StatusOr<int64_t> Bound(const StepProblem& step) {
   return LowerBound(BuildProblemGraph(step.problem));
@@ -147,7 +132,7 @@ TEST(PlaceLayersTest, ShortModulesSkipRanks) {
 
 TEST(MeanLayerTimesTest, TimesThatSumUpToTooMuchAreInvalid) {
   // Two modules of layers that take 3e14 ns each.
-  const SlowestCost costs;
+  const testing::SlowestCost costs;
   const semu::Job fits = LongJob(7'000);
   const auto times = MeanLayerTimes(fits, UsualBatch(fits, 1), costs);
   ASSERT_TRUE(times.ok()) << times.status();
