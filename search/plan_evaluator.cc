@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
+#include "semu/cost/cost_model.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -184,12 +185,14 @@ class Translation {
     return {};
   }
 
+  // Bounded as the costs of the stages that it belongs to.
   int64_t CopyNs(int64_t bytes) const {
     if (links_.host_bandwidth_bytes_per_second <= 0) return 0;
+    const double ns =
+        static_cast<double>(bytes) * 1e9 /
+        static_cast<double>(links_.host_bandwidth_bytes_per_second);
     return links_.host_latency_ns +
-           std::llround(
-               static_cast<double>(bytes) * 1e9 /
-               static_cast<double>(links_.host_bandwidth_bytes_per_second));
+           std::llround(std::min<double>(ns, semu::kMaxCost));
   }
 
   const StepProblem& step_;

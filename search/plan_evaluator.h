@@ -65,7 +65,8 @@ class PlanEvaluator {
   PlanEvaluator(const StepProblem& step, const StepPrograms& programs,
                 const LinkSpeeds& links);
 
-  // Errors: INVALID_ARGUMENT for options out of range, naming field and value.
+  // Errors: INVALID_ARGUMENT for options out of range, or that make the step's
+  // durations 2^60 ns or more in all, naming field and value.
   absl::StatusOr<StepEvaluation> Evaluate(
       const EvaluationOptions& options) const;
 

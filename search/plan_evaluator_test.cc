@@ -14,6 +14,7 @@
 #include "search/plan/safe_order.h"
 #include "search/plan/testing/random_problem.h"
 #include "search/problem/problem_graph.h"
+#include "semu/cost/cost_model.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -133,6 +134,12 @@ TEST(PlanEvaluatorTest, HostCopiesCountOnce) {
   // With nothing beside them, both copies are waited for.
   EXPECT_EQ(evaluation->makespan_ns, 10 + 25 + 25 + 30);
   EXPECT_EQ(evaluation->ranks[0].busy_ns, 10 + 30);
+  // However slow the link, no copy passes what a stage may take.
+  links.host_bandwidth_bytes_per_second = 1;
+  l.step.choices[0][0][0][0].offload_bytes = 1'000'000'000'000'000;
+  const auto slow = PlanEvaluator(l.step, l.programs, links).Evaluate({});
+  ASSERT_TRUE(slow.ok()) << slow.status();
+  EXPECT_EQ(slow->makespan_ns, 10 + 2 * semu::kMaxCost + 30);
 }
 
 TEST(PlanEvaluatorTest, RefusesOptionsOutOfRange) {
@@ -151,6 +158,18 @@ TEST(PlanEvaluatorTest, RefusesOptionsOutOfRange) {
   options.duration_noise = 2;
   EXPECT_THAT(std::string(evaluator.Evaluate(options).status().message()),
               HasSubstr("duration_noise: 2, must be 0 .. 1"));
+  // In range, but not for this step.
+  StepPrograms programs = l.programs;
+  for (Transfer& x : programs.transfers) x.duration_ns = 1'000'000'000'000;
+  LinkSpeeds links;
+  links.p2p_latency_ns = 1'000'000'000'000;
+  options = {};
+  options.latency_factor = 1e6;
+  ASSERT_GE(programs.transfers.size(), 2u);
+  const auto refused = PlanEvaluator(l.step, programs, links).Evaluate(options);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("latency_factor: 1e+06"));
 }
 
 }  // namespace

@@ -6,9 +6,11 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "semu/base/check.h"
+#include "semu/base/status_macros.h"
 #include "semu/engine/link_ports.h"
 #include "semu/engine/queues.h"
 
@@ -23,49 +25,56 @@ uint64_t Mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// `duration_ns` times a random factor of mean 1: nearly normal, as the sum of
-// 12 uniform numbers, which needs no library function that differs by platform.
-int64_t Noisy(int64_t duration_ns, const EmulationOptions& options,
-              uint64_t place) {
-  if (options.duration_noise == 0) return duration_ns;
+// Durations of a disturbed program stay below this in all, so that no time
+// overflows: at any time before the end, one of them runs.
+constexpr double kMostTotalNs = 0x1p60;
+
+// A random factor of mean 1: nearly normal, as the sum of 12 uniform numbers,
+// which needs no library function that differs by platform.
+double NoiseFactor(const EmulationOptions& options, uint64_t place) {
+  if (options.duration_noise == 0) return 1;
   double sum = -6;
   for (uint64_t i = 0; i < 12; ++i) {
     sum += static_cast<double>(Mix(Mix(options.seed ^ Mix(place)) + i) >> 11) *
            0x1.0p-53;
   }
-  const double factor = std::max(0.0, 1 + options.duration_noise * sum);
-  return std::llround(static_cast<double>(duration_ns) * factor);
-}
-
-int64_t Scaled(int64_t duration_ns, double factor) {
-  if (factor == 1) return duration_ns;
-  return std::llround(static_cast<double>(duration_ns) * factor);
+  return std::max(0.0, 1 + options.duration_noise * sum);
 }
 
 // The program with factors and noise applied.
-StepProgram Disturbed(const StepProgram& program,
-                      const EmulationOptions& options) {
+absl::StatusOr<StepProgram> Disturbed(const StepProgram& program,
+                                      const EmulationOptions& options) {
   StepProgram disturbed = program;
+  double total_ns = 0;
+  const auto scaled = [&total_ns](int64_t duration_ns, double factor) {
+    const double ns = static_cast<double>(duration_ns) * factor;
+    total_ns += ns;
+    return total_ns < kMostTotalNs ? std::llround(ns) : 0;
+  };
   uint64_t place = 0;
   for (auto& ops : disturbed.ranks) {
     for (StepOp& op : ops) {
       if (op.kind() == StepOpKind::kCompute) {
         op = StepOp(StepOpKind::kCompute, 0,
-                    std::min(Noisy(op.duration_ns(), options, place),
-                             StepOp::kMaxDurationNs));
+                    scaled(op.duration_ns(), NoiseFactor(options, place)));
       }
       ++place;
     }
   }
   for (StepTransfer& x : disturbed.transfers) {
-    x.latency_ns = Scaled(x.latency_ns, options.latency_factor);
-    x.occupancy_ns = Noisy(Scaled(x.occupancy_ns, 1 / options.bandwidth_factor),
-                           options, place++);
+    x.latency_ns = scaled(x.latency_ns, options.latency_factor);
+    x.occupancy_ns = scaled(x.occupancy_ns, NoiseFactor(options, place++) /
+                                                options.bandwidth_factor);
   }
   for (StepCopy& copy : disturbed.copies) {
-    copy.duration_ns = Noisy(copy.duration_ns, options, place++);
+    copy.duration_ns = scaled(copy.duration_ns, NoiseFactor(options, place++));
   }
-  return disturbed;
+  if (total_ns < kMostTotalNs) return disturbed;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "latency_factor: ", options.latency_factor, ", bandwidth_factor: ",
+      options.bandwidth_factor, ", duration_noise: ", options.duration_noise,
+      ", the step's durations add up to ", total_ns,
+      " ns with them, must be below 2^60"));
 }
 
 absl::Status StuckError(const StepProgram& program,
@@ -293,7 +302,8 @@ absl::Status EmulateStep(const StepProgram& program,
       options.duration_noise == 0) {
     return run(program);
   }
-  return run(Disturbed(program, options));
+  PW_ASSIGN_OR_RETURN(const StepProgram disturbed, Disturbed(program, options));
+  return run(disturbed);
 }
 
 std::vector<int64_t> PeakBytes(const StepProgram& program) {

@@ -50,7 +50,9 @@ struct EmulatedStep {
 };
 
 // Runs `program` from time 0. `result` is overwritten; its memory is reused.
-// Errors: FAILED_PRECONDITION when the ranks wait for each other, naming them.
+// Errors: FAILED_PRECONDITION when the ranks wait for each other, naming them;
+// INVALID_ARGUMENT when factors and noise make its durations 2^60 ns or more in
+// all, naming them.
 // Thread-safe.
 absl::Status EmulateStep(const StepProgram& program,
                          const EmulationOptions& options, EmulatedStep* result);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -108,6 +109,48 @@ TEST(StepEmulatorTest, FactorsOnLinks) {
   options.latency_factor = 10;
   options.bandwidth_factor = 0.5;
   EXPECT_EQ(Emulate(OneTransfer(), options).makespan_ns, 10 + 8 + 20 + 5);
+}
+
+TEST(StepEmulatorTest, RefusesFactorsThatMakeTimesOverflow) {
+  StepProgram program = OneTransfer();
+  program.ranks[0][0] = StepOp(kCompute, 0, int64_t{1} << 59);
+  program.transfers = {{0, 1, 1'000'000'000'000'000, 1'000'000'000'000}};
+  program.copies = {{0, true, 1000}};
+  EmulationOptions slow_ports;
+  slow_ports.bandwidth_factor = 1e-6;
+  EmulationOptions long_links;
+  long_links.latency_factor = 1e6;
+  EmulationOptions noisy;
+  noisy.duration_noise = 1;
+  for (bool contention : {false, true}) {
+    for (EmulationOptions options : {slow_ports, long_links}) {
+      options.contention = contention;
+      EmulatedStep step;
+      const absl::Status status = EmulateStep(program, options, &step);
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_THAT(std::string(status.message()),
+                  HasSubstr(absl::StrCat(
+                      "latency_factor: ", options.latency_factor,
+                      ", bandwidth_factor: ", options.bandwidth_factor)));
+    }
+    // Some draws double the 2^59 ns, and are refused; others are below them.
+    noisy.contention = contention;
+    int refused = 0;
+    for (noisy.seed = 0; noisy.seed < 200; ++noisy.seed) {
+      EmulatedStep step;
+      const absl::Status status = EmulateStep(program, noisy, &step);
+      if (!status.ok()) {
+        ++refused;
+        EXPECT_THAT(std::string(status.message()),
+                    HasSubstr("duration_noise: 1, the step's durations"));
+        continue;
+      }
+      EXPECT_GE(step.makespan_ns, 0);
+      EXPECT_LT(step.makespan_ns, int64_t{1} << 60);
+    }
+    EXPECT_GT(refused, 0);
+    EXPECT_LT(refused, 100);
+  }
 }
 
 TEST(StepEmulatorTest, NoiseDependsOnTheSeedAlone) {

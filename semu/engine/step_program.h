@@ -73,7 +73,7 @@ struct StepCopy {
 
 // A step of one replica. REQUIRES for emulation: indices are in range; each
 // transfer has one post and one wait on each of its two ranks, each copy one
-// start on its rank.
+// start on its rank; all durations together stay below 2^63.
 struct StepProgram {
   std::vector<std::vector<StepOp>> ranks;        // [rank][position]
   std::vector<std::vector<MemoryChange>> bytes;  // [rank][position]
