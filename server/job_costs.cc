@@ -195,24 +195,24 @@ int64_t JobCosts::drifted_steps() const {
   return drifted_steps_;
 }
 
-bool JobCosts::TakeDue() {
+bool JobCosts::TakeDue(const CostVersion& held) {
   MutexLock lock(&mutex_);
   const bool memory_moved =
       extra_reserve_bytes_ != current_->extra_reserve_bytes;
-  if (publishing_ ||
-      !(fit_due_ || speed_due_ || layers_added_ || memory_moved)) {
+  if (pricing_ || !(fit_due_ || speed_due_ || layers_added_ || memory_moved ||
+                    held.number < current_->number)) {
     return false;
   }
-  publishing_ = true;
+  pricing_ = true;
   return true;
 }
 
-void JobCosts::NotPublished() {
+void JobCosts::EndPricing() {
   MutexLock lock(&mutex_);
-  publishing_ = false;
+  pricing_ = false;
 }
 
-std::shared_ptr<const CostVersion> JobCosts::Publish() {
+std::shared_ptr<const CostVersion> JobCosts::Publish(const CostVersion& held) {
   MutexLock fit_lock(&fit_mutex_);
   CostVersion next;
   std::vector<semu::MeasuredLayer> layers;
@@ -249,11 +249,12 @@ std::shared_ptr<const CostVersion> JobCosts::Publish() {
         next.calibration);
   }
   MutexLock lock(&mutex_);
-  publishing_ = false;
   const bool memory_moved =
       extra_reserve_bytes_ != current_->extra_reserve_bytes;
   next.extra_reserve_bytes = extra_reserve_bytes_;
-  if (!changed && !memory_moved) return nullptr;
+  if (!changed && !memory_moved) {
+    return held.number < current_->number ? current_ : nullptr;
+  }
   ++next.number;
   current_ = std::make_shared<const CostVersion>(std::move(next));
   return current_;

@@ -90,8 +90,8 @@ class JobCosts {
   void AddPeak(uint32_t replica, int rank, int64_t predicted_bytes,
                int64_t reported_bytes);
   // No plan is possible with the reserve published: publishes it with that of
-  // the rank that grew most over `accepted`, CostVersion::extra_reserve_bytes
-  // of a version with plans, taken back; null: none grew. Peaks of the rank
+  // the rank that grew most over `accepted`, PlannableJob::extra_reserve_bytes
+  // of a job with plans, taken back; null: none grew. Peaks of the rank
   // that ask for as much again do not count.
   std::shared_ptr<const CostVersion> RefuseReserve(
       const std::vector<int64_t>& accepted);
@@ -113,13 +113,14 @@ class JobCosts {
   // Steps named since registration.
   int64_t drifted_steps() const;
 
-  // True once for each time that Publish should be called: something new is
-  // there, and no other caller is on its way to publish.
-  bool TakeDue();
-  // The caller of TakeDue does not publish after all.
-  void NotPublished();
-  // Fits and publishes; null: nothing has changed enough.
-  std::shared_ptr<const CostVersion> Publish();
+  // Whether a job that holds the version `held` is to be priced anew: something
+  // new is there, or a later version than it holds; and no other caller is at
+  // it. True: the caller ends with EndPricing.
+  bool TakeDue(const CostVersion& held);
+  void EndPricing();
+  // Fits and publishes. The current version where nothing has changed enough;
+  // null where that is the one held.
+  std::shared_ptr<const CostVersion> Publish(const CostVersion& held);
 
  private:
   struct Held {
@@ -147,7 +148,7 @@ class JobCosts {
 
   mutable Mutex mutex_;
   std::shared_ptr<const CostVersion> current_ ABSL_GUARDED_BY(mutex_);
-  bool publishing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool pricing_ ABSL_GUARDED_BY(mutex_) = false;
   bool fit_due_ ABSL_GUARDED_BY(mutex_) = false;
   bool speed_due_ ABSL_GUARDED_BY(mutex_) = false;
   bool layers_added_ ABSL_GUARDED_BY(mutex_) = false;

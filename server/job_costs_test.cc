@@ -2,6 +2,7 @@
 
 #include "server/job_costs.h"
 
+#include <memory>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -49,6 +50,14 @@ std::vector<semu::CostObservation> Observations(int count, double factor) {
 
 class JobCostsTest : public ::testing::Test {
  protected:
+  // By a job that holds the current version.
+  bool TakeDue() { return costs_.TakeDue(*costs_.current()); }
+  std::shared_ptr<const CostVersion> Publish() {
+    const auto version = costs_.Publish(*costs_.current());
+    costs_.EndPricing();
+    return version;
+  }
+
   PuppetPlanner planner_;
   JobCosts costs_{SmallJob(), planner_.Costs(), {}};
 };
@@ -56,8 +65,8 @@ class JobCostsTest : public ::testing::Test {
 TEST_F(JobCostsTest, NothingIsDueWhereNothingIsLearnt) {
   EXPECT_EQ(costs_.current()->number, 0);
   EXPECT_EQ(ForwardNs(costs_, 100), 100);
-  EXPECT_FALSE(costs_.TakeDue());
-  EXPECT_EQ(costs_.Publish(), nullptr);
+  EXPECT_FALSE(TakeDue());
+  EXPECT_EQ(Publish(), nullptr);
 }
 
 TEST_F(JobCostsTest, LayersKnownAheadAreInTheFirstVersion) {
@@ -70,28 +79,42 @@ TEST_F(JobCostsTest, LayersKnownAheadAreInTheFirstVersion) {
 TEST_F(JobCostsTest, LayersComeOutWhenTheySaySomethingNew) {
   costs_.AddLayers({Forward(100, 300), Forward(200, 600)});
   EXPECT_EQ(ForwardNs(costs_, 100), 100) << "not published yet";
-  EXPECT_TRUE(costs_.TakeDue());
-  EXPECT_FALSE(costs_.TakeDue()) << "somebody is at it";
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  EXPECT_FALSE(TakeDue()) << "somebody is at it";
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_EQ(costs_.current()->number, 1);
   EXPECT_EQ(ForwardNs(costs_, 100), 300);
   // Within a hundredth of what is known: the published version stays.
   costs_.AddLayers({Forward(150, 451)});
-  EXPECT_TRUE(costs_.TakeDue());
-  EXPECT_EQ(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  EXPECT_EQ(Publish(), nullptr);
   EXPECT_EQ(costs_.current()->number, 1);
   // Outside what was measured.
   costs_.AddLayers({Forward(400, 1200)});
-  EXPECT_TRUE(costs_.TakeDue());
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_EQ(costs_.current()->number, 2);
   EXPECT_EQ(costs_.current()->measured_layers, 4);
+}
+
+TEST_F(JobCostsTest, AJobThatHoldsAnEarlierVersionIsDueForTheCurrentOne) {
+  const auto held = costs_.current();
+  costs_.AddLayers({Forward(100, 300)});
+  EXPECT_TRUE(costs_.TakeDue(*held));
+  const auto published = costs_.Publish(*held);
+  ASSERT_NE(published, nullptr);
+  EXPECT_FALSE(costs_.TakeDue(*held)) << "somebody is at it";
+  costs_.EndPricing();
+  EXPECT_FALSE(costs_.TakeDue(*published));
+  EXPECT_TRUE(costs_.TakeDue(*held));
+  EXPECT_EQ(costs_.Publish(*held), published);
+  EXPECT_EQ(costs_.Publish(*published), nullptr);
 }
 
 TEST_F(JobCostsTest, EarlierMeasurementsFade) {
   costs_.AddLayers({Forward(100, 300, 1'000'000)});
   costs_.AddLayers({Forward(100, 600, JobCosts::kMaxWeight)});
-  ASSERT_NE(costs_.Publish(), nullptr);
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_EQ(ForwardNs(costs_, 100), 450);
 }
 
@@ -102,7 +125,7 @@ TEST_F(JobCostsTest, LayersNotMeasuredForLongGoFirst) {
   }
   costs_.AddLayers(many);
   costs_.AddLayers({Forward(1, 2), Forward(1'000'000, 2'000'000)});
-  const auto version = costs_.Publish();
+  const auto version = Publish();
   ASSERT_NE(version, nullptr);
   EXPECT_EQ(version->measured_layers, JobCosts::kMaxLayers);
   EXPECT_EQ(version->costs->measured().points().front().shape.tokens, 1);
@@ -111,75 +134,75 @@ TEST_F(JobCostsTest, LayersNotMeasuredForLongGoFirst) {
 
 TEST_F(JobCostsTest, FactorsComeOutInDiscreteVersions) {
   costs_.AddObservations(*costs_.current(), 1, Observations(7, 1.5));
-  EXPECT_FALSE(costs_.TakeDue()) << "too few";
+  EXPECT_FALSE(TakeDue()) << "too few";
   costs_.AddObservations(*costs_.current(), 1, Observations(20, 1.5));
-  EXPECT_TRUE(costs_.TakeDue());
-  const auto version = costs_.Publish();
+  EXPECT_TRUE(TakeDue());
+  const auto version = Publish();
   ASSERT_NE(version, nullptr);
   EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.5e6, 2e3);
   EXPECT_NEAR(version->calibration.error_before, 1.0 / 3, 0.01);
   EXPECT_LT(version->calibration.error_after, 0.01);
   costs_.AddObservations(*costs_.current(), 1, Observations(200, 1.5));
-  EXPECT_TRUE(costs_.TakeDue());
-  EXPECT_EQ(costs_.Publish(), nullptr) << "nothing moved";
+  EXPECT_TRUE(TakeDue());
+  EXPECT_EQ(Publish(), nullptr) << "nothing moved";
 }
 
 TEST_F(JobCostsTest, SpeedIsFollowedBetweenFits) {
   for (int step = 1; step <= 10; ++step) {
     costs_.AddObservations(*costs_.current(), step, Observations(40, 1.5));
   }
-  ASSERT_NE(costs_.Publish(), nullptr);
+  ASSERT_NE(Publish(), nullptr);
   // A tenth slower, and too few observations for a fit.
   costs_.AddObservations(*costs_.current(), 11, Observations(20, 1.65));
-  EXPECT_TRUE(costs_.TakeDue());
-  EXPECT_EQ(costs_.Publish(), nullptr) << "the step before still counts";
+  EXPECT_TRUE(TakeDue());
+  EXPECT_EQ(Publish(), nullptr) << "the step before still counts";
   costs_.AddObservations(*costs_.current(), 12, Observations(40, 1.65));
-  EXPECT_TRUE(costs_.TakeDue());
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.65e6, 2e3);
 }
 
 TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
   const auto before = costs_.current();
   costs_.AddObservations(*before, 1, Observations(20, 1.5));
-  ASSERT_NE(costs_.Publish(), nullptr);
+  ASSERT_NE(Publish(), nullptr);
   costs_.AddLayers({Forward(100, 300)});
-  const auto version = costs_.Publish();
+  const auto version = Publish();
   ASSERT_NE(version, nullptr);
   EXPECT_EQ(version->calibration.observations, 0);
   EXPECT_EQ(ForwardNs(costs_, 100), 300);
   // What was observed on top of the old layers says nothing of the new ones.
   costs_.AddObservations(*before, 1, Observations(200, 1.5));
-  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_FALSE(TakeDue());
 }
 
 TEST_F(JobCostsTest, PeaksBeyondThePredictionAreSetAsideInSteps) {
   costs_.AddPeak(0, 1, 1000, 900);
-  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_FALSE(TakeDue());
   costs_.AddPeak(0, 1, 1000, 1001);
-  EXPECT_TRUE(costs_.TakeDue());
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_THAT(costs_.current()->extra_reserve_bytes,
               ElementsAre(0, JobCosts::kReserveStepBytes));
   costs_.AddPeak(0, 1, 1000, 2000);
-  EXPECT_FALSE(costs_.TakeDue()) << "within the step";
+  EXPECT_FALSE(TakeDue()) << "within the step";
   costs_.BeginLayout();
   EXPECT_THAT(costs_.current()->extra_reserve_bytes, IsEmpty());
-  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_FALSE(TakeDue());
 }
 
 TEST_F(JobCostsTest, AMarkThatIsNeverResetIsSetAsideOnce) {
   constexpr int64_t kStep = JobCosts::kReserveStepBytes;
   costs_.AddPeak(0, 1, 10 * kStep, 11 * kStep);
-  ASSERT_NE(costs_.Publish(), nullptr);
+  ASSERT_NE(Publish(), nullptr);
   // Plans need less each time, the mark stays.
   costs_.AddPeak(0, 1, 9 * kStep, 11 * kStep);
   costs_.AddPeak(0, 1, 8 * kStep, 11 * kStep);
-  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_FALSE(TakeDue());
   // Another replica's is its own.
   costs_.AddPeak(1, 1, 9 * kStep, 11 * kStep);
-  EXPECT_TRUE(costs_.TakeDue());
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_THAT(costs_.current()->extra_reserve_bytes, ElementsAre(0, 2 * kStep));
 }
 
@@ -187,7 +210,7 @@ TEST_F(JobCostsTest, AReserveThatLeavesNoPlanIsTakenBackAlone) {
   constexpr int64_t kStep = JobCosts::kReserveStepBytes;
   costs_.AddPeak(0, 0, 1000, 1001);
   costs_.AddPeak(0, 1, 1000, 1000 + 100 * kStep);
-  ASSERT_NE(costs_.Publish(), nullptr);
+  ASSERT_NE(Publish(), nullptr);
   auto version = costs_.RefuseReserve({});
   ASSERT_NE(version, nullptr);
   EXPECT_THAT(version->extra_reserve_bytes, ElementsAre(kStep, 0));
@@ -195,10 +218,10 @@ TEST_F(JobCostsTest, AReserveThatLeavesNoPlanIsTakenBackAlone) {
   EXPECT_EQ(costs_.current(), version);
   // As much or more does not count, less does.
   costs_.AddPeak(0, 1, 1000, 1000 + 101 * kStep);
-  EXPECT_FALSE(costs_.TakeDue());
+  EXPECT_FALSE(TakeDue());
   costs_.AddPeak(0, 1, 1000, 1000 + 2 * kStep);
-  EXPECT_TRUE(costs_.TakeDue());
-  ASSERT_NE(costs_.Publish(), nullptr);
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
   EXPECT_THAT(costs_.current()->extra_reserve_bytes,
               ElementsAre(kStep, 2 * kStep));
   EXPECT_EQ(costs_.RefuseReserve({kStep, 2 * kStep}), nullptr)

@@ -297,6 +297,8 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
               }
             }
           }
+          // A version may have come out while it was prepared.
+          if (job.ok()) RepriceIfDue(*job);
           done(std::move(job));
         });
 }
@@ -639,23 +641,24 @@ absl::Status PlannerCore::AddMeasuredLayers(
 
 void PlannerCore::RepriceIfDue(
     const std::shared_ptr<const RegisteredJob>& job) {
-  if (!job->costs->TakeDue()) return;
+  if (!job->costs->TakeDue(*job->cost_version)) return;
   RunLearning(job->name, [this, job](absl::Status status) {
-    if (status.ok()) {
-      Reprice(job->name);
-    } else {
-      job->costs->NotPublished();
-    }
+    const bool priced = status.ok() && Reprice(job->name);
+    job->costs->EndPricing();
+    if (!priced) return;
+    // Meanwhile more was learnt, or another layout registered.
+    const auto next = registry_.Find(job->name);
+    if (next.ok()) RepriceIfDue(*next);
   });
 }
 
-void PlannerCore::Reprice(const std::string& name) {
+bool PlannerCore::Reprice(const std::string& name) {
   const auto job = registry_.Find(name);
-  if (!job.ok()) return;
+  if (!job.ok()) return true;
   PreparedJob prepared;
   prepared.costs = (*job)->costs;
-  prepared.cost_version = prepared.costs->Publish();
-  if (prepared.cost_version == nullptr) return;
+  prepared.cost_version = prepared.costs->Publish(*(*job)->cost_version);
+  if (prepared.cost_version == nullptr) return true;
   const auto prepare = [&] {
     return planner_->Prepare((*job)->plannable->job, (*job)->plannable->layout,
                              prepared.cost_version->Prepare());
@@ -667,9 +670,9 @@ void PlannerCore::Reprice(const std::string& name) {
   while (!plannable.ok()) {
     // Without the reserve that is too large, the rest of what was learnt
     // counts.
-    prepared.cost_version = prepared.costs->RefuseReserve(
-        (*job)->cost_version->extra_reserve_bytes);
-    if (prepared.cost_version == nullptr) return;
+    prepared.cost_version =
+        prepared.costs->RefuseReserve((*job)->plannable->extra_reserve_bytes);
+    if (prepared.cost_version == nullptr) return false;
     plannable = prepare();
   }
   const std::shared_ptr<const CostVersion> version = prepared.cost_version;
@@ -680,6 +683,7 @@ void PlannerCore::Reprice(const std::string& name) {
   if (registry_.Reprice(name, std::move(prepared)) && observer_ != nullptr) {
     observer_->OnCosts(name, *version, /*is_new=*/true);
   }
+  return true;
 }
 
 int PlannerCore::ThreadsForSearch() const {

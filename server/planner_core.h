@@ -292,7 +292,8 @@ class PlannerCore {
   // Brings out a new version of the job's costs, on a planning thread, if one
   // is due.
   void RepriceIfDue(const std::shared_ptr<const RegisteredJob>& job);
-  void Reprice(const std::string& name);
+  // False: there is no plan with the costs that are current now.
+  bool Reprice(const std::string& name);
   void KeepDeadlines();
   void DropUnusedJobs(Clock::TimePoint now);
   void WakeKeeper();

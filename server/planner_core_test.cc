@@ -721,6 +721,137 @@ TEST(PlannerCoreObserverTest, ARepeatedRegistrationIsNotObserved) {
   EXPECT_EQ(observer.new_versions, 0);
 }
 
+// A job whose costs are learnt while it is laid out anew.
+class PlannerCoreCostsTest : public ::testing::Test {
+ protected:
+  static PlannerCoreOptions Options() {
+    PlannerCoreOptions options;
+    options.planner_threads = 2;
+    return options;
+  }
+
+  PlannerCoreCostsTest()
+      : core_(Options(), &planner_, &codec_, &clock_, nullptr) {}
+
+  // Begins to register the job on a layout, which `tokens` tells from others.
+  std::future<uint64_t> Register(const std::string& request_id,
+                                 int64_t tokens) {
+    Registration registration;
+    registration.request_id = request_id;
+    registration.job.name = "vlm";
+    registration.job.parallelism.pipeline_parallel = 2;
+    registration.job.device.memory_bytes = int64_t{1} << 40;
+    registration.job.modules.resize(1);
+    registration.job_digest = "digest";
+    semu::ModuleLayout layout;
+    layout.sub_microbatch_tokens = tokens;
+    layout.segments.resize(1);
+    layout.segments[0].chunks = {{0, 0, 1}, {1, 1, 1}};
+    registration.pinned.emplace().modules = {layout};
+    registration.pinned_digest =
+        codec_.LayoutDigest(registration.job, *registration.pinned);
+    auto answer = std::make_shared<std::promise<uint64_t>>();
+    core_.RegisterJob(registration, NotCancelled(), [answer](const auto& job) {
+      EXPECT_TRUE(job.ok()) << job.status();
+      answer->set_value(job.ok() ? (*job)->attempt : 0);
+    });
+    return answer->get_future();
+  }
+
+  void UploadLayer() {
+    semu::MeasuredLayer layer;
+    layer.shape.items = layer.shape.tokens = 1;
+    layer.ns = 1000;
+    layer.count = 1;
+    ASSERT_TRUE(core_.AddMeasuredLayers("vlm", {layer}).ok());
+  }
+
+  // Plans a step and reports that rank 1 held so much.
+  void ReportPeak(uint64_t attempt, int64_t bytes) {
+    StepSubmission submission;
+    submission.key = {"vlm", attempt, 0, 0};
+    submission.job = *core_.registry().Find("vlm");
+    submission.layout_digest = submission.job->layout_digest;
+    submission.batch = LabelledBatch(7);
+    ASSERT_TRUE(core_.SubmitStep(submission).ok());
+    std::promise<StepResult> plan;
+    core_.ReadStep(submission.key, [&plan](StepResult result) {
+      plan.set_value(std::move(result));
+    });
+    StepReportIn report;
+    report.key = submission.key;
+    report.plan_digest = (*plan.get_future().get())->plan_digest;
+    report.rank = 1;
+    report.step_ns = 7;
+    report.peak_memory_bytes = bytes;
+    ASSERT_TRUE(core_.ReportStep(report).ok());
+  }
+
+  std::shared_ptr<const CostVersion> AwaitVersion(int64_t number) {
+    while (true) {
+      const auto version = (*core_.registry().Find("vlm"))->cost_version;
+      if (version->number >= number) return version;
+      std::this_thread::yield();
+    }
+  }
+
+  FakeClock clock_;
+  PuppetPlanner planner_;
+  TextCodec codec_;
+  PlannerCore core_;
+};
+
+TEST_F(PlannerCoreCostsTest, ANewLayoutGetsCostsPublishedWhileItWasPrepared) {
+  Register("a", 1).wait();
+  planner_.HoldPrepares(1);
+  auto relayout = Register("b", 2);
+  planner_.WaitForPrepares(1);
+  UploadLayer();
+  EXPECT_EQ(AwaitVersion(1)->measured_layers, 1) << "the layout before";
+  planner_.ReleasePrepare();
+  EXPECT_EQ(relayout.get(), 2u);
+  EXPECT_EQ(AwaitVersion(1)->measured_layers, 1);
+  EXPECT_EQ((*core_.registry().Find("vlm"))->attempt, 2u);
+}
+
+TEST_F(PlannerCoreCostsTest, ANewLayoutGetsCostsPreparedForTheOneBefore) {
+  Register("a", 1).wait();
+  planner_.HoldPrepares(2);
+  auto relayout = Register("b", 2);
+  planner_.WaitForPrepares(1);
+  UploadLayer();
+  planner_.WaitForPrepares(2);
+  planner_.ReleasePrepare();
+  EXPECT_EQ(relayout.get(), 2u);
+  EXPECT_EQ((*core_.registry().Find("vlm"))->cost_version->number, 0);
+  planner_.ReleasePrepare();
+  EXPECT_EQ(AwaitVersion(1)->measured_layers, 1);
+  EXPECT_EQ((*core_.registry().Find("vlm"))->attempt, 2u);
+}
+
+TEST_F(PlannerCoreCostsTest, CostsThatFoundNoPlanAreTriedAgain) {
+  const uint64_t attempt = Register("a", 1).get();
+  planner_.FailPrepare(absl::ResourceExhaustedError("no plan"));
+  UploadLayer();
+  while ((*core_.registry().Find("vlm"))->costs->current()->number == 0) {
+    std::this_thread::yield();
+  }
+  planner_.FailPrepare(absl::OkStatus());
+  ReportPeak(attempt, 0);
+  EXPECT_EQ(AwaitVersion(1)->measured_layers, 1);
+}
+
+// The reserve of the layout before is none that the new one has plans with.
+TEST_F(PlannerCoreCostsTest, AReserveIsTakenBackOnANewLayoutToo) {
+  constexpr int64_t kStep = JobCosts::kReserveStepBytes;
+  ReportPeak(Register("a", 1).get(), 5 * kStep);
+  EXPECT_THAT(AwaitVersion(1)->extra_reserve_bytes, ElementsAre(0, 5 * kStep));
+  const uint64_t attempt = Register("b", 2).get();
+  planner_.FailReserves();
+  ReportPeak(attempt, 3 * kStep);
+  EXPECT_THAT(AwaitVersion(3)->extra_reserve_bytes, ElementsAre(0, 0));
+}
+
 TEST_F(PlannerCoreTest, TheQueueIsBounded) {
   Register("vlm", "a");
   Register("t2v", "a");

@@ -93,15 +93,31 @@ PuppetPlanner::Prepare(const semu::Job& job,
                        const std::optional<semu::Layout>& pinned,
                        const search::PrepareOptions& options) const {
   bool hold = false;
+  int held_before = 0;
   {
     MutexLock lock(&mutex_);
     if (!prepare_status_.ok()) return prepare_status_;
-    hold = hold_prepares_;
-    if (hold) ++prepares_held_;
+    if (fail_reserves_ &&
+        std::any_of(options.extra_reserve_bytes.begin(),
+                    options.extra_reserve_bytes.end(),
+                    [](int64_t bytes) { return bytes > 0; })) {
+      return absl::ResourceExhaustedError("the reserve does not fit");
+    }
+    hold = hold_prepares_ > 0;
+    if (hold) {
+      --hold_prepares_;
+      held_before = prepares_held_++;
+    }
     changed_.NotifyAll();
   }
   while (hold) {
-    if (options.cancelled()) return absl::CancelledError("Prepare was held");
+    if (options.cancelled && options.cancelled()) {
+      return absl::CancelledError("Prepare was held");
+    }
+    {
+      MutexLock lock(&mutex_);
+      hold = prepares_released_ <= held_before;
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   auto plannable = std::make_shared<search::PlannableJob>();

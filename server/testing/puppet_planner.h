@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,15 +41,26 @@ class PuppetPlanner final : public search::StepPlanner {
   void Fail(int64_t label, absl::Status status);
   // Calls of Plan since the start, in order.
   std::vector<Call> calls() const;
-  // Each Prepare that starts later ends when it is cancelled.
-  void HoldPrepares() {
+  // The next `count` calls of Prepare end when they are cancelled, or go on
+  // when they are released.
+  void HoldPrepares(int count = std::numeric_limits<int>::max()) {
     MutexLock lock(&mutex_);
-    hold_prepares_ = true;
+    hold_prepares_ = count;
+  }
+  // Releases the call that is held longest.
+  void ReleasePrepare() {
+    MutexLock lock(&mutex_);
+    ++prepares_released_;
   }
   // Waits until so many were held.
   void WaitForPrepares(int count);
   // Later calls answer this status.
   void FailPrepare(absl::Status status);
+  // Later calls of Prepare fail where any extra reserve is asked for.
+  void FailReserves() {
+    MutexLock lock(&mutex_);
+    fail_reserves_ = true;
+  }
   void FailSafe(absl::Status status);
   // What lowering took in the reports of later plans.
   void set_lower_ns(int64_t ns) {
@@ -88,12 +100,14 @@ class PuppetPlanner final : public search::StepPlanner {
   mutable Mutex mutex_;
   mutable CondVar changed_;
   bool hold_ ABSL_GUARDED_BY(mutex_) = false;
-  bool hold_prepares_ ABSL_GUARDED_BY(mutex_) = false;
+  mutable int hold_prepares_ ABSL_GUARDED_BY(mutex_) = 0;
+  int prepares_released_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable int prepares_held_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t lower_ns_ ABSL_GUARDED_BY(mutex_) = 0;
   mutable std::vector<Call> calls_ ABSL_GUARDED_BY(mutex_);
   mutable std::deque<Release> releases_ ABSL_GUARDED_BY(mutex_);
   mutable int safe_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool fail_reserves_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status prepare_status_ ABSL_GUARDED_BY(mutex_);
   absl::Status safe_status_ ABSL_GUARDED_BY(mutex_);
 };
