@@ -11,6 +11,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -76,6 +77,8 @@ namespace pipeweaver::server {
 namespace {
 
 constexpr std::size_t kMaxConfigBytes = std::size_t{64} << 20;
+// For what the subgraph store has to write at the end.
+constexpr std::chrono::milliseconds kFlushTime{1000};
 
 absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
   v1::ServerConfig config;
@@ -145,8 +148,10 @@ int Run() {
   }
   spdlog::info("signal {}", signal);
   (*server)->Drain();
-  // Not by way of destructors: the metrics listener's takes two seconds, and
-  // nothing is left to be saved.
+  if (!costs->Flush(kFlushTime)) {
+    spdlog::warn("subgraph store: layer costs not written in time are lost");
+  }
+  // Not by way of destructors: the metrics listener's takes two seconds.
   spdlog::shutdown();
   std::fflush(stdout);
   std::_Exit(0);

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <google/protobuf/text_format.h>
+#include <lmdb.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -103,6 +104,21 @@ class ServerProcess {
 
   const std::string& output() const { return output_; }
   const std::string& address() const { return address_; }
+
+  // Whether it takes connections.
+  bool Listens() const {
+    int port = 0;
+    Must(absl::SimpleAtoi(address_.substr(address_.rfind(':') + 1), &port));
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in to = {};
+    to.sin_family = AF_INET;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    to.sin_port = htons(static_cast<uint16_t>(port));
+    const bool listens =
+        connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0;
+    close(fd);
+    return listens;
+  }
 
   std::string MetricsPage() const {
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -575,6 +591,40 @@ TEST(PipeweaverServerTest, ADrainWaitsForNoReplica) {
   reader.join();
   EXPECT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(server->Wait(), 0);
+}
+
+// The costs wait while another process writes to the file.
+TEST(PipeweaverServerTest, LayerCostsThatWaitAreWrittenBeforeTheEnd) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/subgraphs.",
+                                        static_cast<int64_t>(getpid()));
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const auto plan_a_step = [&](const ServerProcess& server) {
+    client::PlannerClient client = Connect(server);
+    const v1::SubmitStepRequest step =
+        Submission(job, Register(client, job), 0, 2);
+    ASSERT_TRUE(client.SubmitStep(step).ok());
+    ASSERT_TRUE(client.GetPlan(step.key()).ok());
+  };
+  {
+    const auto server =
+        ServerProcess::Serving({"--subgraph_store_file=" + path});
+    MDB_env* env = nullptr;
+    MDB_txn* txn = nullptr;
+    ASSERT_EQ(mdb_env_create(&env), 0);
+    ASSERT_EQ(mdb_env_open(env, path.c_str(), MDB_NOSUBDIR, 0600), 0);
+    ASSERT_EQ(mdb_txn_begin(env, nullptr, 0, &txn), 0);
+    plan_a_step(*server);
+    EXPECT_GT(server->Metric("pipeweaver_subgraph_misses_total"), 0);
+    server->Terminate();
+    while (server->Listens()) {
+    }
+    mdb_txn_abort(txn);
+    mdb_env_close(env);
+    EXPECT_EQ(server->Wait(), 0);
+  }
+  const auto server = ServerProcess::Serving({"--subgraph_store_file=" + path});
+  plan_a_step(*server);
+  EXPECT_EQ(server->Metric("pipeweaver_subgraph_misses_total"), 0);
 }
 
 // Layers of every module of `job`, as if measured at `factor` microseconds a

@@ -12,7 +12,6 @@
 #include "semu/store/file_store.h"
 #include "semu/store/memory_store.h"
 #include "semu/store/redis_store.h"
-#include "semu/store/write_behind_store.h"
 
 namespace pipeweaver::server {
 namespace {
@@ -86,9 +85,24 @@ std::vector<prometheus::MetricFamily> SubgraphMetrics::Collect() const {
   return families;
 }
 
+bool SubgraphCosts::Flush(std::chrono::milliseconds most) const {
+  const auto deadline = std::chrono::steady_clock::now() + most;
+  bool all = true;
+  for (semu::WriteBehindStore* level : written_behind) {
+    all = level->Flush(deadline) && all;
+  }
+  return all;
+}
+
 absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
     const v1::ServerConfig& config) {
+  SubgraphCosts made;
   std::vector<std::unique_ptr<semu::SubgraphStore>> levels;
+  const auto add_behind = [&](std::unique_ptr<semu::SubgraphStore> store) {
+    auto level = std::make_unique<semu::WriteBehindStore>(std::move(store));
+    made.written_behind.push_back(level.get());
+    levels.push_back(std::move(level));
+  };
   levels.push_back(
       std::make_unique<semu::MemoryStore>(config.subgraph_store_bytes()));
   if (!config.subgraph_store_file().empty()) {
@@ -99,8 +113,7 @@ absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
           file.status().code(),
           absl::StrCat("subgraph_store_file: ", file.status().message()));
     }
-    levels.push_back(
-        std::make_unique<semu::WriteBehindStore>(*std::move(file)));
+    add_behind(*std::move(file));
   }
   semu::RedisStore* shared = nullptr;
   if (!config.subgraph_store_redis().empty()) {
@@ -108,11 +121,9 @@ absl::StatusOr<SubgraphCosts> MakeSubgraphCosts(
         auto redis,
         semu::RedisStore::Create(config.subgraph_store_redis(), {}, Log));
     shared = redis.get();
-    levels.push_back(
-        std::make_unique<semu::WriteBehindStore>(std::move(redis)));
+    add_behind(std::move(redis));
   }
   auto cache = std::make_shared<semu::SubgraphCache>(std::move(levels));
-  SubgraphCosts made;
   made.costs = std::make_shared<semu::OpGraphCost>(
       std::make_shared<semu::DeviceOpTimes>(), cache);
   made.metrics = std::make_shared<SubgraphMetrics>(cache, made.costs, shared);

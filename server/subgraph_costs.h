@@ -6,6 +6,7 @@
 #include <prometheus/collectable.h>
 #include <prometheus/metric_family.h>
 
+#include <chrono>
 #include <future>
 #include <memory>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "semu/cost/op_graph_cost.h"
 #include "semu/store/redis_store.h"
 #include "semu/store/subgraph_cache.h"
+#include "semu/store/write_behind_store.h"
 
 namespace pipeweaver::server {
 
@@ -46,6 +48,11 @@ class SubgraphMetrics : public prometheus::Collectable {
 struct SubgraphCosts {
   std::shared_ptr<const semu::OpGraphCost> costs;
   std::shared_ptr<SubgraphMetrics> metrics;
+  // Levels that are written to behind the callers, owned by `costs`.
+  std::vector<semu::WriteBehindStore*> written_behind;
+
+  // Waits until all is written, for at most `most`. Returns whether it is.
+  bool Flush(std::chrono::milliseconds most) const;
 };
 
 // Op graph costs over the levels of a complete config: memory, file, Redis.

@@ -30,9 +30,12 @@ void WriteBehindStore::Put(absl::Span<const StoreEntry> entries) {
   changed_.NotifyAll();
 }
 
-void WriteBehindStore::Flush() {
+bool WriteBehindStore::Flush(std::chrono::steady_clock::time_point deadline) {
   MutexLock lock(&mutex_);
-  while (!pending_.empty() || writing_) changed_.Wait(&mutex_);
+  while (!pending_.empty() || writing_) {
+    if (changed_.WaitUntil(&mutex_, deadline)) break;
+  }
+  return pending_.empty() && !writing_;
 }
 
 void WriteBehindStore::Write() {

@@ -3,6 +3,7 @@
 #ifndef SEMU_STORE_WRITE_BEHIND_STORE_H_
 #define SEMU_STORE_WRITE_BEHIND_STORE_H_
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -36,8 +37,9 @@ class WriteBehindStore : public SubgraphStore {
   }
   void Put(absl::Span<const StoreEntry> entries) override;
 
-  // Returns when everything put before is written.
-  void Flush();
+  // Waits until nothing is left to be written, at most until `deadline`.
+  // Returns whether that is so.
+  bool Flush(std::chrono::steady_clock::time_point deadline);
 
  private:
   void Write();
