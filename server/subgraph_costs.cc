@@ -42,13 +42,17 @@ void Add(int64_t value, prometheus::MetricFamily* family,
 SubgraphMetrics::SubgraphMetrics(
     std::shared_ptr<const semu::SubgraphCache> cache,
     std::shared_ptr<const semu::OpGraphCost> costs, semu::RedisStore* redis)
-    : cache_(std::move(cache)), costs_(std::move(costs)), redis_(redis) {}
+    : cache_(std::move(cache)), costs_(std::move(costs)), redis_(redis) {
+  if (redis_ != nullptr) ping_ = Ping();
+}
+
+std::future<bool> SubgraphMetrics::Ping() const {
+  return std::async(std::launch::async, [this] { return redis_->Ping(); });
+}
 
 bool SubgraphMetrics::RedisAnswers() const {
   MutexLock lock(&mutex_);
-  if (!ping_.valid()) {
-    ping_ = std::async(std::launch::async, [this] { return redis_->Ping(); });
-  }
+  if (!ping_.valid()) ping_ = Ping();
   if (ping_.wait_for(kPingWait) == std::future_status::ready) {
     redis_answers_ = ping_.get();
   }

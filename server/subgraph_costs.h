@@ -25,7 +25,8 @@ namespace pipeweaver::server {
 // Thread-safe.
 class SubgraphMetrics : public prometheus::Collectable {
  public:
-  // `redis`: the level of `cache` that it is, or null.
+  // `redis`: the level of `cache` that it is, or null. It is asked at once, on
+  // a thread of its own, so that it is connected when layers are looked for.
   SubgraphMetrics(std::shared_ptr<const semu::SubgraphCache> cache,
                   std::shared_ptr<const semu::OpGraphCost> costs,
                   semu::RedisStore* redis);
@@ -36,6 +37,8 @@ class SubgraphMetrics : public prometheus::Collectable {
   // Whether Redis answers, as far as is known in a short while: a name that is
   // not resolved must not keep the page.
   bool RedisAnswers() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  std::future<bool> Ping() const;
 
   const std::shared_ptr<const semu::SubgraphCache> cache_;
   const std::shared_ptr<const semu::OpGraphCost> costs_;

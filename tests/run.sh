@@ -100,7 +100,8 @@ bazel_tests "thread sanitizer" --config=tsan \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_costs_test //server:job_registry_test //server/testing:seeded_race_test \
   //search/lower/testing/... //search/strategy/... //semu/store:memory_store_test \
-  //semu/store:subgraph_cache_test //semu/store:redis_store_test
+  //semu/store:subgraph_cache_test //semu/store:redis_store_test \
+  //semu/store:write_behind_store_test
 script_test "clang's thread-safety analysis" \
   bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \
   //search/strategy/...

@@ -18,10 +18,13 @@
 namespace pipeweaver::semu {
 namespace {
 
+using std::chrono::steady_clock;
+
 constexpr absl::string_view kPrefix = "pipeweaver:subgraph:1:";
 // Keys of one command to get, commands to put sent before their answers are
-// read: what keeps another caller waiting is short.
+// read.
 constexpr size_t kMaxBatch = 256;
+constexpr absl::string_view kTooSlow = "it is too slow";
 
 // A command in Redis's protocol: the number of its arguments, then each with
 // its length.
@@ -33,12 +36,16 @@ std::string Command(absl::Span<const std::string> arguments) {
   return command;
 }
 
-std::string GetCommand(absl::Span<const absl::string_view> keys) {
-  std::vector<std::string> arguments = {"MGET"};
-  for (const absl::string_view key : keys) {
-    arguments.push_back(absl::StrCat(kPrefix, RecordName(key)));
+std::vector<std::string> GetCommands(absl::Span<const absl::string_view> keys) {
+  std::vector<std::string> commands;
+  for (; !keys.empty(); keys.remove_prefix(std::min(kMaxBatch, keys.size()))) {
+    std::vector<std::string> arguments = {"MGET"};
+    for (const absl::string_view key : keys.subspan(0, kMaxBatch)) {
+      arguments.push_back(absl::StrCat(kPrefix, RecordName(key)));
+    }
+    commands.push_back(Command(arguments));
   }
-  return Command(arguments);
+  return commands;
 }
 
 std::string SetCommand(const StoreEntry& entry,
@@ -122,7 +129,7 @@ absl::StatusOr<std::unique_ptr<RedisStore>> RedisStore::Create(
       std::move(host), port, std::move(options), std::move(log)));
 }
 
-bool RedisStore::Connected() {
+bool RedisStore::Connect() {
   if (context_ != nullptr) return true;
   if (pause_.count() > 0 && options_.now() < retry_at_) return false;
   const timeval timeout = TimevalOf(options_.connect_timeout);
@@ -156,7 +163,13 @@ void RedisStore::Succeed() {
                     port_ < 0 ? "" : absl::StrCat(":", port_), " is back"));
 }
 
-bool RedisStore::Ping() { return !Ask({Command({"PING"})}).empty(); }
+bool RedisStore::Ping() {
+  MutexLock lock(&mutex_);
+  const SigpipeBlock no_signal;
+  return Connect() && !Ask({Command({"PING"})},
+                           steady_clock::now() + options_.answer_timeout)
+                           .empty();
+}
 
 std::optional<std::string> RedisStore::Get(absl::string_view key) {
   return GetAll({key})[0];
@@ -165,11 +178,14 @@ std::optional<std::string> RedisStore::Get(absl::string_view key) {
 std::vector<std::optional<std::string>> RedisStore::GetAll(
     absl::Span<const absl::string_view> keys) {
   std::vector<std::optional<std::string>> values(keys.size());
-  std::vector<std::string> commands;
-  for (size_t i = 0; i < keys.size(); i += kMaxBatch) {
-    commands.push_back(GetCommand(keys.subspan(i, kMaxBatch)));
+  if (!mutex_.TryLock()) return values;
+  std::vector<Reply> replies;
+  if (context_ != nullptr) {
+    const SigpipeBlock no_signal;
+    replies =
+        Ask(GetCommands(keys), steady_clock::now() + options_.answer_timeout);
   }
-  const std::vector<Reply> replies = Ask(commands);
+  mutex_.Unlock();
   for (size_t b = 0; b < replies.size(); ++b) {
     const redisReply& reply = *replies[b];
     const size_t first = b * kMaxBatch;
@@ -192,33 +208,60 @@ void RedisStore::Put(absl::Span<const StoreEntry> entries) {
       commands.push_back(SetCommand(entry, options_.time_to_live));
     }
     entries.remove_prefix(commands.size());
-    if (Ask(commands).empty()) return;
+    MutexLock lock(&mutex_);
+    const SigpipeBlock no_signal;
+    if (!Connect() || Ask(commands, steady_clock::time_point::max()).empty()) {
+      return;
+    }
   }
 }
 
 std::vector<RedisStore::Reply> RedisStore::Ask(
-    absl::Span<const std::string> commands) {
+    absl::Span<const std::string> commands, steady_clock::time_point deadline) {
+  if (!Send(commands, deadline)) return {};
   std::vector<Reply> replies;
-  MutexLock lock(&mutex_);
-  const SigpipeBlock no_signal;
-  if (!Connected()) return {};
-  for (const std::string& command : commands) {
-    redisAppendFormattedCommand(context_, command.data(), command.size());
-  }
-  for (size_t i = 0; i < commands.size(); ++i) {
-    void* answer = nullptr;
-    if (redisGetReply(context_, &answer) != REDIS_OK) {
-      Fail(context_->errstr);
-      return {};
-    }
-    replies.emplace_back(static_cast<redisReply*>(answer));
-    if (replies.back()->type == REDIS_REPLY_ERROR) {
-      Fail(absl::string_view(replies.back()->str, replies.back()->len));
+  while (replies.size() < commands.size()) {
+    replies.push_back(Receive(deadline));
+    const Reply& reply = replies.back();
+    if (reply == nullptr) return {};
+    if (reply->type == REDIS_REPLY_ERROR) {
+      Fail(absl::string_view(reply->str, reply->len));
       return {};
     }
   }
   Succeed();
   return replies;
+}
+
+bool RedisStore::Send(absl::Span<const std::string> commands,
+                      steady_clock::time_point deadline) {
+  for (const std::string& command : commands) {
+    redisAppendFormattedCommand(context_, command.data(), command.size());
+  }
+  int done = 0;
+  while (redisBufferWrite(context_, &done) == REDIS_OK) {
+    if (done) return true;
+    if (steady_clock::now() >= deadline) {
+      Fail(kTooSlow);
+      return false;
+    }
+  }
+  Fail(context_->errstr);
+  return false;
+}
+
+RedisStore::Reply RedisStore::Receive(steady_clock::time_point deadline) {
+  void* answer = nullptr;
+  while (redisGetReplyFromReader(context_, &answer) == REDIS_OK) {
+    if (answer != nullptr) return Reply(static_cast<redisReply*>(answer));
+    if (steady_clock::now() >= deadline) {
+      Fail(kTooSlow);
+      return nullptr;
+    }
+    if (redisBufferRead(context_) != REDIS_OK) break;
+  }
+  Fail(context_->errstr);
+  return nullptr;
 }
 
 }  // namespace pipeweaver::semu

@@ -23,8 +23,10 @@ struct redisReply;
 namespace pipeweaver::semu {
 
 struct RedisOptions {
-  // Most time to connect, and to wait for an answer.
+  // Most time to connect once the host's name is resolved.
   std::chrono::milliseconds connect_timeout{50};
+  // Most time to wait for the answers to a get or a ping, and for each one to a
+  // put.
   std::chrono::milliseconds answer_timeout{20};
   // After a failure nothing is asked for this long, twice as long after each
   // further one, up to `longest_pause`.
@@ -36,10 +38,13 @@ struct RedisOptions {
       std::chrono::steady_clock::now;
 };
 
-// Records (record.h) under "pipeweaver:subgraph:1:" and their names. Connects
-// when it is first asked. A Redis that is away, slow or wrong costs at most one
-// timeout a pause: all else is a miss at once. Losing it and having it back is
-// logged. One connection; thread-safe.
+// Records (record.h) under "pipeweaver:subgraph:1:" and their names. One
+// connection, which puts and pings make: gets never connect, and where there is
+// no connection, or another caller has it, all is a miss at once. So a Redis
+// that is away, slow or wrong costs gets at most two answer timeouts a pause,
+// the second for what is under way at the first's end. Puts may take as long as
+// resolving a name does: they belong behind the callers (write_behind_store.h).
+// Losing Redis and having it back is logged. Thread-safe.
 //
 // What sharing is good for: a get costs a round trip, about 20 us on one
 // machine and more between two, a layer asked for with others 4 us, which is
@@ -66,7 +71,8 @@ class RedisStore : public SubgraphStore {
       absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
-  // Whether Redis answers; false, and it is not asked, within a pause.
+  // Whether Redis answers; false, and it is not asked, within a pause. Connects
+  // where there is no connection, and waits for other callers.
   bool Ping();
 
  private:
@@ -77,12 +83,22 @@ class RedisStore : public SubgraphStore {
 
   RedisStore(std::string host, int port, RedisOptions options, Log log);
 
-  // The answers to `commands`, sent together; none where Redis is away, or
-  // answers with an error.
-  std::vector<Reply> Ask(absl::Span<const std::string> commands)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  // Whether there is a connection to ask.
-  bool Connected() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The answers to `commands`, sent together; none, and the connection is given
+  // up, where one is an error or more is to be read or sent at `deadline`.
+  // REQUIRES: connected.
+  std::vector<Reply> Ask(absl::Span<const std::string> commands,
+                         std::chrono::steady_clock::time_point deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Sends all, or gives the connection up.
+  bool Send(absl::Span<const std::string> commands,
+            std::chrono::steady_clock::time_point deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The next answer; null where the connection is given up.
+  Reply Receive(std::chrono::steady_clock::time_point deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Connects where there is no connection and the pause is over; whether there
+  // is one.
+  bool Connect() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Gives the connection up for a while.
   void Fail(absl::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Succeed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

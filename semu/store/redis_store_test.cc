@@ -2,8 +2,10 @@
 
 #include "semu/store/redis_store.h"
 
+#include <fcntl.h>
 #include <hiredis/hiredis.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -96,7 +98,12 @@ class RedisStoreTest : public ::testing::Test {
       log_.emplace_back(line);
     });
   }
-  std::unique_ptr<RedisStore> Open() { return Open("unix:" + path_); }
+  // Connected.
+  std::unique_ptr<RedisStore> Open() {
+    auto store = Open("unix:" + path_);
+    EXPECT_TRUE(store->Ping());
+    return store;
+  }
   std::vector<std::string> log() {
     MutexLock lock(&mutex_);
     return log_;
@@ -231,41 +238,124 @@ TEST(RedisAddressTest, AnIpv6HostStandsInBrackets) {
                                      Not(HasSubstr("service not known")))));
 }
 
-// A server that takes connections and never answers.
-TEST(RedisTimeoutTest, SilenceCostsOneTimeoutAPause) {
-  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  ASSERT_EQ(
-      bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  ASSERT_EQ(listen(listener, 16), 0);
-  socklen_t length = sizeof address;
-  getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
+// A server that takes connections, and answers what a test lets it.
+class FakeServer {
+ public:
+  FakeServer() : listener_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    auto* const to = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(bind(listener_, to, sizeof address), 0);
+    EXPECT_EQ(listen(listener_, 16), 0);
+    getsockname(listener_, to, &length);
+    port_ = ntohs(address.sin_port);
+  }
+  ~FakeServer() { close(listener_); }
 
-  std::vector<std::string> log;
-  RedisOptions options;
-  auto now = std::chrono::steady_clock::time_point();
-  options.now = [&now] { return now; };
-  const auto store = *RedisStore::Create(
-      absl::StrCat("127.0.0.1:", ntohs(address.sin_port)), options,
-      [&log](auto line) { log.emplace_back(line); });
-  const auto connections = [listener] {
+  std::unique_ptr<RedisStore> Open(RedisOptions options) {
+    return *RedisStore::Create(absl::StrCat("127.0.0.1:", port_),
+                               std::move(options), [this](auto line) {
+                                 MutexLock lock(&mutex_);
+                                 log_.emplace_back(line);
+                               });
+  }
+  // Waits for a connection and what is first sent on it.
+  int AcceptAndRead() {
+    const int peer = accept(listener_, nullptr, nullptr);
+    Read(peer);
+    return peer;
+  }
+  static void Read(int peer) {
+    char bytes[1024];
+    EXPECT_GT(read(peer, bytes, sizeof bytes), 0);
+  }
+  // Connections that were not accepted yet.
+  int TakeConnections() {
+    fcntl(listener_, F_SETFL, O_NONBLOCK);
     int count = 0;
-    for (int peer = 0; (peer = accept(listener, nullptr, nullptr)) >= 0;
+    for (int peer = 0; (peer = accept(listener_, nullptr, nullptr)) >= 0;
          ++count) {
       close(peer);
     }
     return count;
+  }
+  std::vector<std::string> log() {
+    MutexLock lock(&mutex_);
+    return log_;
+  }
+
+ private:
+  const int listener_;
+  int port_ = 0;
+  Mutex mutex_;
+  std::vector<std::string> log_ ABSL_GUARDED_BY(mutex_);
+};
+
+TEST(RedisTimeoutTest, SilenceCostsOneTimeoutAPause) {
+  FakeServer server;
+  RedisOptions options;
+  auto now = std::chrono::steady_clock::time_point();
+  options.now = [&now] { return now; };
+  const auto store = server.Open(options);
+  const auto put = [&store] {
+    for (int i = 0; i < 100; ++i) store->Put({{"key", "value"}});
   };
-  for (int i = 0; i < 100; ++i) EXPECT_EQ(store->Get("key"), std::nullopt);
+  put();
   now += options.first_pause;
-  for (int i = 0; i < 100; ++i) EXPECT_EQ(store->Get("key"), std::nullopt);
+  put();
   now += options.first_pause;  // the second pause is longer
-  for (int i = 0; i < 100; ++i) EXPECT_EQ(store->Get("key"), std::nullopt);
-  EXPECT_EQ(connections(), 2);
-  EXPECT_EQ(log.size(), 1u);
-  close(listener);
+  put();
+  EXPECT_EQ(server.TakeConnections(), 2);
+  EXPECT_EQ(server.log().size(), 1u);
+}
+
+TEST(RedisTimeoutTest, GetsDoNotConnect) {
+  FakeServer server;
+  const auto store = server.Open({});
+  EXPECT_EQ(store->Get("key"), std::nullopt);
+  EXPECT_THAT(store->GetAll({"key", "other"}),
+              ElementsAre(std::nullopt, std::nullopt));
+  EXPECT_EQ(server.TakeConnections(), 0);
+  EXPECT_THAT(server.log(), IsEmpty());
+}
+
+TEST(RedisTimeoutTest, GetsDoNotWaitForOtherCallers) {
+  FakeServer server;
+  RedisOptions options;
+  options.answer_timeout = std::chrono::hours(1);
+  const auto store = server.Open(options);
+  std::thread putter([&store] { store->Put({{"key", "value"}}); });
+  const int peer = server.AcceptAndRead();
+  EXPECT_EQ(store->Get("key"), std::nullopt);
+  EXPECT_THAT(server.log(), IsEmpty()) << "the put still waits";
+  close(peer);
+  putter.join();
+  EXPECT_THAT(server.log(), ElementsAre(HasSubstr("is lost")));
+}
+
+// Each byte comes in time, all of them never do.
+TEST(RedisTimeoutTest, AnAnswerThatTricklesIsGivenUp) {
+  FakeServer server;
+  RedisOptions options;
+  options.answer_timeout = std::chrono::milliseconds(200);
+  const auto store = server.Open(options);
+  std::thread trickle([&server] {
+    const int peer = server.AcceptAndRead();
+    EXPECT_EQ(write(peer, "+PONG\r\n", 7), 7);
+    server.Read(peer);
+    EXPECT_EQ(write(peer, "*1\r\n$1000000000\r\n", 17), 17);
+    pollfd closed = {peer, POLLIN, 0};
+    while (poll(&closed, 1, /*milliseconds=*/1) == 0) {
+      if (send(peer, "x", 1, MSG_NOSIGNAL) != 1) break;
+    }
+    close(peer);
+  });
+  EXPECT_TRUE(store->Ping());
+  EXPECT_EQ(store->Get("key"), std::nullopt);
+  EXPECT_THAT(server.log(), ElementsAre(HasSubstr("it is too slow")));
+  trickle.join();
 }
 
 }  // namespace

@@ -198,8 +198,10 @@ void BM_StepShared(benchmark::State& state) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   const auto open = [&path] {
-    return *semu::RedisStore::Create("unix:" + path, {},
-                                     [](absl::string_view) {});
+    auto store =
+        *semu::RedisStore::Create("unix:" + path, {}, [](absl::string_view) {});
+    store->Ping();
+    return store;
   };
   CostStep(*CostsOver(CacheOf(open())));
   for (auto _ : state) {
