@@ -30,6 +30,9 @@ constexpr int64_t kMaxNeededInSeconds = 86'400;
 constexpr int64_t kMaxJointWaitSeconds = 600;
 // Sums over replicas stay far from 2^63.
 constexpr int64_t kMostEvaluations = 1'000'000'000'000;
+// Several times as many as are held of a job; they are read on a thread that
+// answers calls, in some tens of milliseconds.
+constexpr int kMaxProfilePoints = 8 * JobCosts::kMaxLayers;
 constexpr uint64_t kMaxChunkBytes = 1 << 20;
 constexpr int kMaxSimulationRuns = 1000;
 constexpr double kMaxLinkFactor = 1e6;
@@ -671,6 +674,11 @@ absl::Status PlannerServiceImpl::Upload(const v1::UploadProfileRequest& request,
   PW_RETURN_IF_ERROR(semu::ValidateName("job", request.job()));
   PW_ASSIGN_OR_RETURN(std::shared_ptr<const RegisteredJob> job,
                       core_->registry().Find(request.job()));
+  const int points = request.profile().points_size();
+  if (points > kMaxProfilePoints) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "profile.points: ", points, ", must be at most ", kMaxProfilePoints));
+  }
   if (const absl::Status status = profiler::ValidateProfile(request.profile());
       !status.ok()) {
     return absl::InvalidArgumentError(
@@ -680,7 +688,7 @@ absl::Status PlannerServiceImpl::Upload(const v1::UploadProfileRequest& request,
       semu::MeasuredLayersOf(request.profile(), job->plannable->job);
   const auto taken = static_cast<int64_t>(layers.size());
   response->set_points_taken(taken);
-  response->set_points_left_out(request.profile().points_size() - taken);
+  response->set_points_left_out(points - taken);
   return core_->AddMeasuredLayers(request.job(), layers);
 }
 

@@ -196,6 +196,9 @@ TEST_F(PlannerServiceTest, BadProfilesAreRefused) {
   *upload.mutable_profile() = SmallProfile(7, int64_t{1} << 60);
   EXPECT_THAT(refused().error_message(),
               HasSubstr("max_ns: 1152921504606846976, must be 0 to"));
+  for (int i = 0; i < 32768; ++i) upload.mutable_profile()->add_points();
+  EXPECT_THAT(refused().error_message(),
+              HasSubstr("profile.points: 32769, must be at most 32768"));
   upload.clear_profile();
   EXPECT_THAT(refused().error_message(),
               HasSubstr("profile: format_version: 0, must be 1"));

@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
-#include <string>
+#include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 
 namespace pipeweaver::semu {
@@ -33,17 +34,22 @@ absl::string_view KindName(LayerKind kind) {
   return "";
 }
 
-std::optional<LayerSpec> FindLayer(const Job& job, const v1::LayerKey& key) {
-  std::optional<LayerSpec> found;
+// A job's layers by module and kind; nothing where a module has unlike layers
+// of the kind. Views into the job.
+using LayerIndex =
+    absl::flat_hash_map<std::pair<absl::string_view, absl::string_view>,
+                        std::optional<LayerSpec>>;
+
+LayerIndex IndexLayers(const Job& job) {
+  LayerIndex index;
   for (const Module& module : job.modules) {
-    if (module.name != key.module()) continue;
     for (const LayerGroup& group : module.layers) {
-      if (KindName(group.layer.kind) != key.layer()) continue;
-      if (found && *found != group.layer) return std::nullopt;
-      found = group.layer;
+      const auto [it, inserted] = index.try_emplace(
+          {module.name, KindName(group.layer.kind)}, group.layer);
+      if (!inserted && it->second != group.layer) it->second.reset();
     }
   }
-  return found;
+  return index;
 }
 
 // The key's figures; those that are not given as of equal items.
@@ -82,21 +88,23 @@ bool GivenAs(int32_t value, int own) { return value == 0 || value == own; }
 
 std::vector<MeasuredLayer> MeasuredLayersOf(const v1::Profile& profile,
                                             const Job& job) {
+  const LayerIndex index = IndexLayers(job);
   std::vector<MeasuredLayer> layers;
   for (const v1::MeasuredPoint& point : profile.points()) {
     if (point.key().kind() != v1::POINT_KIND_LAYER) continue;
     const v1::LayerKey& key = point.key().layer();
-    const std::optional<LayerSpec> layer = FindLayer(job, key);
+    const auto layer = index.find({key.module(), key.layer()});
     const std::optional<MeasuredPass> pass = PassOf(key.pass());
     const int tensor_parallel = job.parallelism.tensor_parallel;
     const int context_parallel = job.parallelism.context_parallel;
-    if (!layer || !pass || key.tokens() <= 0 || point.median_ns() <= 0 ||
+    if (layer == index.end() || !layer->second || !pass || key.tokens() <= 0 ||
+        point.median_ns() <= 0 ||
         !GivenAs(key.tensor_parallel(), tensor_parallel) ||
         !GivenAs(key.context_parallel(), context_parallel)) {
       continue;
     }
     MeasuredLayer measured;
-    measured.layer = *layer;
+    measured.layer = *layer->second;
     measured.tensor_parallel = tensor_parallel;
     measured.context_parallel = context_parallel;
     measured.pass = *pass;
