@@ -289,8 +289,8 @@ class PlannerCore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
   // Learns from a rank's report, on a planning thread.
   void Learn(const SealedPlan& sealed, const StepReportIn& report);
-  // Brings out a new version of the job's costs, on a planning thread, if one
-  // is due.
+  // Brings out a new version of the job's costs, on the thread that learns, if
+  // one is due.
   void RepriceIfDue(const std::shared_ptr<const RegisteredJob>& job);
   // False: there is no plan with the costs that are current now.
   bool Reprice(const std::string& name);
