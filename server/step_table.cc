@@ -419,27 +419,24 @@ void StepTable::MakeRoom(Answers* answers) {
   while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
     // All but the one that was sealed last.
     const auto end = std::prev(sealed_.end());
-    const auto used =
-        std::find_if(sealed_.begin(), end, [this](const auto& sealed) {
-          return (*FindEntry(sealed.second))->used;
-        });
+    auto used = end;
+    std::map<absl::string_view, int64_t> bytes;  // by job
+    for (auto it = sealed_.begin(); it != end && used == end; ++it) {
+      const Entry& entry = **FindEntry(it->second);
+      bytes[it->second.job] += entry.bytes;
+      if (entry.used) used = it;
+    }
     if (used != end) {
       Expire(used->second, answers);
       continue;
     }
-    std::map<absl::string_view, int64_t> bytes;  // by job
-    for (auto it = sealed_.begin(); it != end; ++it) {
-      bytes[it->second.job] += (*FindEntry(it->second))->bytes;
-    }
     const auto most = std::max_element(
         bytes.begin(), bytes.end(),
         [](const auto& a, const auto& b) { return a.second < b.second; });
-    const std::string job(most->first);
-    Expire(std::find_if(
-               sealed_.begin(), end,
-               [&](const auto& sealed) { return sealed.second.job == job; })
-               ->second,
-           answers);
+    const auto oldest = std::find_if(
+        sealed_.begin(), end,
+        [&](const auto& sealed) { return sealed.second.job == most->first; });
+    Expire(oldest->second, answers);
   }
 }
 
