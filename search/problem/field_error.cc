@@ -38,6 +38,13 @@ absl::Status FieldError(absl::string_view field, absl::string_view value,
   return status;
 }
 
+absl::Status WithField(absl::Status status, absl::string_view field,
+                       absl::string_view value) {
+  status.SetPayload(kFieldUrl, absl::Cord(field));
+  status.SetPayload(kValueUrl, absl::Cord(value));
+  return status;
+}
+
 FieldErrorParts GetFieldErrorParts(const absl::Status& status) {
   FieldErrorParts parts{.field = Payload(status, kFieldUrl),
                         .value = Payload(status, kValueUrl),

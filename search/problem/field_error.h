@@ -22,8 +22,12 @@ struct FieldErrorParts {
 absl::Status FieldError(absl::string_view field, absl::string_view value,
                         absl::string_view rule);
 
-// The parts of a status made by FieldError; for any other status the rule is
-// its message, field and value are empty.
+// `status`, whose message is the rule, with a field and its value.
+absl::Status WithField(absl::Status status, absl::string_view field,
+                       absl::string_view value);
+
+// The parts of a status made by FieldError or WithField; for any other status
+// the rule is its message, field and value are empty.
 FieldErrorParts GetFieldErrorParts(const absl::Status& status);
 
 }  // namespace pipeweaver::search

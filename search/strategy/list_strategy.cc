@@ -23,7 +23,7 @@ constexpr int kPrices = 4;
 
 absl::StatusOr<SearchResult> ListStrategy::Solve(
     const ProblemGraph& graph, const SearchOptions& options) const {
-  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
+  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph, options.budget));
   const ListModel model(graph, plan);
   ListScheduler scheduler(model);
   ListRule rule;

@@ -225,7 +225,7 @@ class TreeSearch {
 
 absl::StatusOr<SearchResult> PaperStrategy::Solve(
     const ProblemGraph& graph, const SearchOptions& options) const {
-  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
+  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph, options.budget));
   return TreeSearch(graph, plan, options).Run();
 }
 

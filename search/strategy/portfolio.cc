@@ -509,7 +509,7 @@ ProblemGraph ScaledDown(ProblemGraph graph) {
 
 absl::StatusOr<SearchResult> SolveGraph(const ProblemGraph& graph,
                                         const SearchOptions& options) {
-  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph));
+  PW_ASSIGN_OR_RETURN(const SafePlan plan, FindSafePlan(graph, options.budget));
   return Search(graph, plan, options).Run();
 }
 

@@ -19,9 +19,14 @@
 //   activations fits and running whatever backward is ready and fits never
 //   gets stuck. Which choices: the least activations where the order of
 //   backwards on each rank is given, found from the last backward to the first;
-//   else branch and bound over the choices.
-// * Other components: depth-first search over F steps and choices with a memory
-//   of states, exact unless it runs out of nodes.
+//   else those that suit random orders of backwards, then branch and bound over
+//   the choices.
+// * Other components: some hundred descents over F steps and choices at random,
+//   each the same in every call, then a depth-first search with a memory of
+//   states, exact unless it runs out of work.
+// * A sink together with all that it waits for is a component with a single
+//   sink. Where it does not fit though each pair counts with the least of its
+//   bytes and one rank alone has a limit, that rank is why no schedule exists.
 
 #ifndef SEARCH_STRATEGY_SAFE_PLAN_H_
 #define SEARCH_STRATEGY_SAFE_PLAN_H_
@@ -31,6 +36,7 @@
 
 #include "absl/status/statusor.h"
 #include "search/problem/problem_graph.h"
+#include "search/strategy/strategy.h"
 
 namespace pipeweaver::search {
 
@@ -60,10 +66,16 @@ struct SafePlan {
 // The peak of a backward step above nothing, for a choice and way to run it.
 int64_t BackwardStepBytes(const GraphChoice& choice, PairMode mode, bool fused);
 
+// Without `budget.deadline` and `budget.cancelled` the result depends on the
+// problem alone. Past the deadline, what is easily found still is, and a search
+// ends within a fraction of a second; once cancelled, at once.
+//
 // Errors: RESOURCE_EXHAUSTED when a component does not fit; the message names
-// rank, bytes and limit and says whether no schedule exists or none was found;
-// and for more components times ranks than strategies have memory for.
-absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph);
+// rank, bytes and limit and says whether no schedule exists or none was found,
+// and whether the bytes are those of every order or of one tried. Its field
+// (field_error.h) is the rank's limit.
+absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph,
+                                      const SearchBudget& budget = {});
 
 }  // namespace pipeweaver::search
 
