@@ -29,12 +29,12 @@ constexpr int kPatienceOne = 256;
 ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
     : graph_(graph), plan_(plan) {
   const int components = static_cast<int>(plan.components.size());
-  cells_.resize(static_cast<size_t>(components) * graph.ranks);
   backward_step_.assign(graph.pairs, -1);
   component_.resize(graph.pairs);
   rank_roots_.resize(graph.ranks);
   roots_.resize(components);
-  frozen_for_.resize(graph.sweeps);
+  pair_cell_.assign(graph.pairs, -1);
+  frozen_for_.resize(graph.pairs);
   component_work_ns_.assign(components, 0);
   for (int p = 0; p < graph.pairs; ++p) {
     component_[p] = plan.component_of_sweep[graph.pair_sweep[p]];
@@ -47,18 +47,61 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
     }
   }
   std::vector<std::vector<SafeStep>> by_rank(graph.ranks);
+  std::vector<int32_t> cell_on(graph.ranks, -1);  // of the component at hand
+  std::vector<int32_t> seen(graph.sweeps, -1);    // the last component
+  std::vector<int32_t> frozen, ranks;
   for (int c = 0; c < components; ++c) {
-    for (auto& steps : by_rank) steps.clear();
     const SafeComponent& component = plan.components[c];
+    // Sweeps without a backward that this component waits for.
+    frozen.clear();
+    const auto visit_producers = [&](int sweep) {
+      for (const GraphEdge& edge :
+           graph.producers_of(graph.sweep_first_pair[sweep])) {
+        const int before = graph.pair_sweep[edge.pair];
+        if (plan.component_of_sweep[before] >= 0 || seen[before] == c) continue;
+        seen[before] = c;
+        frozen.push_back(before);
+      }
+    };
+    for (const int sweep : component.sweeps) visit_producers(sweep);
+    for (size_t i = 0; i < frozen.size(); ++i) visit_producers(frozen[i]);
+
+    ranks.clear();
+    const auto stands_on = [&](int rank) {
+      if (cell_on[rank] >= 0) return;
+      cell_on[rank] = 0;
+      ranks.push_back(rank);
+    };
+    const auto for_each_pair = [&graph](const std::vector<int32_t>& sweeps,
+                                        const auto& visit) {
+      for (const int sweep : sweeps) {
+        for (int p = graph.sweep_first_pair[sweep];
+             p < graph.sweep_first_pair[sweep + 1]; ++p) {
+          visit(p);
+        }
+      }
+    };
+    for_each_pair(component.sweeps,
+                  [&](int p) { stands_on(graph.pair_rank[p]); });
+    for_each_pair(frozen, [&](int p) { stands_on(graph.pair_rank[p]); });
+    std::sort(ranks.begin(), ranks.end());
+    cell_begin_.push_back(static_cast<int32_t>(cells_.size()));
+    for (const int r : ranks) {
+      cell_on[r] = static_cast<int32_t>(cells_.size());
+      cells_.push_back({.component = c, .rank = r});
+    }
     for (const SafeStep& step : component.steps) {
       const int r = graph.pair_rank[step.pair];
-      if (!step.backward) ++cells_[c * graph.ranks + r].forwards;
+      if (!step.backward) {
+        ++cells_[cell_on[r]].forwards;
+        pair_cell_[step.pair] = cell_on[r];
+      }
       if (step.backward || !component.forwards_first) {
         by_rank[r].push_back(step);
       }
     }
-    for (int r = 0; r < graph.ranks; ++r) {
-      Cell& cell = cells_[c * graph.ranks + r];
+    for (const int r : ranks) {
+      Cell& cell = cells_[cell_on[r]];
       cell.steps_begin = static_cast<int32_t>(steps_.size());
       for (const SafeStep& step : by_rank[r]) {
         if (step.backward) {
@@ -67,37 +110,22 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
         steps_.push_back(step);
       }
       cell.steps_end = static_cast<int32_t>(steps_.size());
+      by_rank[r].clear();
     }
-    // Sweeps without a backward that this component waits for.
-    std::vector<int32_t> stack;
-    std::vector<uint8_t> seen(graph.sweeps, 0);
-    const auto visit_producers = [&](int sweep) {
-      for (const GraphEdge& edge :
-           graph.producers_of(graph.sweep_first_pair[sweep])) {
-        const int before = graph.pair_sweep[edge.pair];
-        if (plan.component_of_sweep[before] >= 0 || seen[before] != 0) continue;
-        seen[before] = 1;
-        stack.push_back(before);
-      }
-    };
-    for (const int sweep : component.sweeps) visit_producers(sweep);
-    while (!stack.empty()) {
-      const int sweep = stack.back();
-      stack.pop_back();
-      frozen_for_[sweep].push_back(c);
-      const int first = graph.sweep_first_pair[sweep];
-      if (graph.producers_of(first).size() == 0) roots_[c].push_back(first);
-      for (int p = first; p < graph.sweep_first_pair[sweep + 1]; ++p) {
-        ++cells_[c * graph.ranks + graph.pair_rank[p]].frozen;
-      }
-      visit_producers(sweep);
-    }
+    for_each_pair(frozen, [&](int p) {
+      if (graph.producers_of(p).size() == 0) roots_[c].push_back(p);
+      const int cell = cell_on[graph.pair_rank[p]];
+      frozen_for_[p].push_back(cell);
+      ++cells_[cell].frozen;
+    });
+    for (const int r : ranks) cell_on[r] = -1;
   }
+  cell_begin_.push_back(static_cast<int32_t>(cells_.size()));
 }
 
-int64_t ListModel::NeedAlone(int component, int rank, const Ways& ways) const {
-  const Cell& cell = cells_[component * graph_.ranks + rank];
-  const bool forwards_first = plan_.components[component].forwards_first;
+int64_t ListModel::NeedAlone(int cell_index, const Ways& ways) const {
+  const Cell& cell = cells_[cell_index];
+  const bool forwards_first = plan_.components[cell.component].forwards_first;
   int64_t need = 0, held = 0;  // from the last step back; nothing held after it
   for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
     const int p = steps_[i].pair;
@@ -141,6 +169,7 @@ ListScheduler::ListScheduler(const ListModel& model)
   next_root_.resize(graph_.ranks);
   queued_roots_.resize(graph_.ranks);
   fed_.resize(graph_.pairs);
+  begun_on_.resize(graph_.ranks);
   is_begun_.resize(components);
   backwards_left_.resize(components);
 }
@@ -201,10 +230,9 @@ void ListScheduler::SetPair(int pair, const Ways& ways) {
 // over the limit.
 bool ListScheduler::PrepareCell(int cell_index, int64_t limit) {
   const ListModel::Cell& cell = model_.cells_[cell_index];
-  const int component = cell_index / graph_.ranks;
   CellState& state = cells_[cell_index];
   int64_t need = 0;
-  if (model_.plan().components[component].forwards_first) {
+  if (model_.plan().components[cell.component].forwards_first) {
     // Backwards from the last on: held is what the later ones still hold.
     int64_t held = 0;
     for (int i = cell.steps_end - 1; i >= cell.steps_begin; --i) {
@@ -262,15 +290,17 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   for (int r = 0; r < graph_.ranks; ++r) {
     constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;
     live_[r] = held_[r] = most_need_[r] = 0;
+    begun_on_[r].clear();
     pending_weights_[r] = 0;
     pending_weights_ns_[r] = 0;
   }
   for (size_t c = 0; c < plan.components.size(); ++c) {
     backwards_left_[c] = 0;
     is_begun_[c] = 0;
-    for (int r = 0; r < graph_.ranks; ++r) {
-      const int index = static_cast<int>(c) * graph_.ranks + r;
+    for (int index = model_.cell_begin_[c]; index < model_.cell_begin_[c + 1];
+         ++index) {
       const ListModel::Cell& cell = model_.cells_[index];
+      const int r = cell.rank;
       backwards_left_[c] += cell.forwards;
       if (constrained_[r] == 0) continue;
       CellState& state = cells_[index];
@@ -298,20 +328,19 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       ways.choice[p] = FastestThatFits(p);
       SetPair(p, ways);
     }
-    for (const int c : model_.frozen_for_[graph_.pair_sweep[p]]) {
-      CellState& state = cells_[c * graph_.ranks + r];
+    for (const int cell : model_.frozen_for_[p]) {
+      CellState& state = cells_[cell];
       state.frozen_peak =
           std::max(state.frozen_peak, runs_[p].activation_bytes);
     }
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
-    const int r = static_cast<int>(i) % graph_.ranks;
+    const int r = model_.cells_[i].rank;
     if (constrained_[r] == 0) continue;
     most_need_[r] =
         std::max({most_need_[r], cells_[i].need, cells_[i].frozen_peak});
-    UpdateNeed(static_cast<int>(i) / graph_.ranks, cells_[i]);
+    UpdateNeed(static_cast<int>(i));
   }
-  begun_.clear();
   open_work_ns_ = 0;
 }
 
@@ -425,7 +454,10 @@ void ListScheduler::FeedRoots(int rank) {
 
 void ListScheduler::Begin(int component) {
   is_begun_[component] = 1;
-  begun_.push_back(component);
+  for (int cell = model_.cell_begin_[component];
+       cell < model_.cell_begin_[component + 1]; ++cell) {
+    begun_on_[model_.cells_[cell].rank].push_back(cell);
+  }
   open_work_ns_ += model_.component_work_ns(component);
   for (const int pair : model_.roots_[component]) Feed(pair);
 }
@@ -439,11 +471,14 @@ void ListScheduler::Push(Task task, int64_t arrival_ns) {
 }
 
 // While F are left to run, a component may need all it ever needs.
-void ListScheduler::UpdateNeed(int component, CellState& state) const {
+void ListScheduler::UpdateNeed(int cell) {
+  CellState& state = cells_[cell];
   if (state.frozen_left > 0) {
     state.need_now = std::max(state.need, state.frozen_peak);
   } else if (state.forwards_left > 0 &&
-             model_.plan().components[component].forwards_first) {
+             model_.plan()
+                 .components[model_.cells_[cell].component]
+                 .forwards_first) {
     state.need_now = state.need;
   } else {
     state.need_now =
@@ -457,7 +492,11 @@ bool ListScheduler::MayBegin(int component) const {
 
 // Components that waited for others to finish may begin from now on.
 void ListScheduler::Finish(int component, int64_t now_ns) {
-  begun_.erase(std::find(begun_.begin(), begun_.end(), component));
+  for (int cell = model_.cell_begin_[component];
+       cell < model_.cell_begin_[component + 1]; ++cell) {
+    std::vector<int32_t>& begun = begun_on_[model_.cells_[cell].rank];
+    begun.erase(std::find(begun.begin(), begun.end(), cell));
+  }
   const bool was_full = open_work_ns_ >= rule_->open_work_ns;
   open_work_ns_ -= model_.component_work_ns(component);
   if (!was_full) return;
@@ -477,11 +516,13 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
   }
 }
 
-// Whether the rule in the header still holds after `component` holds `bytes`
-// more on `rank`.
-bool ListScheduler::SafeToHold(int rank, int component, int64_t bytes) const {
+// Whether the rule in the header still holds after the component of `cell`
+// holds `bytes` more on its rank.
+bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
+  const int component = model_.cells_[cell].component;
+  const int rank = model_.cells_[cell].rank;
   const int64_t limit = graph_.limit_bytes[rank];
-  const CellState& own = cells_[component * graph_.ranks + rank];
+  const CellState& own = cells_[cell];
   if (own.frozen_left > 0 && own.held + bytes + own.frozen_peak >
                                  std::max(own.need, own.frozen_peak)) {
     return false;
@@ -489,13 +530,14 @@ bool ListScheduler::SafeToHold(int rank, int component, int64_t bytes) const {
   if (held_[rank] + bytes + most_need_[rank] <= limit) return true;
   int64_t behind = 0;
   bool older = is_begun_[component] == 0;
-  for (size_t i = begun_.size(); i-- > 0;) {
-    const CellState& state = cells_[begun_[i] * graph_.ranks + rank];
+  const std::vector<int32_t>& begun = begun_on_[rank];
+  for (size_t i = begun.size(); i-- > 0;) {
+    const CellState& state = cells_[begun[i]];
     if (older && behind + bytes + state.need_now > limit) return false;
     behind += state.held;
-    if (begun_[i] == component) older = true;
+    if (begun[i] == cell) older = true;
   }
-  return true;
+  return behind + bytes <= limit;
 }
 
 ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
@@ -508,8 +550,7 @@ ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
   if (constrained_[rank] == 0 || kind == kWeightTask) return Admission::kYes;
   const PairRun& run = runs_[pair];
   if (component >= 0 && !model_.plan().components[component].forwards_first) {
-    const int index = component * graph_.ranks + rank;
-    const SafeStep& step = model_.steps_[cells_[index].next];
+    const SafeStep& step = model_.steps_[cells_[model_.pair_cell_[pair]].next];
     if (step.pair != pair || step.backward != (kind == kGradientTask)) {
       return Admission::kNo;
     }
@@ -517,7 +558,8 @@ ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
   int64_t live = live_[rank];
   if (kind == kForwardTask) {
     live += run.activation_bytes;
-    if (component >= 0 && !SafeToHold(rank, component, run.activation_bytes)) {
+    if (component >= 0 &&
+        !SafeToHold(model_.pair_cell_[pair], run.activation_bytes)) {
       return Admission::kNo;
     }
   } else {
@@ -546,21 +588,20 @@ void ListScheduler::SettleForward(int rank, int pair) {
   if (component >= 0 && is_begun_[component] == 0) Begin(component);
   if (constrained_[rank] == 0) return;
   if (component < 0) {
-    for (const int c : model_.frozen_for_[graph_.pair_sweep[pair]]) {
-      CellState& state = cells_[c * graph_.ranks + rank];
-      --state.frozen_left;
-      UpdateNeed(c, state);
+    for (const int cell : model_.frozen_for_[pair]) {
+      --cells_[cell].frozen_left;
+      UpdateNeed(cell);
     }
     return;
   }
-  CellState& state = cells_[component * graph_.ranks + rank];
+  CellState& state = cells_[model_.pair_cell_[pair]];
   const int64_t bytes = runs_[pair].activation_bytes;
   state.held += bytes;
   held_[rank] += bytes;
   live_[rank] += bytes;
   --state.forwards_left;
   if (!model_.plan().components[component].forwards_first) ++state.next;
-  UpdateNeed(component, state);
+  UpdateNeed(model_.pair_cell_[pair]);
 }
 
 void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
@@ -568,7 +609,7 @@ void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
   if (--backwards_left_[component] == 0) Finish(component, end_ns);
   if (constrained_[rank] == 0) return;
   const PairRun& run = runs_[pair];
-  CellState& state = cells_[component * graph_.ranks + rank];
+  CellState& state = cells_[model_.pair_cell_[pair]];
   state.held -= run.activation_bytes;
   held_[rank] -= run.activation_bytes;
   live_[rank] += run.weight_bytes - run.activation_bytes;
@@ -576,7 +617,7 @@ void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
   while (state.next < state.steps_end && step_done_[state.next] != 0) {
     ++state.next;
   }
-  UpdateNeed(component, state);
+  UpdateNeed(model_.pair_cell_[pair]);
 }
 
 void ListScheduler::Execute(int rank, const Entry& entry) {

@@ -94,9 +94,15 @@ class ListModel {
   const ProblemGraph& graph() const { return graph_; }
   const SafePlan& plan() const { return plan_; }
 
-  // The most bytes that a component holds on a rank while it runs alone in the
+  // A cell is a component's part on one rank, of those that it or sweeps
+  // without a backward that it waits for stand on.
+  int cells() const { return static_cast<int>(cells_.size()); }
+  int cell_rank(int cell) const { return cells_[cell].rank; }
+  // Of a pair's component on its rank; -1 without a backward.
+  int cell_of(int pair) const { return pair_cell_[pair]; }
+  // The most bytes that a cell holds while its component runs alone in the
   // order of its safe plan, its pairs run as `ways` say.
-  int64_t NeedAlone(int component, int rank, const Ways& ways) const;
+  int64_t NeedAlone(int cell_index, const Ways& ways) const;
 
   // The length of a component's forwards, each the first choice's.
   int64_t component_work_ns(int component) const {
@@ -106,8 +112,8 @@ class ListModel {
  private:
   friend class ListScheduler;
 
-  // A component's part on one rank; number component * ranks + rank.
   struct Cell {
+    int32_t component = 0, rank = 0;
     int32_t steps_begin = 0, steps_end = 0;  // in steps_
     int32_t forwards = 0;
     int32_t frozen = 0;  // F without backward that the component waits for
@@ -115,7 +121,9 @@ class ListModel {
 
   const ProblemGraph& graph_;
   const SafePlan& plan_;
-  std::vector<Cell> cells_;
+  std::vector<Cell> cells_;          // by component, then rank
+  std::vector<int32_t> cell_begin_;  // [component], and the total at the end
+  std::vector<int32_t> pair_cell_;   // [pair], or -1
   // Per cell the steps of its safe plan on that rank: only the backwards where
   // all F come first.
   std::vector<SafeStep> steps_;
@@ -125,7 +133,8 @@ class ListModel {
   // Per component, the pairs of its first stages, and those of the sweeps
   // without backward that it waits for.
   std::vector<std::vector<int32_t>> roots_;
-  // Per sweep without backward, the components that wait for it.
+  // Per pair without a backward, the cells on its rank of components that wait
+  // for it.
   std::vector<std::vector<int32_t>> frozen_for_;
   std::vector<std::vector<int32_t>> rank_roots_;  // [rank]: pairs
 };
@@ -206,8 +215,8 @@ class ListScheduler {
   Admission Admit(int rank, Task task) const;
   bool MayBegin(int component) const;
   void Finish(int component, int64_t now_ns);
-  bool SafeToHold(int rank, int component, int64_t bytes) const;
-  void UpdateNeed(int component, CellState& state) const;
+  bool SafeToHold(int cell, int64_t bytes) const;
+  void UpdateNeed(int cell);
   void Execute(int rank, const Entry& entry);
   void SortStrict();
   bool DispatchStrict(int rank);
@@ -251,10 +260,10 @@ class ListScheduler {
   std::vector<size_t> next_root_;                   // [rank]
   std::vector<int32_t> queued_roots_;               // [rank]
   std::vector<uint8_t> fed_;                        // [pair]
-  std::vector<int32_t> begun_;                      // components, oldest first
-  std::vector<uint8_t> is_begun_;                   // [component]
-  int64_t open_work_ns_ = 0;                        // of those in begun_
-  std::vector<int32_t> backwards_left_;             // [component]
+  std::vector<std::vector<int32_t>> begun_on_;  // [rank]: cells, oldest first
+  std::vector<uint8_t> is_begun_;               // [component]
+  int64_t open_work_ns_ = 0;                    // of those begun
+  std::vector<int32_t> backwards_left_;         // [component]
 };
 
 // The length of a task, ns, its pair run as `ways` say: never kEither.

@@ -42,8 +42,9 @@ absl::StatusOr<SearchResult> ListStrategy::Solve(
     if (result.evaluations++ == 0 || order.makespan_ns < best.makespan_ns) {
       std::swap(best, order);
     }
-    if (options.budget.evaluations > 0 &&
-        result.evaluations >= options.budget.evaluations) {
+    if ((options.budget.evaluations > 0 &&
+         result.evaluations >= options.budget.evaluations) ||
+        options.budget.Stopped()) {
       break;
     }
   }

@@ -67,10 +67,28 @@ PipelineRules::PipelineRules(const ListModel& model)
 // Every group by itself, first come first served on each rank; weight gradients
 // take no time.
 void PipelineRules::FindAloneTimes() {
-  const size_t cells = static_cast<size_t>(groups()) * graph_.ranks;
-  rank_work_ns_.assign(cells, 0);
+  std::vector<int32_t> by_cell(graph_.pairs);
+  std::iota(by_cell.begin(), by_cell.end(), 0);
+  const auto key = [this](int p) {
+    return std::pair(group_of_sweep_[graph_.pair_sweep[p]],
+                     graph_.pair_rank[p]);
+  };
+  std::sort(by_cell.begin(), by_cell.end(),
+            [&](int p, int q) { return key(p) < key(q); });
+  std::vector<int32_t> cell_of(graph_.pairs);
+  group_work_begin_.assign(groups() + 1, 0);
+  for (int i = 0; i < graph_.pairs; ++i) {
+    const auto [group, rank] = key(by_cell[i]);
+    if (i == 0 || key(by_cell[i - 1]) != key(by_cell[i])) {
+      group_work_.push_back({rank, 0});
+      ++group_work_begin_[group + 1];
+    }
+    cell_of[by_cell[i]] = static_cast<int32_t>(group_work_.size()) - 1;
+  }
+  std::partial_sum(group_work_begin_.begin(), group_work_begin_.end(),
+                   group_work_begin_.begin());
   alone_ns_.assign(3 * static_cast<size_t>(graph_.pairs), 0);
-  std::vector<int64_t> free_ns(cells, 0);
+  std::vector<int64_t> free_ns(group_work_.size(), 0);
   std::vector<int32_t> waits(3 * static_cast<size_t>(graph_.pairs), 0);
   using Arrival = std::pair<int64_t, Task>;
   std::priority_queue<Arrival, std::vector<Arrival>, std::greater<>> arrivals;
@@ -89,18 +107,15 @@ void PipelineRules::FindAloneTimes() {
     const auto [ready_ns, task] = arrivals.top();
     arrivals.pop();
     const int p = TaskPair(task);
-    const size_t cell =
-        static_cast<size_t>(group_of_sweep_[graph_.pair_sweep[p]]) *
-            graph_.ranks +
-        graph_.pair_rank[p];
+    const int cell = cell_of[p];
     const GraphChoice& choice = graph_.choices_of(p)[0];
     const bool split = graph_.mode[p] == PairMode::kSplit;
     int64_t length = choice.forward_ns;
     if (TaskKind(task) == kGradientTask) {
       length = split ? choice.input_grad_ns : choice.backward_ns;
-      if (split) rank_work_ns_[cell] += choice.weight_grad_ns;
+      if (split) group_work_[cell].ns += choice.weight_grad_ns;
     }
-    rank_work_ns_[cell] += length;
+    group_work_[cell].ns += length;
     alone_ns_[task] = std::max(ready_ns, free_ns[cell]);
     free_ns[cell] = alone_ns_[task] + length;
     const int64_t end_ns = free_ns[cell];
@@ -125,11 +140,14 @@ void PipelineRules::BuildPaced(const PipelineRule& rule,
                                ListRule& list) const {
   std::vector<int64_t> due_ns(groups(), 0);
   std::vector<int64_t> done_ns(graph_.ranks, 0);
+  int64_t most_done_ns = 0;
   for (const int32_t group : rule.groups) {
-    due_ns[group] = *std::max_element(done_ns.begin(), done_ns.end());
-    for (int r = 0; r < graph_.ranks; ++r) {
-      done_ns[r] +=
-          rank_work_ns_[static_cast<size_t>(group) * graph_.ranks + r];
+    due_ns[group] = most_done_ns;
+    for (int i = group_work_begin_[group]; i < group_work_begin_[group + 1];
+         ++i) {
+      int64_t& done = done_ns[group_work_[i].rank];
+      done += group_work_[i].ns;
+      most_done_ns = std::max(most_done_ns, done);
     }
   }
   for (int p = 0; p < graph_.pairs; ++p) {
@@ -148,28 +166,26 @@ void PipelineRules::FindPrices(const ListModel& model, bool by_hold) {
       by_hold ? HoldWeights(graph_) : std::vector<double>(graph_.pairs, 1);
   ladder.prices = memory_.Typical(ladder.weights, kPrices);
 
-  const int components = static_cast<int>(model.plan().components.size());
-  std::vector<uint8_t> least(static_cast<size_t>(components) * graph_.ranks, 0);
+  std::vector<uint8_t> least(model.cells(), 0);
   std::vector<int32_t> too_large(least.size());
   std::iota(too_large.begin(), too_large.end(), 0);
   for (size_t price = 0; price + 1 < ladder.prices.size(); ++price) {
     Ways ways = memory_.AllAt(ladder.weights, ladder.prices[price]);
     // Backwards count as split, as they may be.
     std::fill(ways.fused.begin(), ways.fused.end(), Ways::kApart);
-    std::erase_if(too_large, [&](int32_t at) {
-      const int rank = at % graph_.ranks;
-      return model.NeedAlone(at / graph_.ranks, rank, ways) <=
-             graph_.limit_bytes[rank];
+    std::erase_if(too_large, [&](int32_t cell) {
+      return model.NeedAlone(cell, ways) <=
+             graph_.limit_bytes[model.cell_rank(cell)];
     });
     if (too_large.empty()) break;
-    for (const int32_t at : too_large) {
-      least[at] = static_cast<uint8_t>(price + 1);
+    for (const int32_t cell : too_large) {
+      least[cell] = static_cast<uint8_t>(price + 1);
     }
   }
   ladder.least.assign(graph_.pairs, 0);
   for (int p = 0; p < graph_.pairs; ++p) {
-    const int c = model.plan().component_of_sweep[graph_.pair_sweep[p]];
-    if (c >= 0) ladder.least[p] = least[c * graph_.ranks + graph_.pair_rank[p]];
+    const int cell = model.cell_of(p);
+    if (cell >= 0) ladder.least[p] = least[cell];
   }
 }
 

@@ -137,9 +137,14 @@ class PipelineRules {
   bool is_v_ = false;
   int64_t mean_weight_grad_ns_ = 0;
   int64_t mean_component_work_ns_ = 0;
-  // Work of a group on a rank, [group * ranks + rank], and when tasks start if
-  // their group has all ranks to itself, [task].
-  std::vector<int64_t> rank_work_ns_;
+  // Work of a group on each rank that it stands on, by group.
+  struct RankWork {
+    int32_t rank;
+    int64_t ns;
+  };
+  std::vector<RankWork> group_work_;
+  std::vector<int32_t> group_work_begin_;  // [group], and the total at the end
+  // When tasks start if their group has all ranks to itself, [task].
   std::vector<int64_t> alone_ns_;
   // For kZeroBubbleV: place of each task on its rank, by
   // [(rank * 2 + chunk) * groups + group's place][kind].

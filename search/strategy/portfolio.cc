@@ -118,14 +118,7 @@ class Search {
   }
 
  private:
-  bool Stopped() const {
-    const SearchBudget& budget = options_.budget;
-    if (budget.cancelled != nullptr &&
-        budget.cancelled->load(std::memory_order_relaxed)) {
-      return true;
-    }
-    return budget.deadline.has_value() && Clock::now() >= *budget.deadline;
-  }
+  bool Stopped() const { return options_.budget.Stopped(); }
 
   // The share of the budget that is used; 1: over. Where schedules are counted,
   // time only ends the search: what is done depends on the count alone.
@@ -518,8 +511,10 @@ absl::StatusOr<SearchResult> SolveGraph(const ProblemGraph& graph,
 absl::StatusOr<SearchResult> PortfolioStrategy::Solve(
     const ProblemGraph& graph, const SearchOptions& options) const {
   if (TotalNs(graph) < kMostTotalNs) return SolveGraph(graph, options);
+  SearchOptions scaled_options = options;
+  scaled_options.lower_bound_ns.reset();  // of times that are not scaled
   PW_ASSIGN_OR_RETURN(SearchResult result,
-                      SolveGraph(ScaledDown(graph), options));
+                      SolveGraph(ScaledDown(graph), scaled_options));
   PW_ASSIGN_OR_RETURN(const StageTimes times,
                       TimeSchedule(graph, result.schedule));
   result.makespan_ns = times.makespan_ns;

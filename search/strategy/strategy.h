@@ -29,6 +29,15 @@ struct SearchBudget {
   std::optional<std::chrono::steady_clock::time_point> deadline;
   // Set by another thread to end the search at once; may be null. Not owned.
   const std::atomic<bool>* cancelled = nullptr;
+
+  // Cancelled, or past the deadline.
+  bool Stopped() const {
+    if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
+      return true;
+    }
+    return deadline.has_value() &&
+           std::chrono::steady_clock::now() >= *deadline;
+  }
 };
 
 struct SearchOptions {
