@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "search/problem/problem_graph.h"
 
 namespace pipeweaver::search {
@@ -148,14 +149,37 @@ struct EndIdle {
   bool nothing_taken_off = false;
 };
 
+// [pair]: the same number where the ranks that the sweep comes over are the
+// same.
+std::vector<int32_t> RoutesOf(const ProblemGraph& graph) {
+  std::vector<int32_t> routes(graph.pairs, 0);
+  // By the route to the stage before and its rank.
+  absl::flat_hash_map<std::pair<int32_t, int32_t>, int32_t> numbers;
+  for (int p = 1; p < graph.pairs; ++p) {
+    if (graph.stage_index(p) == 0) continue;
+    const auto [number, inserted] =
+        numbers.try_emplace(std::pair(routes[p - 1], graph.pair_rank[p - 1]),
+                            static_cast<int32_t>(numbers.size()) + 1);
+    routes[p] = number->second;
+  }
+  return routes;
+}
+
 // The claim of FlowLowerBound for rank b: at the start (F), or at the end with
 // time reversed (B, `reversed`).
 class FlowEnd {
   static constexpr size_t kMostThresholds = 12;
 
  public:
-  FlowEnd(const ProblemGraph& graph, const PathBound& path, bool reversed)
-      : graph_(graph), path_(path), reversed_(reversed) {}
+  FlowEnd(const ProblemGraph& graph, const PathBound& path,
+          const std::vector<int32_t>& route, bool reversed)
+      : graph_(graph), path_(path), route_(route), reversed_(reversed) {
+    way_.assign(graph.pairs, 0);
+    for (int p = 1; p < graph.pairs; ++p) {
+      if (graph.stage_index(p) == 0) continue;
+      way_[p] = way_[p - 1] + Length(p - 1) + TransferAfter(p - 1);
+    }
+  }
 
   // No idle time where there is none above `known_ns`.
   EndIdle Compute(int rank, uint64_t known_ns) {
@@ -168,10 +192,9 @@ class FlowEnd {
       jobs.push_back(p);
     }
     if (jobs.empty()) return best;
-    std::vector<uint64_t> ways(graph_.pairs, 0), thresholds;
+    std::vector<uint64_t> thresholds;
     for (const int p : jobs) {
-      ways[p] = WayTo(p);
-      if (IsJob(p)) thresholds.push_back(ways[p]);
+      if (IsJob(p)) thresholds.push_back(way_[p]);
     }
     std::sort(thresholds.begin(), thresholds.end());
     thresholds.erase(std::unique(thresholds.begin(), thresholds.end()),
@@ -200,15 +223,15 @@ class FlowEnd {
     std::vector<int> shortest(tried.size(), -1);  // of each X
     for (size_t i = 0; i < tried.size(); ++i) {
       for (const int p : jobs) {
-        if (!IsJob(p) || ways[p] < thresholds[tried[i]]) continue;
-        if (shortest[i] < 0 || ways[p] < ways[shortest[i]]) shortest[i] = p;
+        if (!IsJob(p) || way_[p] < thresholds[tried[i]]) continue;
+        if (shortest[i] < 0 || way_[p] < way_[shortest[i]]) shortest[i] = p;
       }
     }
     in_x_.assign(graph_.pairs, 0);
     for (const int p : jobs) {
       if (!IsJob(p)) continue;
       for (size_t i = 0; i < tried.size(); ++i) {
-        if (ways[p] >= thresholds[tried[i]] && SameWay(p, shortest[i])) {
+        if (way_[p] >= thresholds[tried[i]] && SameWay(p, shortest[i])) {
           in_x_[p] |= Set{1} << i;
         }
       }
@@ -216,7 +239,7 @@ class FlowEnd {
     Descend();
     for (size_t i = 0; i < tried.size(); ++i) {
       if (thresholds[tried[i]] <= best.ns) continue;
-      const EndIdle idle = IdleFor(jobs, shortest[i], ways[shortest[i]],
+      const EndIdle idle = IdleFor(jobs, shortest[i], way_[shortest[i]],
                                    static_cast<int>(i), best.ns);
       if (idle.ns > best.ns) best = idle;
     }
@@ -258,24 +281,7 @@ class FlowEnd {
     }
     return 0;
   }
-  uint64_t WayTo(int p) const {
-    uint64_t way = 0;
-    for (int q = graph_.sweep_first_pair[graph_.pair_sweep[p]]; q < p; ++q) {
-      way += Length(q) + TransferAfter(q);
-    }
-    return way;
-  }
-  bool SameWay(int p, int q) const {
-    const int first_p = graph_.sweep_first_pair[graph_.pair_sweep[p]];
-    const int first_q = graph_.sweep_first_pair[graph_.pair_sweep[q]];
-    if (p - first_p != q - first_q) return false;
-    for (int i = 0; first_p + i < p; ++i) {
-      if (graph_.pair_rank[first_p + i] != graph_.pair_rank[first_q + i]) {
-        return false;
-      }
-    }
-    return true;
-  }
+  bool SameWay(int p, int q) const { return route_[p] == route_[q]; }
 
   // Marks F and gradients that descend from the F of X (reversed: from which
   // the gradients of X descend), for all X at once.
@@ -363,7 +369,10 @@ class FlowEnd {
 
   const ProblemGraph& graph_;
   const PathBound& path_;
+  const std::vector<int32_t>& route_;  // RoutesOf
   const bool reversed_;
+  // [pair]: the stages and transfers of its sweep before it.
+  std::vector<uint64_t> way_;
   std::vector<Set> in_x_;                // [pair]: the sets X that it is in
   std::vector<Set> forward_, gradient_;  // [pair]: those that it descends from
 };
@@ -380,8 +389,9 @@ int64_t FlowLowerBound(const ProblemGraph& graph) {
 
 LowerBounds FindLowerBounds(const ProblemGraph& graph) {
   const PathBound path = ComputePathBound(graph);
-  FlowEnd start(graph, path, /*reversed=*/false);
-  FlowEnd end(graph, path, /*reversed=*/true);
+  const std::vector<int32_t> routes = RoutesOf(graph);
+  FlowEnd start(graph, path, routes, /*reversed=*/false);
+  FlowEnd end(graph, path, routes, /*reversed=*/true);
   uint64_t bound = path.bound;
   const auto plain_bound = [&](int r) {
     return path.head[r] + path.work[r] + path.tail[r];
