@@ -26,6 +26,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kMostDigits = 18;
+// Shown of each end of a syntax error's cause.
+constexpr size_t kMostCauseBytes = 120;
 
 // Where a value stands, for error messages; made into text only on errors.
 struct Path {
@@ -114,11 +116,29 @@ absl::StatusOr<const Json*> RequiredList(const Json& object, const Path& path) {
   return value;
 }
 
+// What the library says of a text that is not JSON: where, what it read last,
+// and what it expected.
+absl::Status NotJson(absl::string_view what) {
+  // "[kind] parse error at line 1, column 2: syntax error while ..."
+  const size_t cause = what.find(": ");
+  const size_t place = what.find("line ");
+  const bool has_place = place < cause && cause != absl::string_view::npos;
+  std::string read(has_place ? what.substr(cause + 2) : what);
+  // What was read last may be long; what was expected stands behind it.
+  if (read.size() > 2 * kMostCauseBytes) {
+    read = absl::StrCat(read.substr(0, kMostCauseBytes), "...",
+                        read.substr(read.size() - kMostCauseBytes));
+  }
+  return FieldError("file",
+                    has_place ? what.substr(place, cause - place) : "a text",
+                    absl::StrCat("must be JSON: ", read));
+}
+
 absl::StatusOr<Json> ParseJson(absl::string_view text) {
   try {
     return Json::parse(text.begin(), text.end());
   } catch (const Json::exception& error) {
-    return FieldError("file", error.what(), "must be JSON");
+    return NotJson(error.what());
   }
 }
 

@@ -108,6 +108,26 @@ TEST(ParseProblemJsonTest, NamesFieldValueAndRule) {
   }
 }
 
+TEST(ParseProblemJsonTest, SaysWhyItIsNotJson) {
+  const auto parts = [](const std::string& text) {
+    return GetFieldErrorParts(ParseProblemJson(text).status());
+  };
+  const FieldErrorParts comma = parts("{\"ranks\": 4,\n \"a\" 5}");
+  EXPECT_EQ(comma.field, "file");
+  EXPECT_EQ(comma.value, "line 2, column 6");
+  EXPECT_EQ(comma.rule,
+            "must be JSON: syntax error while parsing object separator - "
+            "unexpected number literal; expected ':'");
+  // However long what was read is, what was expected is there.
+  const FieldErrorParts text = parts("{\"" + std::string(10'000, 'x'));
+  EXPECT_LT(text.rule.size(), 400u);
+  EXPECT_NE(text.rule.find("missing closing quote; last read: '\"xxx"),
+            std::string::npos)
+      << text.rule;
+  EXPECT_NE(text.rule.find("; expected string literal"), std::string::npos)
+      << text.rule;
+}
+
 TEST(ValidateProblemTest, KeepsSumsBelowTwoToThe63) {
   auto problem = ParseProblemJson(ProblemText(""));
   ASSERT_TRUE(problem.ok());
