@@ -24,6 +24,11 @@ constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr int kQueuedRoots = 4;
 constexpr int kPatienceOne = 256;
 
+void SortUnique(std::vector<int32_t>& numbers) {
+  std::sort(numbers.begin(), numbers.end());
+  numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
+}
+
 }  // namespace
 
 ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
@@ -35,6 +40,7 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   roots_.resize(components);
   pair_cell_.assign(graph.pairs, -1);
   frozen_for_.resize(graph.pairs);
+  frozen_before_.resize(graph.pairs);
   component_work_ns_.assign(components, 0);
   for (int p = 0; p < graph.pairs; ++p) {
     component_[p] = plan.component_of_sweep[graph.pair_sweep[p]];
@@ -48,42 +54,25 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
   }
   std::vector<std::vector<SafeStep>> by_rank(graph.ranks);
   std::vector<int32_t> cell_on(graph.ranks, -1);  // of the component at hand
-  std::vector<int32_t> seen(graph.sweeps, -1);    // the last component
+  const std::vector<std::vector<int32_t>> last_frozen = FindLastFrozen();
   std::vector<int32_t> frozen, ranks;
   for (int c = 0; c < components; ++c) {
     const SafeComponent& component = plan.components[c];
-    // Sweeps without a backward that this component waits for.
     frozen.clear();
-    const auto visit_producers = [&](int sweep) {
-      for (const GraphEdge& edge :
-           graph.producers_of(graph.sweep_first_pair[sweep])) {
-        const int before = graph.pair_sweep[edge.pair];
-        if (plan.component_of_sweep[before] >= 0 || seen[before] == c) continue;
-        seen[before] = c;
-        frozen.push_back(before);
-      }
-    };
-    for (const int sweep : component.sweeps) visit_producers(sweep);
-    for (size_t i = 0; i < frozen.size(); ++i) visit_producers(frozen[i]);
+    for (const int sweep : component.sweeps) {
+      AddFrozenProducers(last_frozen, sweep, frozen);
+    }
+    SortUnique(frozen);
 
     ranks.clear();
-    const auto stands_on = [&](int rank) {
-      if (cell_on[rank] >= 0) return;
-      cell_on[rank] = 0;
-      ranks.push_back(rank);
+    const auto stands_on = [&](int pair) {
+      int32_t& cell = cell_on[graph.pair_rank[pair]];
+      if (cell >= 0) return;
+      cell = 0;
+      ranks.push_back(graph.pair_rank[pair]);
     };
-    const auto for_each_pair = [&graph](const std::vector<int32_t>& sweeps,
-                                        const auto& visit) {
-      for (const int sweep : sweeps) {
-        for (int p = graph.sweep_first_pair[sweep];
-             p < graph.sweep_first_pair[sweep + 1]; ++p) {
-          visit(p);
-        }
-      }
-    };
-    for_each_pair(component.sweeps,
-                  [&](int p) { stands_on(graph.pair_rank[p]); });
-    for_each_pair(frozen, [&](int p) { stands_on(graph.pair_rank[p]); });
+    for (const SafeStep& step : component.steps) stands_on(step.pair);
+    for (const int p : frozen) stands_on(p);
     std::sort(ranks.begin(), ranks.end());
     cell_begin_.push_back(static_cast<int32_t>(cells_.size()));
     for (const int r : ranks) {
@@ -112,15 +101,59 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
       cell.steps_end = static_cast<int32_t>(steps_.size());
       by_rank[r].clear();
     }
-    for_each_pair(frozen, [&](int p) {
-      if (graph.producers_of(p).size() == 0) roots_[c].push_back(p);
+    for (const int p : frozen) {
       const int cell = cell_on[graph.pair_rank[p]];
       frozen_for_[p].push_back(cell);
       ++cells_[cell].frozen;
-    });
+    }
     for (const int r : ranks) cell_on[r] = -1;
   }
   cell_begin_.push_back(static_cast<int32_t>(cells_.size()));
+}
+
+void ListModel::AddFrozenProducers(
+    const std::vector<std::vector<int32_t>>& last_frozen, int sweep,
+    std::vector<int32_t>& pairs) const {
+  for (const GraphEdge& edge :
+       graph_.producers_of(graph_.sweep_first_pair[sweep])) {
+    const std::vector<int32_t>& last =
+        last_frozen[graph_.pair_sweep[edge.pair]];
+    pairs.insert(pairs.end(), last.begin(), last.end());
+  }
+}
+
+std::vector<std::vector<int32_t>> ListModel::FindLastFrozen() {
+  std::vector<std::vector<int32_t>> last_frozen(graph_.sweeps);
+  std::vector<int32_t> last_on(graph_.ranks, -1);  // of the sweep at hand
+  std::vector<int32_t> before;
+  for (const int first : graph_.topological) {
+    const int sweep = graph_.pair_sweep[first];
+    if (graph_.stage_index(first) > 0 || graph_.has_backward(first)) continue;
+    before.clear();
+    AddFrozenProducers(last_frozen, sweep, before);
+    SortUnique(before);
+    const int end = graph_.sweep_first_pair[sweep + 1];
+    for (int p = end - 1; p >= first; --p) last_on[graph_.pair_rank[p]] = p;
+    for (const int p : before) {
+      const int own = last_on[graph_.pair_rank[p]];
+      if (own >= 0) {
+        frozen_before_[own].push_back(p);
+      } else {
+        last_frozen[sweep].push_back(p);
+      }
+    }
+    for (int p = first; p < end; ++p) {
+      int32_t& last = last_on[graph_.pair_rank[p]];
+      if (last < p) frozen_before_[p].push_back(last);
+      last = p;
+    }
+    for (int p = first; p < end; ++p) {
+      int32_t& last = last_on[graph_.pair_rank[p]];
+      if (last >= 0) last_frozen[sweep].push_back(last);
+      last = -1;
+    }
+  }
+  return last_frozen;
 }
 
 int64_t ListModel::NeedAlone(int cell_index, const Ways& ways) const {
@@ -148,6 +181,8 @@ ListScheduler::ListScheduler(const ListModel& model)
   const int components = static_cast<int>(model.plan().components.size());
   runs_.resize(graph_.pairs);
   waits_.resize(graph_.pairs);
+  frozen_peak_.resize(graph_.pairs);
+  frozen_fed_.resize(graph_.sweeps);
   suffix_need_.resize(model.steps_.size());
   step_done_.resize(model.steps_.size());
   cells_.resize(model.cells_.size());
@@ -321,17 +356,20 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     }
   }
   std::fill(step_done_.begin(), step_done_.end(), 0);
-  for (int p = 0; p < graph_.pairs; ++p) {
+  for (const int p : graph_.topological) {
     const int r = graph_.pair_rank[p];
     if (graph_.has_backward(p) || constrained_[r] == 0) continue;
     if (runs_[p].activation_bytes > graph_.limit_bytes[r]) {
       ways.choice[p] = FastestThatFits(p);
       SetPair(p, ways);
     }
+    frozen_peak_[p] = runs_[p].activation_bytes;
+    for (const int before : model_.frozen_before_[p]) {
+      frozen_peak_[p] = std::max(frozen_peak_[p], frozen_peak_[before]);
+    }
     for (const int cell : model_.frozen_for_[p]) {
       CellState& state = cells_[cell];
-      state.frozen_peak =
-          std::max(state.frozen_peak, runs_[p].activation_bytes);
+      state.frozen_peak = std::max(state.frozen_peak, frozen_peak_[p]);
     }
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
@@ -363,6 +401,7 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
   }
   worthless_ = false;
   std::fill(fed_.begin(), fed_.end(), 0);
+  std::fill(frozen_fed_.begin(), frozen_fed_.end(), 0);
   for (int r = 0; r < graph_.ranks; ++r) {
     queue_[r].Clear();
     weights_[r].Clear();
@@ -460,6 +499,20 @@ void ListScheduler::Begin(int component) {
   }
   open_work_ns_ += model_.component_work_ns(component);
   for (const int pair : model_.roots_[component]) Feed(pair);
+  std::vector<int32_t> reached = model_.plan().components[component].sweeps;
+  while (!reached.empty()) {
+    const int sweep = reached.back();
+    reached.pop_back();
+    const int first = graph_.sweep_first_pair[sweep];
+    const auto producers = graph_.producers_of(first);
+    if (producers.size() == 0 && !graph_.has_backward(first)) Feed(first);
+    for (const GraphEdge& edge : producers) {
+      const int before = graph_.pair_sweep[edge.pair];
+      if (graph_.has_backward(edge.pair) || frozen_fed_[before] != 0) continue;
+      frozen_fed_[before] = 1;
+      reached.push_back(before);
+    }
+  }
 }
 
 void ListScheduler::Push(Task task, int64_t arrival_ns) {

@@ -112,11 +112,18 @@ class ListModel {
  private:
   friend class ListScheduler;
 
+  // Fills frozen_before_; of each sweep without a backward, the last pairs on
+  // every rank that it or what it waits for stands on.
+  std::vector<std::vector<int32_t>> FindLastFrozen();
+  // Adds those of the sweeps that `sweep` is after.
+  void AddFrozenProducers(const std::vector<std::vector<int32_t>>& last_frozen,
+                          int sweep, std::vector<int32_t>& pairs) const;
+
   struct Cell {
     int32_t component = 0, rank = 0;
     int32_t steps_begin = 0, steps_end = 0;  // in steps_
     int32_t forwards = 0;
-    int32_t frozen = 0;  // F without backward that the component waits for
+    int32_t frozen = 0;  // in frozen_for_
   };
 
   const ProblemGraph& graph_;
@@ -130,12 +137,13 @@ class ListModel {
   std::vector<int32_t> backward_step_;  // [pair]: index in steps_
   std::vector<int32_t> component_;      // [pair], or -1
   std::vector<int64_t> component_work_ns_;
-  // Per component, the pairs of its first stages, and those of the sweeps
-  // without backward that it waits for.
+  // Per component, the pairs of its first stages.
   std::vector<std::vector<int32_t>> roots_;
-  // Per pair without a backward, the cells on its rank of components that wait
-  // for it.
+  // Per pair without a backward: the cells on its rank that wait for it, and
+  // its last producers there, at any distance; those that come before other
+  // such ones for certain are left out.
   std::vector<std::vector<int32_t>> frozen_for_;
+  std::vector<std::vector<int32_t>> frozen_before_;
   std::vector<std::vector<int32_t>> rank_roots_;  // [rank]: pairs
 };
 
@@ -260,6 +268,8 @@ class ListScheduler {
   std::vector<size_t> next_root_;                   // [rank]
   std::vector<int32_t> queued_roots_;               // [rank]
   std::vector<uint8_t> fed_;                        // [pair]
+  std::vector<uint8_t> frozen_fed_;                 // [sweep]: by Begin
+  std::vector<int64_t> frozen_peak_;  // [pair]: of it and those before it
   std::vector<std::vector<int32_t>> begun_on_;  // [rank]: cells, oldest first
   std::vector<uint8_t> is_begun_;               // [component]
   int64_t open_work_ns_ = 0;                    // of those begun

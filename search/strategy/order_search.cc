@@ -829,7 +829,7 @@ int OrderSearch::FuseWhereSlack() {
   return fused;
 }
 
-int OrderSearch::SpeedUpWhereMemoryAllows() {
+int OrderSearch::SpeedUpWhereMemoryAllows(const std::function<bool()>* stop) {
   struct Step {
     double gain;  // ns per byte
     int32_t pair, choice;
@@ -860,6 +860,7 @@ int OrderSearch::SpeedUpWhereMemoryAllows() {
       [](const Step& a, const Step& b) { return a.gain > b.gain; });
   int changed = 0;
   for (const Step& step : steps) {
+    if (stop != nullptr && (*stop)()) break;
     const auto choices = graph_.choices_of(step.pair);
     const int old_choice = ways_.choice[step.pair];
     if (length(step.pair, choices[step.choice]) >=

@@ -55,8 +55,9 @@ class OrderSearch {
   int FuseWhereSlack();
 
   // Gives pairs faster choices where memory along their rank's order allows,
-  // most time per byte first. Returns how many.
-  int SpeedUpWhereMemoryAllows();
+  // most time per byte first, until `stop`, which may be null, says true.
+  // Returns how many.
+  int SpeedUpWhereMemoryAllows(const std::function<bool()>* stop = nullptr);
 
   // The loaded order as it stands now.
   void Save(TaskOrder& to) const;

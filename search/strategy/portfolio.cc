@@ -368,7 +368,7 @@ class Search {
       walk.orders = std::make_unique<OrderSearch>(graph_);
     }
     walk.orders->Load(order);
-    walk.orders->SpeedUpWhereMemoryAllows();
+    walk.orders->SpeedUpWhereMemoryAllows(&stop_);
     walk.orders->FuseWhereSlack();
   }
 

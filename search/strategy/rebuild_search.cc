@@ -94,7 +94,7 @@ int64_t RebuildSearch::Walk(const WalkOptions& options,
       if (!again_.tasks.empty()) std::swap(next_, again_);
     }
     orders_.Load(next_);
-    orders_.SpeedUpWhereMemoryAllows();
+    orders_.SpeedUpWhereMemoryAllows(options.stop);
     WalkOptions descent = options;
     descent.moves = kMovesPerDescent;
     descent.temperature = 0;
