@@ -98,10 +98,8 @@ class TreeSearch {
   bool Done() const {
     const SearchBudget& budget = options_.budget;
     return best_.makespan_ns <= bound_ns_ ||
-           (budget.cancelled != nullptr && budget.cancelled->load()) ||
            (budget.evaluations > 0 && evaluations_ >= budget.evaluations) ||
-           (budget.deadline.has_value() &&
-            std::chrono::steady_clock::now() >= *budget.deadline) ||
+           budget.Stopped() ||
            (nodes_.size() > 0 && nodes_[0].untried.empty() &&
             nodes_[0].children.empty());
   }

@@ -34,7 +34,9 @@ constexpr int64_t kMostLateWork = 5'000'000;
 // Of it, what one component may spend to prove that a rank cannot do.
 constexpr int64_t kMostProofWork = 5'000'000;
 constexpr int64_t kStepsPerClockCheck = 1 << 16;
-// Random descents before an exhaustive search.
+// What an exhaustive search may spend before descents are tried.
+constexpr int64_t kFirstSearchWork = 1'000'000;
+// Random descents before the rest of it.
 constexpr int kDescents = 400;
 // How far off a place may be in them: 1, 2, 4 ... pairs.
 constexpr int kSpreads = 10;
@@ -111,6 +113,7 @@ class WorkLeft {
     until_check_ -= pair_steps;
     if (until_check_ <= 0) CheckBudget();
   }
+  int64_t left() const { return left_; }
   bool over() const { return left_ < 0; }
 
  private:
@@ -189,14 +192,17 @@ class ComponentSolver {
                  ways.end());
     }
     if (PickInOrder(everything_) && ForwardsFirst()) return true;
+    forwards_first_ = single_sink_;
+    if (!single_sink_ && StepGreedily(nullptr, 0)) return true;
+    if (NoOrderFits()) return false;
+    // What little work solves is solved alike whether descents would or not.
+    search_until_ = work_.left() - kFirstSearchWork;
+    if (SearchAll()) return true;
+    if (!SearchIsOver()) return false;
+    search_until_ = 0;
     std::mt19937_64 random(/*seed=*/1);
-    if (single_sink_) {
-      return !NoOrderFits() &&
-             (TryOrders(random) || (BranchOnChoices(0) && ForwardsFirst()));
-    }
-    forwards_first_ = false;
-    return StepGreedily(nullptr, 0) ||
-           (!NoOrderFits() && (TryDescents(random) || SearchSteps()));
+    return (single_sink_ ? TryOrders(random) : TryDescents(random)) ||
+           SearchAll();
   }
 
   SafeComponent component() const { return {sweeps_, steps_, forwards_first_}; }
@@ -212,6 +218,15 @@ class ComponentSolver {
   int64_t LimitOf(int rank) const { return graph_.limit_bytes[ranks_[rank]]; }
   int64_t Limit(size_t i) const { return LimitOf(rank_of_[i]); }
   int64_t& Held(size_t i) { return held_[rank_of_[i]]; }
+
+  bool SearchIsOver() const {
+    return work_.over() || work_.left() < search_until_;
+  }
+
+  // Exhaustive unless the search is over.
+  bool SearchAll() {
+    return single_sink_ ? BranchOnChoices(0) && ForwardsFirst() : SearchSteps();
+  }
 
   bool Fail(int rank, int64_t bytes) {
     if (shortage_.rank < 0) shortage_ = {ranks_[rank], bytes, false};
@@ -410,7 +425,7 @@ class ComponentSolver {
   // Branch and bound over the choices of pairs i.., for a single sink.
   bool BranchOnChoices(size_t i) {
     if (i == 0) std::fill(picked_.begin(), picked_.end(), nullptr);
-    if (work_.over() || !RunForwardsFirst(/*record=*/false)) return false;
+    if (SearchIsOver() || !RunForwardsFirst(/*record=*/false)) return false;
     while (i < pairs_.size() && ways_[i].size() == 1) {
       picked_[i] = &ways_[i].front();
       ++i;
@@ -420,7 +435,7 @@ class ComponentSolver {
       picked_[i] = &way;
       if (BranchOnChoices(i + 1)) return true;
       for (size_t j = i; j < pairs_.size(); ++j) picked_[j] = nullptr;
-      if (work_.over()) return false;
+      if (SearchIsOver()) return false;
     }
     return false;
   }
@@ -524,6 +539,7 @@ class ComponentSolver {
   // Depth-first search over the order of F steps and their choices.
   bool SearchSteps() {
     steps_.clear();
+    seen_.clear();
     std::fill(held_.begin(), held_.end(), 0);
     std::fill(picked_.begin(), picked_.end(), nullptr);
     state_.assign(pairs_.size(), 0);
@@ -567,12 +583,12 @@ class ComponentSolver {
       }
     }
     if (steps_.size() == 2 * pairs_.size()) return true;
-    if (!work_.over() && seen_.insert(StateKey()).second) {
+    if (!SearchIsOver() && seen_.insert(StateKey()).second) {
       // Later sweeps first: they lead to backwards soonest.
       // Once the work is spent, no branch that is left is tried.
-      for (size_t i = pairs_.size(); i-- > 0 && !work_.over();) {
+      for (size_t i = pairs_.size(); i-- > 0 && !SearchIsOver();) {
         if (state_[i] != 0 || !Ready(i)) continue;
-        for (size_t w = 0; w < ways_[i].size() && !work_.over(); ++w) {
+        for (size_t w = 0; w < ways_[i].size() && !SearchIsOver(); ++w) {
           const Way& way = ways_[i][w];
           if (Held(i) + way.activation > Limit(i)) {
             Fail(rank_of_[i], Held(i) + way.activation);
@@ -609,6 +625,7 @@ class ComponentSolver {
 
   const ProblemGraph& graph_;
   WorkLeft& work_;
+  int64_t search_until_ = 0;  // work left at which SearchAll ends
   std::vector<int32_t> sweeps_;
   std::vector<int32_t> pairs_;       // of the component, producers first
   std::vector<int32_t>& local_;      // index in pairs_, or -1

@@ -19,11 +19,12 @@
 //   activations fits and running whatever backward is ready and fits never
 //   gets stuck. Which choices: the least activations where the order of
 //   backwards on each rank is given, found from the last backward to the first;
-//   else those that suit random orders of backwards, then branch and bound over
-//   the choices.
-// * Other components: some hundred descents over F steps and choices at random,
-//   each the same in every call, then a depth-first search with a memory of
-//   states, exact unless it runs out of work.
+//   else branch and bound over the choices.
+// * Other components: depth-first search over F steps and choices with a memory
+//   of states, exact unless it runs out of work.
+// * What little of either search does not solve is tried by some hundred random
+//   descents, the same in every call, before the rest of the search: orders of
+//   backwards for a single sink, else orders of F and choices.
 // * A sink together with all that it waits for is a component with a single
 //   sink. Where it does not fit though each pair counts with the least of its
 //   bytes and one rank alone has a limit, that rank is why no schedule exists.

@@ -148,6 +148,7 @@ TEST_P(StrategyTest, HasAScheduleEvenWithoutTime) {
     const auto result = strategy_->Solve(graph, options);
     ASSERT_TRUE(result.ok()) << result.status();
     ExpectValid(graph, *result);
+    EXPECT_EQ(result->evaluations, 1);
   }
 }
 
@@ -256,6 +257,29 @@ TEST_P(StrategyTest, DurationsMayBeAsLongAsTheyComeAndMemoryZero) {
   const auto result = strategy_->Solve(BuildProblemGraph(problem), options);
   ASSERT_TRUE(result.ok()) << result.status();
   ExpectValid(BuildProblemGraph(problem), *result);
+}
+
+// A bound that the caller knows changes nothing, however long the times are.
+TEST_P(StrategyTest, TakesTheBoundOfLongTimes) {
+  Problem problem = MiddlingProblem();
+  for (Sweep& sweep : problem.sweeps) {
+    for (Stage& stage : sweep.stages) {
+      for (Choice& choice : stage.choices.Mutable()) {
+        choice.forward_ns += int64_t{1} << 56;
+      }
+    }
+  }
+  ASSERT_TRUE(ValidateProblem(problem).ok());
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  ASSERT_GE(graph.pairs, 1 << 4);  // times sum up to 2^60 or more
+  SearchOptions options;
+  options.budget.evaluations = 50;
+  const auto without = strategy_->Solve(graph, options);
+  options.lower_bound_ns = LowerBound(graph);
+  const auto with = strategy_->Solve(graph, options);
+  ASSERT_TRUE(without.ok() && with.ok());
+  EXPECT_EQ(with->evaluations, without->evaluations);
+  EXPECT_EQ(with->makespan_ns, without->makespan_ns);
 }
 
 TEST_P(StrategyTest, StagesWithoutBackwardRunAsFastAsMemoryAllows) {

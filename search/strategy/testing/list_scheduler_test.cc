@@ -9,6 +9,7 @@
 #include <limits>
 #include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -90,6 +91,56 @@ TEST(ListSchedulerTest, NoComponentBeginsWhileOpenWorkIsAtItsLimit) {
     }
   });
   EXPECT_TRUE(several);
+}
+
+// `sweeps` of one stage of a byte and a nanosecond each, dealt out over ranks.
+Problem SingleStages(int ranks, int sweeps) {
+  Problem problem;
+  problem.ranks = ranks;
+  problem.memory_limit_bytes.assign(ranks, 1);
+  Choice choice;
+  choice.forward_ns = choice.input_grad_ns = 1;
+  choice.activation_bytes = choice.backward_bytes = 1;
+  const ChoiceList choices(std::vector<Choice>{choice});
+  for (int s = 0; s < sweeps; ++s) {
+    Sweep& sweep = problem.sweeps.emplace_back();
+    sweep.id = std::to_string(s);
+    sweep.stages = {{.rank = s % ranks, .choices = choices}};
+  }
+  return problem;
+}
+
+TEST(ListModelTest, HasCellsOnlyWhereComponentsStand) {
+  const ProblemGraph graph = BuildProblemGraph(SingleStages(1000, 17'000));
+  const auto plan = FindSafePlan(graph);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const ListModel model(graph, *plan);
+  EXPECT_EQ(model.cells(), 17'000);
+  EXPECT_EQ(model.cell_rank(model.cell_of(16'999)), 999);
+}
+
+// A chain of sweeps without a backward, each with a sweep that waits for it,
+// takes time and memory by its length, not by its square.
+TEST(ListSchedulerTest, ChainsOfFrozenSweepsMayBeLong) {
+  constexpr int kLength = 60'000;
+  Problem problem = SingleStages(2, 2 * kLength);
+  for (int i = 0; i < kLength; ++i) {
+    Sweep& frozen = problem.sweeps[i];
+    frozen.backward = false;
+    if (i > 0) frozen.after = {i - 1};
+    problem.sweeps[kLength + i].after = {i};
+  }
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  const auto plan = FindSafePlan(graph);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const ListModel model(graph, *plan);
+  ListRule rule;
+  for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
+  TaskOrder order;
+  ListScheduler(model).Run(
+      rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 0), order);
+  ASSERT_EQ(order.tasks.size(), 3u * kLength);
+  EXPECT_TRUE(CheckMemory(graph, ToSchedule(graph, order)).ok());
 }
 
 TEST(FromScheduleTest, TakesBackWhatToScheduleGives) {
