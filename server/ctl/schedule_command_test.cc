@@ -2,6 +2,7 @@
 
 #include "server/ctl/schedule_command.h"
 
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,22 @@ TEST(ScheduleCommandTest, NamesTheFileThatIsMissing) {
     EXPECT_EQ(error["field"], path);
     EXPECT_THAT(error["value"].get<std::string>(), HasSubstr("No such file"));
   }
+}
+
+TEST(ScheduleCommandTest, NamesTheLimitThatIsTooLow) {
+  const std::string path = ::testing::TempDir() + "/too_low.json";
+  std::ofstream(path) << R"({"ranks": 2, "p2p_latency_ns": 0,
+      "split_backward": false, "memory_limit_bytes": [9, 8], "segments": [
+      {"id": "a", "microbatch": 0, "stages": [{"rank": 1, "choices": [
+      {"forward_ns": 1, "input_grad_ns": 1, "weight_grad_ns": 1,
+       "activation_bytes": 9}]}]}]})";
+  const Outcome outcome = Ctl(RunScheduleCommand, {path, "--budget-evals=5"});
+  EXPECT_EQ(outcome.code, kExitBadInput);
+  const auto error = nlohmann::json::parse(outcome.err);
+  EXPECT_EQ(error["field"], "memory_limit_bytes[1]");
+  EXPECT_EQ(error["value"], "8");
+  EXPECT_EQ(error["rule"],
+            "no schedule exists: rank 1 would hold 9 bytes, its limit is 8");
 }
 
 }  // namespace
