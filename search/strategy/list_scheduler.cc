@@ -379,6 +379,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
         std::max({most_need_[r], cells_[i].need, cells_[i].frozen_peak});
     UpdateNeed(static_cast<int>(i));
   }
+  begun_.clear();
   open_work_ns_ = 0;
 }
 
@@ -493,6 +494,7 @@ void ListScheduler::FeedRoots(int rank) {
 
 void ListScheduler::Begin(int component) {
   is_begun_[component] = 1;
+  begun_.push_back(component);
   for (int cell = model_.cell_begin_[component];
        cell < model_.cell_begin_[component + 1]; ++cell) {
     begun_on_[model_.cells_[cell].rank].push_back(cell);
@@ -545,6 +547,7 @@ bool ListScheduler::MayBegin(int component) const {
 
 // Components that waited for others to finish may begin from now on.
 void ListScheduler::Finish(int component, int64_t now_ns) {
+  begun_.erase(std::find(begun_.begin(), begun_.end(), component));
   for (int cell = model_.cell_begin_[component];
        cell < model_.cell_begin_[component + 1]; ++cell) {
     std::vector<int32_t>& begun = begun_on_[model_.cells_[cell].rank];
@@ -590,7 +593,13 @@ bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
     behind += state.held;
     if (begun[i] == cell) older = true;
   }
-  return behind + bytes <= limit;
+  // A component that is older than all that stand on this rank needs what is
+  // behind it to fit.
+  const bool oldest_stands_here =
+      begun_.empty() ||
+      (!begun.empty() &&
+       model_.cells_[begun.front()].component == begun_.front());
+  return oldest_stands_here || behind + bytes <= limit;
 }
 
 ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {

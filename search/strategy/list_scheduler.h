@@ -270,6 +270,7 @@ class ListScheduler {
   std::vector<uint8_t> fed_;                        // [pair]
   std::vector<uint8_t> frozen_fed_;                 // [sweep]: by Begin
   std::vector<int64_t> frozen_peak_;  // [pair]: of it and those before it
+  std::vector<int32_t> begun_;        // components, oldest first
   std::vector<std::vector<int32_t>> begun_on_;  // [rank]: cells, oldest first
   std::vector<uint8_t> is_begun_;               // [component]
   int64_t open_work_ns_ = 0;                    // of those begun
