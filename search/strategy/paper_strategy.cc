@@ -3,7 +3,6 @@
 #include "search/strategy/paper_strategy.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <limits>

@@ -3,7 +3,6 @@
 #include "search/strategy/portfolio.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
