@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <random>
 #include <string>
 #include <utility>
@@ -252,23 +251,15 @@ TEST(SafePlanTest, SaysWhenItGaveUp) {
       << error;
 }
 
-TEST(SafePlanTest, SearchesLittlePastTheDeadlineAndNotOnceCancelled) {
-  const ProblemGraph graph = BuildProblemGraph(HopelessProblem());
-  const auto seconds = [&graph](const SearchBudget& budget) {
-    const auto start = std::chrono::steady_clock::now();
-    EXPECT_FALSE(FindSafePlan(graph, budget).ok());
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() -
-                                         start)
-        .count();
-  };
-  const double whole = seconds({});
-  SearchBudget late;
-  late.deadline = std::chrono::steady_clock::now();
-  EXPECT_LT(seconds(late), whole / 2);
-  const std::atomic<bool> cancelled = true;
-  SearchBudget over;
-  over.cancelled = &cancelled;
-  EXPECT_LT(seconds(over), whole / 10);
+// What takes more than the first descent.
+TEST(SafePlanTest, IsNotSearchedForOnceCancelled) {
+  const ProblemGraph graph = BuildProblemGraph(TightProblem(817));
+  std::atomic<bool> cancelled = false;
+  SearchBudget budget;
+  budget.cancelled = &cancelled;
+  EXPECT_TRUE(FindSafePlan(graph, budget).ok());
+  cancelled = true;
+  EXPECT_FALSE(FindSafePlan(graph, budget).ok());
 }
 
 // Each group stands on one rank of very many.
