@@ -278,16 +278,16 @@ class Planner : public StepPlanner {
     // memory.py), so no time may have a say in it.
     StepProblemOptions options;
     options.uniform_choices = true;
-    return PlanWithChecks(job, batch, options, /*threads=*/1,
-                          [](const Problem& problem, const ProblemGraph& graph,
-                             StepPlan& plan) -> absl::Status {
-                            SetBounds(graph, &plan.report);
-                            PW_ASSIGN_OR_RETURN(plan.schedule,
-                                                SafeOrder(problem));
-                            plan.report.strategy = "safe";
-                            plan.report.finished = true;
-                            return absl::OkStatus();
-                          });
+    return PlanOffloadingOrNot(
+        job, batch, options, /*threads=*/1,
+        [](const Problem& problem, const ProblemGraph& graph,
+           StepPlan& plan) -> absl::Status {
+          SetBounds(graph, &plan.report);
+          PW_ASSIGN_OR_RETURN(plan.schedule, SafeOrder(problem));
+          plan.report.strategy = "safe";
+          plan.report.finished = true;
+          return absl::OkStatus();
+        });
   }
 
   std::shared_ptr<const semu::CostModel> Costs() const override {
@@ -361,7 +361,7 @@ class Planner : public StepPlanner {
     const WallClock::duration time =
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
-    return PlanWithChecks(
+    return PlanOffloadingOrNot(
         job, batch, StepProblemOptions{}, search.threads,
         [&](const Problem&, const ProblemGraph& graph,
             StepPlan& plan) -> absl::Status {
@@ -467,11 +467,9 @@ class Planner : public StepPlanner {
   // there is no room to copy ahead, emulation shows that it takes longer, and a
   // plan that does not offload may be shorter.
   template <typename Solve>
-  static absl::StatusOr<StepPlan> PlanWithChecks(const PlannableJob& job,
-                                                 const semu::Batch& batch,
-                                                 StepProblemOptions options,
-                                                 int threads,
-                                                 const Solve& solve) {
+  static absl::StatusOr<StepPlan> PlanOffloadingOrNot(
+      const PlannableJob& job, const semu::Batch& batch,
+      StepProblemOptions options, int threads, const Solve& solve) {
     WorkerPool pool(threads);
     options.pool = &pool;
     options.layer_reserve_bytes = job.layer_reserve_bytes;

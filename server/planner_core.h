@@ -287,7 +287,7 @@ class PlannerCore {
   // Brings a registration to the table.
   void Begin(const RegisteredJob& job)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(lifecycle_mutex_);
-  // Learns from a rank's report, on a planning thread.
+  // Learns from a rank's report, on the thread that learns.
   void Learn(const SealedPlan& sealed, const StepReportIn& report);
   // Brings out a new version of the job's costs, on the thread that learns, if
   // one is due.
