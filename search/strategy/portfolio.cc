@@ -22,6 +22,7 @@
 #include "search/strategy/order_search.h"
 #include "search/strategy/pipeline_rule.h"
 #include "search/strategy/rebuild_search.h"
+#include "search/strategy/reversed_time.h"
 #include "search/strategy/safe_plan.h"
 #include "search/strategy/strategy.h"
 #include "search/strategy/worker_pool.h"
@@ -32,10 +33,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rules get this share of the budget, orders the rest; rules more where prices
-// of memory are to be found and orders would get less than kLeastWalk moves for
-// every task.
+// Rules get this share of the budget, orders the rest; rules less where no
+// backward may be split, so that building orders anew finds more, and more
+// where prices of memory are to be found and orders would get less than
+// kLeastWalk moves for every task.
 constexpr double kRuleShare = 0.5;
+constexpr double kWholeRuleShare = 0.3;
 constexpr double kLargeRuleShare = 0.85;
 constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied: one for so many schedules that
@@ -52,6 +55,11 @@ constexpr double kWarmShare = 0.5;
 constexpr double kEvaluationsPerStart = 330;
 // Schedules improved side by side.
 constexpr int kElites = 3;
+// Share of the walks' budget for short walks from every climb, where it is good
+// for so many rounds of each.
+constexpr double kProbeShare = 0.25;
+constexpr int kProbeRounds = 2;
+constexpr double kProbeCooling = 0.5;  // of the way from hottest to coldest
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 64;
@@ -75,10 +83,60 @@ constexpr double kTinyHottest = 1;
 // Share of the walks between exchanges.
 constexpr double kExchangeEvery = 0.15;
 
+// Builds orders by rules in one direction of time. Thread-safe, each worker
+// with a number of its own.
+class Direction {
+ public:
+  // `graph` and `plan` must outlive it.
+  Direction(const ProblemGraph& graph, const SafePlan& plan, int workers)
+      : model_(graph, plan), rules_(model_) {
+    for (int i = 0; i < workers; ++i) {
+      schedulers_.push_back(std::make_unique<ListScheduler>(model_));
+    }
+  }
+
+  const ListModel& model() const { return model_; }
+  const PipelineRules& rules() const { return rules_; }
+  ListScheduler& scheduler(int worker) const { return *schedulers_[worker]; }
+
+  // The order by `rule`, in this direction; no tasks where the makespan is over
+  // `worth_ns`.
+  void Build(int worker, const PipelineRule& rule, int64_t worth_ns,
+             TaskOrder& order) const {
+    thread_local ListRule list;
+    thread_local Ways ways;
+    rules_.Build(rule, list, ways);
+    scheduler(worker).Run(list, ways, order, worth_ns);
+  }
+
+ private:
+  const ListModel model_;
+  const PipelineRules rules_;
+  std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
+};
+
+// Reversed time, with the problem and the plan that it needs.
+struct ReversedDirection {
+  ReversedDirection(ProblemGraph reversed, SafePlan safe, int workers)
+      : graph(std::move(reversed)),
+        plan(std::move(safe)),
+        direction(graph, plan, workers) {}
+
+  const ProblemGraph graph;
+  const SafePlan plan;
+  const Direction direction;
+};
+
 struct Candidate {
   PipelineRule rule;
-  TaskOrder order;
+  bool reversed = false;  // `rule` builds in reversed time
+  TaskOrder order;        // in the problem's own time
 };
+
+bool IsWhole(const ProblemGraph& graph) {
+  return std::none_of(graph.mode.begin(), graph.mode.end(),
+                      [](PairMode mode) { return mode == PairMode::kSplit; });
+}
 
 class Search {
  public:
@@ -86,26 +144,27 @@ class Search {
          const SearchOptions& options)
       : graph_(graph),
         options_(options),
-        model_(graph, plan),
-        rules_(model_),
+        forward_(graph, plan, options.threads),
+        whole_(IsWhole(graph)),
         bound_ns_(options.lower_bound_ns ? *options.lower_bound_ns
                                          : LowerBound(graph)),
         start_(Clock::now()),
         pool_(options.threads) {
-    for (int i = 0; i < options.threads; ++i) {
-      schedulers_.push_back(std::make_unique<ListScheduler>(model_));
-    }
     stop_ = [this] { return Stopped(); };
   }
 
   SearchResult Run() {
     TryRules();
     const PipelineRule& rule = elites_.front().rule;
+    // The rule's numbers, and whether time is reversed.
     std::vector<int32_t> settings = PipelineRules::ToSettings(rule);
+    settings.push_back(elites_.front().reversed ? 1 : 0);
     if (options_.warm_start != nullptr) {
       std::optional<TaskOrder> order =
           FromSchedule(graph_, *options_.warm_start);
-      if (order) Offer({rule, *std::move(order)});
+      if (order) {
+        Offer({rule, elites_.front().reversed, *std::move(order)});
+      }
     }
     WalkOn();
     SearchResult result;
@@ -151,9 +210,10 @@ class Search {
   double RuleShare() const {
     const double walk =
         (1 - kRuleShare) * ExpectedEvaluations() * kMovesPerEvaluation;
-    return rules_.prices() > 1 && walk < kLeastWalk * 2 * graph_.pairs
-               ? kLargeRuleShare
-               : kRuleShare;
+    if (forward_.rules().prices() > 1 && walk < kLeastWalk * 2 * graph_.pairs) {
+      return kLargeRuleShare;
+    }
+    return whole_ ? kWholeRuleShare : kRuleShare;
   }
 
   int64_t EvaluationsLeft() const {
@@ -175,13 +235,29 @@ class Search {
     if (elites_.size() > kElites) elites_.pop_back();
   }
 
-  // Schedules by `rule`; no tasks where the makespan is over `worth_ns`.
-  void Schedule(int worker, const PipelineRule& rule, int64_t worth_ns,
-                TaskOrder& order) {
-    thread_local ListRule list;
-    thread_local Ways ways;
-    rules_.Build(rule, list, ways);
-    schedulers_[worker]->Run(list, ways, order, worth_ns);
+  // Makes reversed_ where there is such a problem, and a plan for it.
+  void ReverseDirection() {
+    std::optional<ProblemGraph> graph = InReversedTime(graph_);
+    if (!graph) return;
+    absl::StatusOr<SafePlan> plan = FindSafePlan(*graph, options_.budget);
+    if (!plan.ok()) return;
+    reversed_ = std::make_unique<const ReversedDirection>(
+        *std::move(graph), *std::move(plan), options_.threads);
+  }
+
+  const Direction& DirectionOf(bool reversed) const {
+    return reversed ? reversed_->direction : forward_;
+  }
+  const PipelineRules& RulesOf(const Candidate& candidate) const {
+    return DirectionOf(candidate.reversed).rules();
+  }
+
+  // Fills in the order of `candidate`; no tasks where the makespan is over
+  // `worth_ns`.
+  void Schedule(int worker, int64_t worth_ns, Candidate& candidate) const {
+    DirectionOf(candidate.reversed)
+        .Build(worker, candidate.rule, worth_ns, candidate.order);
+    if (candidate.reversed) ReverseTime(candidate.order);
   }
 
   // The greatest makespan that still counts for something beside `best`.
@@ -192,8 +268,8 @@ class Search {
 
   // Schedules all `rules` as far as the budget goes, in batches, offers them,
   // and keeps in `best` the best of them, if better.
-  void TryAll(const std::vector<PipelineRule>& rules, double until,
-              Candidate& best) {
+  void TryAll(const std::vector<PipelineRule>& rules, bool reversed,
+              double until, Candidate& best) {
     for (size_t done = 0; done < rules.size();) {
       if (!elites_.empty() && Progress() >= until) return;
       // The very first schedule alone: it must be there soon.
@@ -207,7 +283,8 @@ class Search {
       pool_.Run(count, [&](int worker, int i) {
         if (!elites_.empty() && Stopped()) return;
         batch[i].rule = rules[done + i];
-        Schedule(worker, batch[i].rule, worth_ns, batch[i].order);
+        batch[i].reversed = reversed;
+        Schedule(worker, worth_ns, batch[i]);
         ++tried[i];
       });
       for (int i = 0; i < count; ++i) {
@@ -224,13 +301,18 @@ class Search {
     }
   }
 
+  void TryVariations(PipelineRules::Part part, double until, Candidate& best) {
+    TryAll(RulesOf(best).Variations(best.rule, part), best.reversed, until,
+           best);
+  }
+
   // Varies one part after the other, each from the best so far, as long as that
   // helps.
   void Descend(Candidate& start, double until) {
     while (Progress() < until) {
       const int64_t before = start.order.makespan_ns;
       for (const PipelineRules::Part part : PipelineRules::kParts) {
-        TryAll(rules_.Variations(start.rule, part), until, start);
+        TryVariations(part, until, start);
       }
       if (start.order.makespan_ns >= before) break;
     }
@@ -245,38 +327,84 @@ class Search {
         starts.size(), static_cast<size_t>(rules / kEvaluationsPerStart));
     for (size_t i = 0; i < most && most > 1; ++i) {
       for (const PipelineRules::Part part : PipelineRules::kMainParts) {
-        TryAll(rules_.Variations(starts[i].rule, part), RuleShare(), starts[i]);
+        TryVariations(part, RuleShare(), starts[i]);
       }
     }
     SortByMakespan(starts);
   }
 
-  void TryRules() {
-    // The best rule of every order of groups.
+  // Varies settings that did well before.
+  void TryWarmSettings(std::vector<Candidate>& starts) {
+    std::vector<int32_t> settings = options_.warm_settings;
+    if (settings.empty()) return;
+    const bool reversed = settings.back() == 1;
+    settings.pop_back();
+    if (reversed) ReverseDirection();
+    if (reversed && reversed_ == nullptr) return;
+    const auto rule = DirectionOf(reversed).rules().FromSettings(settings);
+    if (!rule) return;
+    Candidate& start = starts.emplace_back();
+    TryAll({*rule}, reversed, RuleShare(), start);
+    Descend(start, RuleShare() * kWarmShare);
+  }
+
+  // The best rule of every order of groups, in both directions of time.
+  std::vector<Candidate> FindStarts() {
     std::vector<Candidate> starts;
-    const auto add_start = [&](const std::vector<PipelineRule>& rules) {
-      Candidate best;
-      TryAll(rules, RuleShare(), best);
-      if (!best.order.tasks.empty()) starts.push_back(std::move(best));
-    };
-    const std::optional<PipelineRule> warm =
-        rules_.FromSettings(options_.warm_settings);
-    if (warm) {
-      add_start({*warm});
-      Descend(starts[0], RuleShare() * kWarmShare);
+    TryWarmSettings(starts);
+    std::vector<Candidate> firsts(1);
+    TryAll(forward_.rules().FirstRules(), false, RuleShare(), firsts[0]);
+    if (Progress() < RuleShare()) {
+      if (reversed_ == nullptr) ReverseDirection();
+      if (reversed_ != nullptr) {
+        TryAll(reversed_->direction.rules().FirstRules(), true, RuleShare(),
+               firsts.emplace_back());
+      }
     }
-    add_start(rules_.FirstRules());
-    std::vector<std::vector<PipelineRule>> others =
-        rules_.OtherOrders(elites_.front().rule);
-    if (options_.warm_start != nullptr) {
-      PipelineRule rule = elites_.front().rule;
-      rule.groups = rules_.GroupOrderOf(*options_.warm_start);
-      rule.group_order = PipelineRule::GroupOrder::kAsGiven;
-      others.push_back({rule});
+    SortByMakespan(firsts);
+    for (Candidate& first : firsts) {
+      if (first.order.tasks.empty()) continue;
+      std::vector<std::vector<PipelineRule>> others =
+          RulesOf(first).OtherOrders(first.rule);
+      if (options_.warm_start != nullptr && !first.reversed) {
+        PipelineRule rule = first.rule;
+        rule.groups = forward_.rules().GroupOrderOf(*options_.warm_start);
+        rule.group_order = PipelineRule::GroupOrder::kAsGiven;
+        others.push_back({rule});
+      }
+      for (const std::vector<PipelineRule>& rules : others) {
+        TryAll(rules, first.reversed, RuleShare(), starts.emplace_back());
+      }
+      starts.push_back(std::move(first));
     }
-    for (const std::vector<PipelineRule>& rules : others) add_start(rules);
+    std::erase_if(starts, [](const Candidate& start) {
+      return start.order.tasks.empty();
+    });
+    return starts;
+  }
+
+  // The best of the starts, from both directions of time in turn: which one is
+  // the better shows only when its rules have been varied.
+  static std::vector<Candidate> Best(std::vector<Candidate> starts) {
     SortByMakespan(starts);
-    if (starts.size() > kDescents) starts.resize(kDescents);
+    std::vector<Candidate> best;
+    while (!starts.empty() && best.size() < kDescents) {
+      auto next = starts.begin();
+      if (!best.empty()) {
+        next = std::find_if(starts.begin(), starts.end(),
+                            [&best](const Candidate& start) {
+                              return start.reversed != best.back().reversed;
+                            });
+        if (next == starts.end()) next = starts.begin();
+      }
+      best.push_back(std::move(*next));
+      starts.erase(next);
+    }
+    return best;
+  }
+
+  void TryRules() {
+    std::vector<Candidate> starts = Best(FindStarts());
     Compare(starts);
     const double descents = std::max(
         1.0, RuleShare() * ExpectedEvaluations() / kEvaluationsPerDescent);
@@ -287,7 +415,7 @@ class Search {
                                                       static_cast<double>(i) /
                                                       kDescents));
     }
-    MutateRules(std::move(starts));
+    climbs_ = MutateRules(std::move(starts));
   }
 
   static void SortByMakespan(std::vector<Candidate>& candidates) {
@@ -298,8 +426,8 @@ class Search {
   }
 
   // Random changes, each job a short climb of its own from one of `climbs`,
-  // half of them from the best.
-  void MutateRules(std::vector<Candidate> climbs) {
+  // half of them from the best. Returns how far each has come.
+  std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
     const int64_t steps =
         std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
     for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
@@ -316,15 +444,18 @@ class Search {
                                round * kRulesPerBatch + i);
         Candidate& best = results[i];
         best.rule = from(i).rule;
+        best.reversed = from(i).reversed;
         best.order.makespan_ns = from(i).order.makespan_ns;
         Candidate next;
+        next.reversed = best.reversed;
+        const PipelineRules& rules = RulesOf(best);
         for (int64_t step = 0; step < steps && !Stopped(); ++step) {
-          next.rule = rules_.Mutate(best.rule, random);
+          next.rule = rules.Mutate(best.rule, random);
           // Some jobs look further away.
           for (int more = i / 2; more > 1; --more) {
-            next.rule = rules_.Mutate(next.rule, random);
+            next.rule = rules.Mutate(next.rule, random);
           }
-          Schedule(worker, next.rule, best.order.makespan_ns, next.order);
+          Schedule(worker, best.order.makespan_ns, next);
           ++evaluated[i];
           if (!next.order.tasks.empty()) std::swap(best, next);
         }
@@ -341,43 +472,107 @@ class Search {
       }
       climbs = std::move(next);
     }
+    return climbs;
   }
 
-  // One of the elites, and how it is improved.
+  // A schedule, and how it is improved.
   struct Walk {
-    // Moves on the critical path, or schedules built anew.
-    std::unique_ptr<OrderSearch> orders;
-    std::unique_ptr<RebuildSearch> rebuilt;
     TaskOrder best;
+    bool rebuilds = false;  // schedules built anew; else moves
+    double hottest = 0;     // 0: downhill
+    // Made by the first round.
+    std::unique_ptr<OrderSearch> orders = nullptr;
+    std::unique_ptr<RebuildSearch> rebuilt = nullptr;
   };
 
-  bool Rebuilds(int walk) const {
-    return walk > 0 && graph_.pairs > kTinyPairs;
-  }
+  bool IsTiny() const { return graph_.pairs <= kTinyPairs; }
 
-  void Load(Walk& walk, bool rebuilds, const TaskOrder& order) {
-    if (rebuilds) {
+  void Load(Walk& walk) {
+    if (walk.rebuilds) {
       if (walk.rebuilt == nullptr) {
-        walk.rebuilt = std::make_unique<RebuildSearch>(model_, rules_);
+        walk.rebuilt =
+            std::make_unique<RebuildSearch>(forward_.model(), forward_.rules());
       }
-      walk.rebuilt->Load(order);
+      walk.rebuilt->Load(walk.best);
       return;
     }
     if (walk.orders == nullptr) {
       walk.orders = std::make_unique<OrderSearch>(graph_);
     }
-    walk.orders->Load(order);
+    walk.orders->Load(walk.best);
     walk.orders->SpeedUpWhereMemoryAllows(&stop_);
     walk.orders->FuseWhereSlack();
   }
 
   // Of the best, what walks begin with, where the budget is for rules alone.
   void Polish() {
-    Candidate& best = elites_.front();
-    Walk walk;
-    Load(walk, /*rebuilds=*/false, best.order);
-    if (walk.orders->makespan_ns() < best.order.makespan_ns) {
-      walk.orders->Save(best.order);
+    TaskOrder& best = elites_.front().order;
+    Walk walk{.best = best};
+    Load(walk);
+    if (walk.orders->makespan_ns() < best.makespan_ns) walk.orders->Save(best);
+  }
+
+  // A round of the first `walking` of `walks` side by side, each of so many
+  // moves; the best order found becomes that of the first elite. `walked`: 0
+  // when walks are as hot as ever, 1 when they are as cold.
+  void GoOn(std::vector<Walk>& walks, int walking, int64_t moves,
+            double walked) {
+    std::vector<int64_t> made(walking, 0);
+    pool_.Run(walking, [&](int worker, int i) {
+      if (Stopped()) return;
+      Walk& walk = walks[i];
+      if (walk.orders == nullptr && walk.rebuilt == nullptr) Load(walk);
+      WalkOptions options;
+      options.moves = moves;
+      options.seed = options_.seed * 0x9e3779b97f4a7c15u + walks_begun_ + i;
+      options.stop_at_ns = bound_ns_;
+      options.stop = &stop_;
+      if (walk.hottest > 0) {
+        options.temperature =
+            walk.hottest * std::pow(kColdest / walk.hottest, walked);
+      }
+      made[i] = walk.rebuilds
+                    ? walk.rebuilt->Walk(options, forward_.scheduler(worker),
+                                         walk.best)
+                    : walk.orders->Anneal(options, walk.best);
+    });
+    walks_begun_ += walking;
+    for (int i = 0; i < walking; ++i) {
+      evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
+      TaskOrder& best = elites_.front().order;
+      if (walks[i].best.makespan_ns < best.makespan_ns) best = walks[i].best;
+    }
+  }
+
+  // Short walks from the best of every climb: how good the order of a rule is
+  // says little about how good it becomes. What they find joins the elites.
+  void Probe() {
+    for (const Candidate& elite : elites_) {
+      if (std::none_of(
+              climbs_.begin(), climbs_.end(), [&elite](const Candidate& climb) {
+                return climb.order.makespan_ns == elite.order.makespan_ns;
+              })) {
+        climbs_.push_back(elite);
+      }
+    }
+    const int count = static_cast<int>(climbs_.size());
+    const double first = Progress(), until = first + (1 - first) * kProbeShare;
+    const double moves =
+        (until - first) * ExpectedEvaluations() * kMovesPerEvaluation;
+    if (IsTiny() || moves < kProbeRounds * kMovesPerRound * count) return;
+    std::vector<Walk> walks;
+    for (Candidate& climb : climbs_) {
+      walks.push_back({.best = std::move(climb.order),
+                       .rebuilds = true,
+                       .hottest = kHottest});
+    }
+    for (double at = first; at < until; at = Progress()) {
+      GoOn(walks, count, kMovesPerRound,
+           (at - first) / (until - first) * kProbeCooling);
+    }
+    for (int i = 0; i < count; ++i) {
+      climbs_[i].order = std::move(walks[i].best);
+      Offer(std::move(climbs_[i]));
     }
   }
 
@@ -388,81 +583,63 @@ class Search {
       if (!Stopped()) Polish();
       return;
     }
+    Probe();
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
-    std::vector<Walk> walks(kElites);
-    for (int i = 0; i < kElites; ++i) walks[i].best = elites_[i].order;
+    std::vector<Walk> walks;
+    for (int i = 0; i < kElites; ++i) {
+      const bool rebuilds = i > 0 && !IsTiny();
+      walks.push_back(
+          {.best = elites_[i].order,
+           .rebuilds = rebuilds,
+           .hottest = rebuilds ? kHottest : kTinyHottest * i / (kElites - 1)});
+    }
     const double first_progress = Progress();
     double next_exchange = 0;
-    for (uint64_t round = 0;; ++round) {
+    while (true) {
       const double progress = Progress();
       if (progress >= 1) return;
       // 0 at the start of the walks, 1 at the end of the budget.
       const double walked = (progress - first_progress) / (1 - first_progress);
       int walking =
           static_cast<int>(std::min<int64_t>(kElites, EvaluationsLeft()));
-      if (Rebuilds(walking - 1) &&
+      if (walks[walking - 1].rebuilds &&
           EvaluationsLeft() / walking * kMovesPerEvaluation <
               RebuildSearch::kMovesPerRebuild) {
         walking = 1;
       }
-      const int64_t moves = std::min(
-          graph_.pairs <= kTinyPairs ? kTinyMovesPerRound : kMovesPerRound,
-          EvaluationsLeft() / walking * kMovesPerEvaluation);
-      std::vector<int64_t> made(kElites, 0);
-      pool_.Run(walking, [&](int worker, int i) {
-        if (Stopped()) return;
-        Walk& walk = walks[i];
-        if (walk.orders == nullptr && walk.rebuilt == nullptr) {
-          Load(walk, Rebuilds(i), walk.best);
-        }
-        WalkOptions options;
-        options.moves = moves;
-        options.seed =
-            options_.seed * 0x9e3779b97f4a7c15u + round * kElites + i;
-        options.stop_at_ns = bound_ns_;
-        options.stop = &stop_;
-        const double hot =
-            Rebuilds(i) ? kHottest : kTinyHottest * i / (kElites - 1);
-        if (hot > 0) {
-          options.temperature = hot * std::pow(kColdest / hot, walked);
-        }
-        made[i] = Rebuilds(i) ? walk.rebuilt->Walk(
-                                    options, *schedulers_[worker], walk.best)
-                              : walk.orders->Anneal(options, walk.best);
-      });
-      for (int i = 0; i < walking; ++i) {
-        evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
-      }
+      GoOn(walks, walking,
+           std::min(IsTiny() ? kTinyMovesPerRound : kMovesPerRound,
+                    EvaluationsLeft() / walking * kMovesPerEvaluation),
+           walked);
       int best = 0, worst = 0;
       const auto makespan_ns = [&](int i) { return walks[i].best.makespan_ns; };
       for (int i = 1; i < kElites; ++i) {
         if (makespan_ns(i) < makespan_ns(best)) best = i;
         if (makespan_ns(i) >= makespan_ns(worst)) worst = i;
       }
-      if (makespan_ns(best) < elites_.front().order.makespan_ns) {
-        elites_.front().order = walks[best].best;
-      }
       if (Progress() >= 1) return;
       // Now and then the worst goes on from where the best stood.
       if (walked >= next_exchange && best != worst && worst < walking) {
         next_exchange = walked + kExchangeEvery;
-        Load(walks[worst], Rebuilds(worst), walks[best].best);
         walks[worst].best = walks[best].best;
+        Load(walks[worst]);
       }
     }
   }
 
   const ProblemGraph& graph_;
   const SearchOptions& options_;
-  const ListModel model_;
-  const PipelineRules rules_;
+  const Direction forward_;
+  std::unique_ptr<const ReversedDirection> reversed_;  // may be null
+  const bool whole_;  // no backward may be split
   const int64_t bound_ns_;
   const Clock::time_point start_;
   WorkerPool pool_;
-  std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
   std::function<bool()> stop_;
   std::vector<Candidate> elites_;  // best first
+  std::vector<Candidate> climbs_;  // the best rules of every start
   int64_t evaluations_ = 0;
+  uint64_t walks_begun_ = 0;  // rounds of all walks
 };
 
 // Sums of times in a search stay below 2^63 when those of the problem stay
