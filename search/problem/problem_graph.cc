@@ -14,18 +14,24 @@
 namespace pipeweaver::search {
 namespace {
 
-PairMode ModeOf(const Problem& problem, const Sweep& sweep,
-                const Stage& stage) {
-  if (!sweep.backward) return PairMode::kForwardOnly;
+PairMode ModeOf(bool split_backward, bool backward, const ChoiceList& choices) {
+  if (!backward) return PairMode::kForwardOnly;
   const bool all_have_weight_grad =
-      std::all_of(stage.choices.begin(), stage.choices.end(),
+      std::all_of(choices.begin(), choices.end(),
                   [](const Choice& c) { return c.weight_grad_ns > 0; });
-  return problem.split_backward && all_have_weight_grad ? PairMode::kSplit
-                                                        : PairMode::kWhole;
+  return split_backward && all_have_weight_grad ? PairMode::kSplit
+                                                : PairMode::kWhole;
 }
 
-GraphChoice Flatten(const Choice& choice, PairMode mode) {
-  GraphChoice flat;
+// A list of choices that stages share, in sweeps that all have a backward or
+// all have none.
+struct FlatList {
+  int32_t begin = 0;  // in ProblemGraph::choices
+  PairMode mode = PairMode::kForwardOnly;
+};
+
+// Fills in `flat`, which is as it was made.
+void Flatten(const Choice& choice, PairMode mode, GraphChoice& flat) {
   flat.forward_ns = choice.forward_ns;
   flat.activation_bytes = choice.activation_bytes;
   switch (mode) {
@@ -45,7 +51,6 @@ GraphChoice Flatten(const Choice& choice, PairMode mode) {
       flat.backward_bytes = choice.fused_backward_bytes;
       break;
   }
-  return flat;
 }
 
 }  // namespace
@@ -59,40 +64,52 @@ ProblemGraph BuildProblemGraph(const Problem& problem) {
   size_t num_pairs = 0;
   for (const Sweep& sweep : problem.sweeps) num_pairs += sweep.stages.size();
   for (auto* array : {&graph.pair_sweep, &graph.pair_rank, &graph.choice_begin,
-                      &graph.choice_count, &graph.topological}) {
-    array->reserve(num_pairs);
+                      &graph.choice_count}) {
+    array->resize(num_pairs);
   }
-  graph.mode.reserve(num_pairs);
+  graph.mode.resize(num_pairs);
+  graph.topological.reserve(num_pairs);
   graph.sweep_first_pair.reserve(problem.sweeps.size() + 1);
   graph.producer_begin.reserve(num_pairs + 1);
 
-  std::vector<int64_t> transfer_ns;
-  transfer_ns.reserve(num_pairs);
-  // Where lists that stages share stand, by the list and by mode.
-  absl::flat_hash_map<std::pair<const Choice*, PairMode>, int32_t> begins;
+  std::vector<int64_t> transfer_ns(num_pairs);
+  // By the list, and by whether there is a backward.
+  absl::flat_hash_map<std::pair<const Choice*, bool>, FlatList> lists;
+  std::vector<std::pair<const ChoiceList*, PairMode>> flattened;
+  int32_t num_choices = 0;
   for (int s = 0; s < graph.sweeps; ++s) {
     const Sweep& sweep = problem.sweeps[s];
     graph.sweep_first_pair.push_back(graph.pairs);
     for (const Stage& stage : sweep.stages) {
-      graph.pair_sweep.push_back(s);
-      graph.pair_rank.push_back(stage.rank);
-      graph.mode.push_back(ModeOf(problem, sweep, stage));
-      const auto [begin, inserted] =
-          begins.try_emplace(std::pair(stage.choices.data(), graph.mode.back()),
-                             static_cast<int32_t>(graph.choices.size()));
+      const auto [list, inserted] =
+          lists.try_emplace(std::pair(stage.choices.data(), sweep.backward));
       if (inserted) {
-        for (const Choice& choice : stage.choices) {
-          graph.choices.push_back(Flatten(choice, graph.mode.back()));
-        }
+        list->second = {num_choices, ModeOf(problem.split_backward,
+                                            sweep.backward, stage.choices)};
+        flattened.emplace_back(&stage.choices, list->second.mode);
+        num_choices += static_cast<int32_t>(stage.choices.size());
       }
-      graph.choice_begin.push_back(begin->second);
-      graph.choice_count.push_back(static_cast<int32_t>(stage.choices.size()));
-      transfer_ns.push_back(stage.transfer_ns);
-      ++graph.pairs;
+      const int p = graph.pairs++;
+      graph.pair_sweep[p] = s;
+      graph.pair_rank[p] = stage.rank;
+      graph.mode[p] = list->second.mode;
+      graph.choice_begin[p] = list->second.begin;
+      graph.choice_count[p] = static_cast<int32_t>(stage.choices.size());
+      transfer_ns[p] = stage.transfer_ns;
     }
   }
   graph.sweep_first_pair.push_back(graph.pairs);
+  graph.choices.reserve(num_choices);
+  for (const auto& [choices, mode] : flattened) {
+    for (const Choice& choice : *choices) {
+      Flatten(choice, mode, graph.choices.emplace_back());
+    }
+  }
 
+  // At most one within a sweep, and those of `after`.
+  size_t num_edges = num_pairs;
+  for (const Sweep& sweep : problem.sweeps) num_edges += sweep.after.size();
+  graph.producers.reserve(num_edges);
   std::vector<int32_t> consumer_count(graph.pairs, 0);
   const auto add_producer = [&](int from, int to) {
     const bool same_rank = graph.pair_rank[from] == graph.pair_rank[to];
