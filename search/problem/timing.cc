@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,13 +19,23 @@
 namespace pipeweaver::search {
 namespace {
 
-// Where a pair's stages stand in the order, and when they end.
+// A set of kinds of stages.
+constexpr uint8_t Only(StageKind kind) {
+  return static_cast<uint8_t>(1 << static_cast<int>(kind));
+}
+constexpr uint8_t kOnlyForward = Only(StageKind::kForward);
+constexpr uint8_t kWholeBackward = kOnlyForward | Only(StageKind::kBackward);
+constexpr uint8_t kSplitBackward =
+    kOnlyForward | Only(StageKind::kInputGrad) | Only(StageKind::kWeightGrad);
+
+// Which of a pair's stages stand in the order, and when they end.
 struct PairState {
-  int choice = 0;
-  bool has_forward = false, has_backward = false;
-  bool has_input_grad = false, has_weight_grad = false;
-  bool forward_done = false, gradient_done = false;
+  const GraphChoice* choice = nullptr;  // the forward's
   uint64_t forward_end = 0, gradient_end = 0;
+  uint8_t present = 0;
+  bool forward_done = false, gradient_done = false;
+  // Ranks of other pairs have stopped until it is done.
+  bool forward_awaited = false, gradient_awaited = false;
 };
 
 std::string StageName(const ProblemGraph& graph, const ScheduledStage& entry) {
@@ -44,18 +55,17 @@ class Timer {
     times_.ranks.resize(graph_.ranks);
     position_.assign(graph_.ranks, 0);
     free_.assign(graph_.ranks, 0);
-    // A rank is looked at again whenever a pair that it may wait for moves on.
+    // A rank that stops is looked at again when what it waits for is done.
     for (int r = 0; r < graph_.ranks; ++r) {
       runnable_.push_back(r);
-      times_.ranks[r].reserve(schedule_.ranks[r].size());
+      times_.ranks[r].resize(schedule_.ranks[r].size());
     }
     queued_.assign(graph_.ranks, true);
     uint64_t makespan = 0;
     for (size_t i = 0; i < runnable_.size(); ++i) {
       const int r = runnable_[i];
       queued_[r] = false;
-      while (position_[r] < schedule_.ranks[r].size() && Advance(r)) {
-      }
+      RunRank(r);
       makespan = std::max(makespan, free_[r]);
     }
     for (int r = 0; r < graph_.ranks; ++r) {
@@ -106,121 +116,136 @@ class Timer {
           return wrong(
               absl::StrCat("choice ", entry.choice, " does not exist"));
         }
-        bool* present = nullptr;
-        switch (entry.kind) {
-          case StageKind::kForward:
-            present = &state.has_forward;
-            state.choice = entry.choice;
-            break;
-          case StageKind::kBackward:
-            present = &state.has_backward;
-            break;
-          case StageKind::kInputGrad:
-            present = &state.has_input_grad;
-            break;
-          case StageKind::kWeightGrad:
-            present = &state.has_weight_grad;
-            break;
+        if (entry.kind == StageKind::kForward) {
+          state.choice = &graph_.choices_of(pair)[entry.choice];
         }
-        if (*present) return wrong("appears twice");
-        *present = true;
+        if ((state.present & Only(entry.kind)) != 0) {
+          return wrong("appears twice");
+        }
+        state.present |= Only(entry.kind);
       }
     }
     for (int p = 0; p < graph_.pairs; ++p) {
       const PairState& state = states_[p];
-      const GraphChoice& choice = graph_.choices_of(p)[state.choice];
-      bool good = state.has_forward;
-      const bool only_b =
-          state.has_backward && !state.has_input_grad && !state.has_weight_grad;
-      const bool both =
-          !state.has_backward && state.has_input_grad && state.has_weight_grad;
-      const bool none = !state.has_backward && !state.has_input_grad &&
-                        !state.has_weight_grad;
+      bool good = false;
       switch (graph_.mode[p]) {
         case PairMode::kForwardOnly:
-          good = good && none;
+          good = state.present == kOnlyForward;
           break;
         case PairMode::kWhole:
-          good = good && only_b;
+          good = state.present == kWholeBackward;
           break;
         case PairMode::kSplit:
-          good = good && (both || (only_b && choice.has_backward()));
+          good =
+              state.present == kSplitBackward ||
+              (state.present == kWholeBackward && state.choice->has_backward());
           break;
       }
       if (!good) {
+        std::string scheduled;
+        for (const StageKind kind :
+             {StageKind::kForward, StageKind::kBackward, StageKind::kInputGrad,
+              StageKind::kWeightGrad}) {
+          if ((state.present & Only(kind)) != 0) {
+            scheduled += StageKindLetter(kind);
+          }
+        }
         return FieldError(
             absl::StrCat("segment ", graph_.pair_sweep[p], " stage ",
                          graph_.stage_index(p)),
-            absl::StrCat(state.has_forward ? "F" : "",
-                         state.has_backward ? "B" : "",
-                         state.has_input_grad ? "I" : "",
-                         state.has_weight_grad ? "W" : "", " scheduled"),
+            absl::StrCat(scheduled, " scheduled"),
             "must have an F, and the backward that the problem asks for");
       }
     }
     return absl::OkStatus();
   }
 
-  void Wake(int rank) {
-    if (queued_[rank]) return;
-    queued_[rank] = true;
-    runnable_.push_back(rank);
+  // The ranks of the pairs at the other ends.
+  void Wake(ArrayView<GraphEdge> edges) {
+    for (const GraphEdge& edge : edges) {
+      const int rank = graph_.pair_rank[edge.pair];
+      if (queued_[rank]) continue;
+      queued_[rank] = true;
+      runnable_.push_back(rank);
+    }
   }
 
-  // Runs the next stage of rank r; false when an input is missing still.
-  bool Advance(int r) {
-    const ScheduledStage& entry = schedule_.ranks[r][position_[r]];
-    const int pair = PairOf(entry);
-    PairState& state = states_[pair];
-    const GraphChoice& choice = graph_.choices_of(pair)[state.choice];
-    uint64_t start = free_[r];
-    int64_t length = 0;
-    switch (entry.kind) {
+  // Runs the stages of rank r up to its end or one that misses an input.
+  void RunRank(int r) {
+    const std::vector<ScheduledStage>& order = schedule_.ranks[r];
+    size_t position = position_[r];
+    uint64_t free = free_[r];
+    for (; position < order.size(); ++position) {
+      const StageKind kind = order[position].kind;
+      const int pair = PairOf(order[position]);
+      const std::optional<uint64_t> ready = ReadyAt(kind, pair);
+      if (!ready) break;
+      const uint64_t start = std::max(free, *ready);
+      PairState& state = states_[pair];
+      const GraphChoice& choice = *state.choice;
+      switch (kind) {
+        case StageKind::kForward:
+          free = start + static_cast<uint64_t>(choice.forward_ns);
+          state.forward_done = true;
+          state.forward_end = free;
+          if (state.forward_awaited) Wake(graph_.consumers_of(pair));
+          break;
+        case StageKind::kBackward:
+        case StageKind::kInputGrad:
+          free = start + static_cast<uint64_t>(kind == StageKind::kBackward
+                                                   ? choice.backward_ns
+                                                   : choice.input_grad_ns);
+          state.gradient_done = true;
+          state.gradient_end = free;
+          if (state.gradient_awaited) Wake(graph_.producers_of(pair));
+          break;
+        case StageKind::kWeightGrad:
+          free = start + static_cast<uint64_t>(choice.weight_grad_ns);
+          break;
+      }
+      times_.ranks[r][position] = {static_cast<int64_t>(start),
+                                   static_cast<int64_t>(free)};
+    }
+    position_[r] = position;
+    free_[r] = free;
+  }
+
+  // When a stage's inputs are there; nullopt when one is missing still, which
+  // is then marked as awaited.
+  std::optional<uint64_t> ReadyAt(StageKind kind, int pair) {
+    const PairState& state = states_[pair];
+    uint64_t ready = 0;
+    switch (kind) {
       case StageKind::kForward:
         for (const GraphEdge& edge : graph_.producers_of(pair)) {
-          if (!states_[edge.pair].forward_done) return false;
-          start = std::max(start, states_[edge.pair].forward_end +
+          PairState& producer = states_[edge.pair];
+          if (!producer.forward_done) {
+            producer.forward_awaited = true;
+            return std::nullopt;
+          }
+          ready = std::max(ready, producer.forward_end +
                                       static_cast<uint64_t>(edge.delay_ns));
         }
-        length = choice.forward_ns;
-        break;
+        return ready;
       case StageKind::kBackward:
       case StageKind::kInputGrad:
-        if (!state.forward_done) return false;
-        start = std::max(start, state.forward_end);
+        if (!state.forward_done) return std::nullopt;
+        ready = state.forward_end;
         for (const GraphEdge& edge : graph_.consumers_of(pair)) {
-          if (!states_[edge.pair].gradient_done) return false;
-          start = std::max(start, states_[edge.pair].gradient_end +
+          PairState& consumer = states_[edge.pair];
+          if (!consumer.gradient_done) {
+            consumer.gradient_awaited = true;
+            return std::nullopt;
+          }
+          ready = std::max(ready, consumer.gradient_end +
                                       static_cast<uint64_t>(edge.delay_ns));
         }
-        length = entry.kind == StageKind::kBackward ? choice.backward_ns
-                                                    : choice.input_grad_ns;
-        break;
+        return ready;
       case StageKind::kWeightGrad:
-        if (!state.gradient_done) return false;
-        start = std::max(start, state.gradient_end);
-        length = choice.weight_grad_ns;
-        break;
+        if (!state.gradient_done) return std::nullopt;
+        return state.gradient_end;
     }
-    const uint64_t end = start + static_cast<uint64_t>(length);
-    if (entry.kind == StageKind::kForward) {
-      state.forward_done = true;
-      state.forward_end = end;
-      for (const GraphEdge& edge : graph_.consumers_of(pair)) {
-        Wake(graph_.pair_rank[edge.pair]);
-      }
-    } else if (entry.kind != StageKind::kWeightGrad) {
-      state.gradient_done = true;
-      state.gradient_end = end;
-      for (const GraphEdge& edge : graph_.producers_of(pair)) {
-        Wake(graph_.pair_rank[edge.pair]);
-      }
-    }
-    free_[r] = end;
-    ++position_[r];
-    times_.ranks[r].push_back(
-        {static_cast<int64_t>(start), static_cast<int64_t>(end)});
-    return true;
+    return std::nullopt;
   }
 
   const ProblemGraph& graph_;
