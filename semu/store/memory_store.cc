@@ -1,18 +1,18 @@
 #include "semu/store/memory_store.h"
 
+#include <iterator>
 #include <utility>
 
-#include "absl/hash/hash.h"
+#include "absl/strings/str_cat.h"
 
 namespace pipeweaver::semu {
 namespace {
 
-// Of an entry beyond its key and value: list node, two strings, map slot.
+// Of an entry beyond its key and value: list node, map slot.
 constexpr int64_t kEntryBytes = 128;
 
-int64_t BytesOf(const StoreEntry& entry) {
-  return static_cast<int64_t>(entry.key.size() + entry.value.size()) +
-         kEntryBytes;
+int64_t BytesOf(size_t content_bytes) {
+  return static_cast<int64_t>(content_bytes) + kEntryBytes;
 }
 
 }  // namespace
@@ -20,41 +20,52 @@ int64_t BytesOf(const StoreEntry& entry) {
 MemoryStore::MemoryStore(int64_t budget_bytes)
     : shard_budget_bytes_(budget_bytes / kShards) {}
 
-MemoryStore::Shard& MemoryStore::ShardOf(absl::string_view key) {
+MemoryStore::Shard& MemoryStore::ShardOf(const HashedKey& key) {
   // The high bits: the map inside takes the low ones.
-  return shards_[(absl::HashOf(key) >> 56) % kShards];
+  return shards_[(key.hash >> 56) % kShards];
 }
 
 std::optional<std::string> MemoryStore::Get(absl::string_view key) {
-  Shard& shard = ShardOf(key);
+  const HashedKey hashed(key);
+  Shard& shard = ShardOf(hashed);
   MutexLock lock(&shard.mutex);
-  const auto it = shard.by_key.find(key);
+  const auto it = shard.by_key.find(hashed);
   if (it == shard.by_key.end()) return std::nullopt;
-  shard.entries.splice(shard.entries.begin(), shard.entries, it->second);
-  return it->second->value;
+  it->second->used = true;
+  return it->second->content.substr(it->second->key_bytes);
 }
 
 void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
   for (const StoreEntry& entry : entries) {
-    if (BytesOf(entry) > shard_budget_bytes_) continue;
-    Shard& shard = ShardOf(entry.key);
+    const int64_t bytes = BytesOf(entry.key.size() + entry.value.size());
+    if (bytes > shard_budget_bytes_) continue;
+    HashedKey key(entry.key);
+    Shard& shard = ShardOf(key);
     MutexLock lock(&shard.mutex);
-    shard.entries.push_front(entry);
-    const auto [it, inserted] = shard.by_key.try_emplace(
-        shard.entries.front().key, shard.entries.begin());
-    if (!inserted) {
-      shard.entries.pop_front();
-      shard.bytes -= BytesOf(*it->second);
-      it->second->value = entry.value;
-      shard.entries.splice(shard.entries.begin(), shard.entries, it->second);
+    if (const auto it = shard.by_key.find(key); it != shard.by_key.end()) {
+      shard.Erase(it->second);
     }
-    shard.bytes += BytesOf(entry);
-    while (shard.bytes > shard_budget_bytes_) {
-      shard.bytes -= BytesOf(shard.entries.back());
-      shard.by_key.erase(shard.entries.back().key);
-      shard.entries.pop_back();
+    while (shard.bytes + bytes > shard_budget_bytes_) {
+      const auto last = std::prev(shard.entries.end());
+      if (last->used) {
+        last->used = false;
+        shard.entries.splice(shard.entries.begin(), shard.entries, last);
+      } else {
+        shard.Erase(last);
+      }
     }
+    shard.entries.push_front(
+        {absl::StrCat(entry.key, entry.value), entry.key.size()});
+    key.bytes = shard.entries.front().key();
+    shard.by_key.emplace(key, shard.entries.begin());
+    shard.bytes += bytes;
   }
+}
+
+void MemoryStore::Shard::Erase(std::list<Held>::iterator held) {
+  bytes -= BytesOf(held->content.size());
+  by_key.erase(HashedKey(held->key()));
+  entries.erase(held);
 }
 
 int64_t MemoryStore::bytes() const {

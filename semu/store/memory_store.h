@@ -13,12 +13,13 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "semu/base/mutex.h"
+#include "semu/store/hashed_key.h"
 #include "semu/store/subgraph_store.h"
 
 namespace pipeweaver::semu {
 
-// Keeps what was used last: a budget of bytes, divided over shards with a lock
-// each. Thread-safe.
+// Keeps what was used of late: a budget of bytes, divided over shards with a
+// lock each. Thread-safe.
 class MemoryStore : public SubgraphStore {
  public:
   // `budget_bytes`: of keys, values and what it takes to find them, estimated.
@@ -34,17 +35,27 @@ class MemoryStore : public SubgraphStore {
  private:
   static constexpr int kShards = 16;
 
+  struct Held {
+    std::string content;  // key, then value
+    size_t key_bytes = 0;
+    bool used = false;  // since it came to the front
+
+    absl::string_view key() const { return {content.data(), key_bytes}; }
+  };
   struct Shard {
     mutable Mutex mutex;
-    // Last used first.
-    std::list<StoreEntry> entries ABSL_GUARDED_BY(mutex);
+    // To go from the back on; what was used goes to the front instead.
+    std::list<Held> entries ABSL_GUARDED_BY(mutex);
     // Keys point into `entries`.
-    absl::flat_hash_map<absl::string_view, std::list<StoreEntry>::iterator>
-        by_key ABSL_GUARDED_BY(mutex);
+    absl::flat_hash_map<HashedKey, std::list<Held>::iterator, HashOfKey> by_key
+        ABSL_GUARDED_BY(mutex);
     int64_t bytes ABSL_GUARDED_BY(mutex) = 0;
+
+    void Erase(std::list<Held>::iterator held)
+        ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   };
 
-  Shard& ShardOf(absl::string_view key);
+  Shard& ShardOf(const HashedKey& key);
 
   const int64_t shard_budget_bytes_;
   std::array<Shard, kShards> shards_;

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "absl/hash/hash.h"
-
 namespace pipeweaver::semu {
 
 SubgraphCache::SubgraphCache(std::vector<std::unique_ptr<SubgraphStore>> levels)
@@ -18,12 +16,13 @@ std::string SubgraphCache::GetOrCompute(
       return *std::move(value);
     }
   }
+  const HashedKey hashed(key);
   bool first = false;
-  std::shared_ptr<Flight> flight = Join(key, &first);
-  if (!first) return Await(key, *flight);
+  std::shared_ptr<Flight> flight = Join(hashed, &first);
+  if (!first) return Await(hashed, *flight);
   std::string value;
   LookUpAll(
-      {{key, 0, std::move(flight)}}, [&](size_t) { return compute(); },
+      {{hashed, 0, std::move(flight)}}, [&](size_t) { return compute(); },
       absl::MakeSpan(&value, 1));
   return value;
 }
@@ -42,9 +41,10 @@ std::vector<std::string> SubgraphCache::GetOrComputeAll(
         continue;
       }
     }
+    const HashedKey key(keys[i]);
     bool first = false;
-    std::shared_ptr<Flight> flight = Join(keys[i], &first);
-    (first ? own : others).push_back({keys[i], i, std::move(flight)});
+    std::shared_ptr<Flight> flight = Join(key, &first);
+    (first ? own : others).push_back({key, i, std::move(flight)});
   }
   LookUpAll(std::move(own), compute, absl::MakeSpan(values));
   // Only now, so that callers that wait for each other's keys all end.
@@ -52,16 +52,21 @@ std::vector<std::string> SubgraphCache::GetOrComputeAll(
   return values;
 }
 
-SubgraphCache::Shard& SubgraphCache::ShardOf(absl::string_view key) {
-  return shards_[absl::HashOf(key) % kShards];
+SubgraphCache::Shard& SubgraphCache::ShardOf(const HashedKey& key) {
+  // The high bits: the map inside takes the low ones.
+  return shards_[(key.hash >> 56) % kShards];
 }
 
-std::shared_ptr<SubgraphCache::Flight> SubgraphCache::Join(
-    absl::string_view key, bool* first) {
+std::shared_ptr<SubgraphCache::Flight> SubgraphCache::Join(const HashedKey& key,
+                                                           bool* first) {
   Shard& shard = ShardOf(key);
   MutexLock lock(&shard.mutex);
   const auto [it, inserted] = shard.flights.try_emplace(key);
-  if (inserted) it->second = std::make_shared<Flight>();
+  if (inserted) {
+    it->second = std::make_shared<Flight>();
+  } else {
+    it->second->awaited = true;
+  }
   *first = inserted;
   return it->second;
 }
@@ -70,13 +75,14 @@ void SubgraphCache::Land(const LookUp& look_up, const std::string& value) {
   Shard& shard = ShardOf(look_up.key);
   {
     MutexLock lock(&shard.mutex);
-    look_up.flight->value = value;
     shard.flights.erase(look_up.key);
+    if (!look_up.flight->awaited) return;
+    look_up.flight->value = value;
   }
   shard.landed.NotifyAll();
 }
 
-std::string SubgraphCache::Await(absl::string_view key, const Flight& flight) {
+std::string SubgraphCache::Await(const HashedKey& key, const Flight& flight) {
   Shard& shard = ShardOf(key);
   MutexLock lock(&shard.mutex);
   while (!flight.value) shard.landed.Wait(&shard.mutex);
@@ -91,7 +97,7 @@ void SubgraphCache::LookUpAll(std::vector<LookUp> look_ups,
   for (size_t level = 0; level < levels_.size() && !look_ups.empty(); ++level) {
     std::vector<absl::string_view> keys;
     keys.reserve(look_ups.size());
-    for (const LookUp& l : look_ups) keys.push_back(l.key);
+    for (const LookUp& l : look_ups) keys.push_back(l.key.bytes);
     std::vector<std::optional<std::string>> found =
         levels_[level]->GetAll(keys);
     std::vector<StoreEntry> entries;
@@ -105,7 +111,7 @@ void SubgraphCache::LookUpAll(std::vector<LookUp> look_ups,
       values[look_ups[i].index] = *std::move(found[i]);
       if (level > 0) {
         entries.push_back(
-            {std::string(look_ups[i].key), values[look_ups[i].index]});
+            {std::string(look_ups[i].key.bytes), values[look_ups[i].index]});
       }
       landing.push_back(std::move(look_ups[i]));
     }
@@ -117,12 +123,14 @@ void SubgraphCache::LookUpAll(std::vector<LookUp> look_ups,
   }
   // Those that wait for one of these wait for no other's computation.
   std::vector<StoreEntry> entries;
+  StoreEntry entry;
   for (const LookUp& l : look_ups) {
     values[l.index] = compute(l.index);
     computed_.fetch_add(1, std::memory_order_relaxed);
-    StoreEntry entry = {std::string(l.key), values[l.index]};
+    entry.key.assign(l.key.bytes.data(), l.key.bytes.size());
+    entry.value = values[l.index];
     if (!levels_.empty()) levels_[0]->Put({&entry, 1});
-    if (levels_.size() > 1) entries.push_back(std::move(entry));
+    if (levels_.size() > 1) entries.push_back(entry);
     Land(l, values[l.index]);
   }
   for (size_t level = 1; level < levels_.size(); ++level) {

@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "semu/base/mutex.h"
+#include "semu/store/hashed_key.h"
 #include "semu/store/subgraph_store.h"
 
 namespace pipeweaver::semu {
@@ -55,30 +56,32 @@ class SubgraphCache {
  private:
   static constexpr int kShards = 16;
 
-  // A lookup under way.
+  // A lookup under way. Guarded by its shard's mutex.
   struct Flight {
-    std::optional<std::string> value;
+    bool awaited = false;              // by another caller
+    std::optional<std::string> value;  // once landed, where it is awaited
   };
   struct Shard {
     Mutex mutex;
     CondVar landed;
-    absl::flat_hash_map<std::string, std::shared_ptr<Flight>> flights
+    // By a key of the caller that began it.
+    absl::flat_hash_map<HashedKey, std::shared_ptr<Flight>, HashOfKey> flights
         ABSL_GUARDED_BY(mutex);
   };
 
   // A key that the caller looks up for all.
   struct LookUp {
-    absl::string_view key;
+    HashedKey key;
     size_t index = 0;  // in the caller's keys
     std::shared_ptr<Flight> flight;
   };
 
-  Shard& ShardOf(absl::string_view key);
+  Shard& ShardOf(const HashedKey& key);
   // The flight of `key`; sets *first where the caller has begun it and must
   // land it.
-  std::shared_ptr<Flight> Join(absl::string_view key, bool* first);
+  std::shared_ptr<Flight> Join(const HashedKey& key, bool* first);
   void Land(const LookUp& look_up, const std::string& value);
-  std::string Await(absl::string_view key, const Flight& flight);
+  std::string Await(const HashedKey& key, const Flight& flight);
   // Fills in values[l.index] for each and lands it.
   void LookUpAll(std::vector<LookUp> look_ups,
                  absl::FunctionRef<std::string(size_t)> compute,
