@@ -135,10 +135,10 @@ LayerCost OpGraphCost::Cost(const Platform& platform,
 
 std::vector<LayerCost> OpGraphCost::CostAll(
     const Platform& platform, absl::Span<const LayerQuery> queries) const {
-  const std::vector<std::shared_ptr<const Layer>> layers =
-      LayersOf(platform, queries);
+  const QueryLayers layers = LayersOf(platform, queries);
+  Scratch scratch;
   const auto simulate = [&](size_t i) {
-    return Simulate(platform, queries[i], *layers[i]);
+    return Simulate(platform, queries[i], layers[i], &scratch);
   };
   std::vector<LayerCost> costs;
   costs.reserve(queries.size());
@@ -149,8 +149,7 @@ std::vector<LayerCost> OpGraphCost::CostAll(
   std::vector<std::string> keys;
   keys.reserve(queries.size());
   for (size_t i = 0; i < queries.size(); ++i) {
-    keys.push_back(
-        SubgraphKey(platform, queries[i], layers[i]->entries_digest));
+    keys.push_back(SubgraphKey(platform, queries[i], layers[i].entries_digest));
   }
   const std::vector<std::string> values = cache_->GetOrComputeAll(
       keys, [&](size_t i) { return EncodeLayerCost(simulate(i)); });
@@ -167,13 +166,14 @@ std::string OpGraphCost::Fingerprint() const {
 }
 
 LayerCost OpGraphCost::Simulate(const Platform& platform,
-                                const LayerQuery& query,
-                                const Layer& layer) const {
+                                const LayerQuery& query, const Layer& layer,
+                                Scratch* scratch) const {
   LayerCost cost;
   SetLayerBytes(platform, query, &cost);
-  const std::vector<Op> ops = layer.ops.OpsAt(query.shape);
-  std::vector<int64_t> op_ns(ops.size());
-  rules_->TimeOps(platform, ops, absl::MakeSpan(op_ns));
+  layer.ops.SetOpsAt(query.shape, &scratch->ops);
+  std::vector<int64_t>& op_ns = scratch->op_ns;
+  op_ns.assign(scratch->ops.size(), 0);
+  rules_->TimeOps(platform, scratch->ops, absl::MakeSpan(op_ns));
   ops_simulated_.fetch_add(layer.pass_ops, std::memory_order_relaxed);
   const auto latency_ns = [&op_ns](const PassLatency& pass) {
     return std::min(pass.Ns(op_ns), kMaxCost);
@@ -203,26 +203,34 @@ LayerCost OpGraphCost::Simulate(const Platform& platform,
   return cost;
 }
 
-std::vector<std::shared_ptr<const OpGraphCost::Layer>> OpGraphCost::LayersOf(
+OpGraphCost::QueryLayers OpGraphCost::LayersOf(
     const Platform& platform, absl::Span<const LayerQuery> queries) const {
-  std::vector<std::shared_ptr<const Layer>> layers;
-  layers.reserve(queries.size());
-  const std::string bytes = PlatformBytes(platform);
-  MutexLock lock(&mutex_);
-  Layers* known = &layers_[bytes];
+  QueryLayers layers;
+  layers.of_query.reserve(queries.size());
+  // Few layers, each asked about at many shapes.
+  std::vector<LayerQuestion> questions;
   for (const LayerQuery& query : queries) {
     const LayerQuestion question = {query.layer, query.weight_grad,
                                     query.input_grad};
+    const auto it = std::find(questions.begin(), questions.end(), question);
+    layers.of_query.push_back(static_cast<int>(it - questions.begin()));
+    if (it == questions.end()) questions.push_back(question);
+  }
+  layers.distinct.reserve(questions.size());
+  const std::string bytes = PlatformBytes(platform);
+  MutexLock lock(&mutex_);
+  Layers* known = &layers_[bytes];
+  for (const LayerQuestion& question : questions) {
     const auto it = known->find(question);
     if (it != known->end()) {
-      layers.push_back(it->second);
+      layers.distinct.push_back(it->second);
       continue;
     }
     // Under the lock, so that others wait for it in place of making it, too.
     auto layer = std::make_shared<Layer>(platform, question);
     if (cache_ != nullptr) {
       layer->entries_digest = Sha256(rules_->Entries(
-          platform, OpKindsOf(query.layer, platform.parallelism)));
+          platform, OpKindsOf(question.layer, platform.parallelism)));
     }
     const auto num_ops = static_cast<int64_t>(layer->ops.graph.ops.size());
     if (remembered_ops_ + num_ops > kMaxRememberedOps) {
@@ -231,7 +239,8 @@ std::vector<std::shared_ptr<const OpGraphCost::Layer>> OpGraphCost::LayersOf(
       remembered_ops_ = 0;
     }
     remembered_ops_ += num_ops;
-    layers.push_back(known->emplace(question, std::move(layer)).first->second);
+    layers.distinct.push_back(
+        known->emplace(question, std::move(layer)).first->second);
   }
   return layers;
 }
@@ -279,8 +288,8 @@ std::optional<LayerCost> DecodeLayerCost(absl::string_view bytes) {
     in += 8;
     return value;
   };
-  LayerCost cost;
-  for (StrategyCost& s : cost.strategies) {
+  std::optional<LayerCost> cost(std::in_place);
+  for (StrategyCost& s : cost->strategies) {
     s.forward_ns = take();
     s.input_grad_ns = take();
     s.weight_grad_ns = take();
@@ -292,9 +301,9 @@ std::optional<LayerCost> DecodeLayerCost(absl::string_view bytes) {
     s.weight_grad_bytes = take();
     s.copy_bytes = take();
   }
-  cost.forward_bytes = take();
-  cost.copy_ns = take();
-  cost.output_bytes = take();
+  cost->forward_bytes = take();
+  cost->copy_ns = take();
+  cost->output_bytes = take();
   return cost;
 }
 

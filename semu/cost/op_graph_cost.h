@@ -48,11 +48,24 @@ class OpGraphCost : public CostModel {
   // What of a query, its shape apart, tells layers of a platform apart.
   struct LayerQuestion;
 
-  // The layer of each query.
-  std::vector<std::shared_ptr<const Layer>> LayersOf(
-      const Platform& platform, absl::Span<const LayerQuery> queries) const;
+  // The layers of queries.
+  struct QueryLayers {
+    std::vector<std::shared_ptr<const Layer>> distinct;
+    std::vector<int> of_query;  // [query]: index into `distinct`
+
+    const Layer& operator[](size_t query) const {
+      return *distinct[of_query[query]];
+    }
+  };
+  QueryLayers LayersOf(const Platform& platform,
+                       absl::Span<const LayerQuery> queries) const;
+  // What simulations need in between, kept from one to the next.
+  struct Scratch {
+    std::vector<Op> ops;
+    std::vector<int64_t> op_ns;
+  };
   LayerCost Simulate(const Platform& platform, const LayerQuery& query,
-                     const Layer& layer) const;
+                     const Layer& layer, Scratch* scratch) const;
 
   const std::shared_ptr<const OpTimeRules> rules_;
   const std::shared_ptr<SubgraphCache> cache_;

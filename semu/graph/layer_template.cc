@@ -35,15 +35,15 @@ ByteRule& ByteRule::operator+=(const ByteRule& other) {
   return *this;
 }
 
-std::vector<Op> LayerTemplate::OpsAt(const Shape& shape) const {
+void LayerTemplate::SetOpsAt(const Shape& shape, std::vector<Op>* ops) const {
   const Rows rows = RowsAt(*this, shape);
   const double cp = static_cast<double>(context_parallel);
   const double pairs =
       static_cast<double>(shape.sum_squares) * (causal ? 0.5 : 1.0);
   const double condition_pairs = static_cast<double>(shape.condition_products);
-  std::vector<Op> ops = graph.ops;
-  for (size_t i = 0; i < ops.size(); ++i) {
-    Op& op = ops[i];
+  *ops = graph.ops;
+  for (size_t i = 0; i < ops->size(); ++i) {
+    Op& op = (*ops)[i];
     const OpRule& rule = op_rules[i];
     op.bytes = BytesAt(rule.bytes, rows);
     if (rule.row_dimension != nullptr) {
@@ -59,12 +59,11 @@ std::vector<Op> LayerTemplate::OpsAt(const Shape& shape) const {
       op.flops = rule.factor * all / cp;
     }
   }
-  return ops;
 }
 
 LayerGraph LayerTemplate::GraphAt(const Shape& shape) const {
   LayerGraph at = graph;
-  at.ops = OpsAt(shape);
+  SetOpsAt(shape, &at.ops);
   const Rows rows = RowsAt(*this, shape);
   for (size_t i = 0; i < tensor_rules.size(); ++i) {
     at.tensor_bytes[i] = BytesAt(tensor_rules[i], rows);

@@ -54,8 +54,9 @@ struct LayerTemplate {
   std::vector<ByteRule> tensor_rules;  // [tensor]
   std::vector<OpRule> op_rules;        // [op]
 
-  // The graph's operations at `shape`. No size in bytes is above 10^14.
-  std::vector<Op> OpsAt(const Shape& shape) const;
+  // Sets `ops` to the graph's operations at `shape`. No size in bytes is above
+  // 10^14.
+  void SetOpsAt(const Shape& shape, std::vector<Op>* ops) const;
   // The whole graph at `shape`, sizes of tensors bounded likewise.
   LayerGraph GraphAt(const Shape& shape) const;
 };

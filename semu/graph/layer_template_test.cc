@@ -2,6 +2,8 @@
 
 #include "semu/graph/layer_template.h"
 
+#include <vector>
+
 #include "gtest/gtest.h"
 #include "semu/graph/layer_expander.h"
 #include "semu/model/job_proto.h"
@@ -53,8 +55,9 @@ TEST(LayerTemplateTest, SizesFollowTheShape) {
 TEST(LayerTemplateTest, AConditionHasItsOwnPairs) {
   LayerTemplate layer = MakeTemplate();
   layer.op_rules[1].of_condition = true;
-  EXPECT_EQ(layer.OpsAt({1, 100, 10'000, 100, 11, 1100})[1].flops,
-            2.5 * 4 * 8 * 1100 / 2 / 2);
+  std::vector<Op> ops;
+  layer.SetOpsAt({1, 100, 10'000, 100, 11, 1100}, &ops);
+  EXPECT_EQ(ops[1].flops, 2.5 * 4 * 8 * 1100 / 2 / 2);
 }
 
 TEST(LayerTemplateTest, BytesAreBounded) {

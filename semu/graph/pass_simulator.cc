@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
+
 namespace pipeweaver::semu {
 namespace {
 
@@ -89,7 +91,8 @@ int64_t PassLatency::Ns(absl::Span<const int64_t> op_ns) const {
     return sum_ns;
   }
   std::array<int64_t, kNumStreams> free_ns = {};
-  std::vector<int64_t> end_ns(steps_.size());
+  constexpr int kUsualSteps = 64;
+  absl::InlinedVector<int64_t, kUsualSteps> end_ns(steps_.size());
   for (size_t i = 0; i < steps_.size(); ++i) {
     const Step& step = steps_[i];
     int64_t& stream_free_ns = free_ns[step.stream];

@@ -3,7 +3,6 @@
 #include "semu/cost/calibration/calibrated_cost.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -11,32 +10,37 @@
 namespace pipeweaver::semu {
 namespace {
 
+// REQUIRES: neither is negative. Rounds as std::llround does, and is cheaper.
 int64_t Scaled(int64_t ns, double factor) {
-  return std::llround(
-      std::min<double>(static_cast<double>(ns) * factor, kMaxCost));
+  const double scaled =
+      std::min<double>(static_cast<double>(ns) * factor, kMaxCost);
+  const auto whole = static_cast<int64_t>(scaled);
+  return whole + (scaled - static_cast<double>(whole) >= 0.5 ? 1 : 0);
 }
 
 }  // namespace
 
 LayerCost CalibratedCost::Cost(const Platform& platform,
                                const LayerQuery& query) const {
-  return Corrected(query.layer.kind, base_.Cost(platform, query));
+  LayerCost cost = base_.Cost(platform, query);
+  Correct(query.layer.kind, &cost);
+  return cost;
 }
 
 std::vector<LayerCost> CalibratedCost::CostAll(
     const Platform& platform, absl::Span<const LayerQuery> queries) const {
   std::vector<LayerCost> costs = base_.CostAll(platform, queries);
   for (size_t i = 0; i < queries.size(); ++i) {
-    costs[i] = Corrected(queries[i].layer.kind, costs[i]);
+    Correct(queries[i].layer.kind, &costs[i]);
   }
   return costs;
 }
 
-LayerCost CalibratedCost::Corrected(LayerKind kind, LayerCost cost) const {
+void CalibratedCost::Correct(LayerKind kind, LayerCost* cost) const {
   const auto factor = [&](CostPass pass) {
     return calibration_.factors[CostPart(kind, pass)];
   };
-  for (StrategyCost& strategy : cost.strategies) {
+  for (StrategyCost& strategy : cost->strategies) {
     const int64_t backward_ns =
         strategy.input_grad_ns + strategy.weight_grad_ns;
     strategy.forward_ns =
@@ -52,7 +56,6 @@ LayerCost CalibratedCost::Corrected(LayerKind kind, LayerCost cost) const {
       strategy.fused_backward_ns = Scaled(*strategy.fused_backward_ns, ratio);
     }
   }
-  return cost;
 }
 
 std::string CalibratedCost::Fingerprint() const {

@@ -31,7 +31,7 @@ class CalibratedCost : public CostModel {
   std::string Fingerprint() const override;
 
  private:
-  LayerCost Corrected(LayerKind kind, LayerCost cost) const;
+  void Correct(LayerKind kind, LayerCost* cost) const;
 
   const CostModel& base_;
   const Calibration calibration_;

@@ -200,22 +200,23 @@ MeasuredCost::Ratio MeasuredCost::RatioAt(const Platform& platform,
 
 LayerCost MeasuredCost::Cost(const Platform& platform,
                              const LayerQuery& query) const {
-  return Corrected(platform, query, base_.Cost(platform, query));
+  LayerCost cost = base_.Cost(platform, query);
+  Correct(platform, query, &cost);
+  return cost;
 }
 
 std::vector<LayerCost> MeasuredCost::CostAll(
     const Platform& platform, absl::Span<const LayerQuery> queries) const {
   std::vector<LayerCost> costs = base_.CostAll(platform, queries);
   for (size_t i = 0; i < queries.size(); ++i) {
-    costs[i] = Corrected(platform, queries[i], costs[i]);
+    Correct(platform, queries[i], &costs[i]);
   }
   return costs;
 }
 
-LayerCost MeasuredCost::Corrected(const Platform& platform,
-                                  const LayerQuery& query,
-                                  LayerCost cost) const {
-  if (query.shape.tokens <= 0 || points_.empty()) return cost;
+void MeasuredCost::Correct(const Platform& platform, const LayerQuery& query,
+                           LayerCost* cost) const {
+  if (query.shape.tokens <= 0 || points_.empty()) return;
   const bool backward = query.input_grad || query.weight_grad;
   const Ratio forward = RatioAt(platform, query, MeasuredPass::kForward);
   Ratio fused;
@@ -232,7 +233,7 @@ LayerCost MeasuredCost::Corrected(const Platform& platform,
     if (!input_grad.known) input_grad = fused;
     if (!weight_grad.known) weight_grad = fused;
   }
-  for (StrategyCost& strategy : cost.strategies) {
+  for (StrategyCost& strategy : cost->strategies) {
     const int64_t parts_ns = strategy.input_grad_ns + strategy.weight_grad_ns;
     strategy.forward_ns = Scaled(strategy.forward_ns, forward.value);
     strategy.input_grad_ns = Scaled(strategy.input_grad_ns, input_grad.value);
@@ -247,10 +248,9 @@ LayerCost MeasuredCost::Corrected(const Platform& platform,
     strategy.fused_backward_ns = Scaled(
         *strategy.fused_backward_ns, fused.known ? fused.value : parts_ratio);
   }
-  cost.measured = forward.inside &&
-                  (!query.input_grad || input_grad.inside || fused.inside) &&
-                  (!query.weight_grad || weight_grad.inside || fused.inside);
-  return cost;
+  cost->measured = forward.inside &&
+                   (!query.input_grad || input_grad.inside || fused.inside) &&
+                   (!query.weight_grad || weight_grad.inside || fused.inside);
 }
 
 std::optional<int64_t> MeasuredCost::PredictNs(

@@ -80,8 +80,8 @@ class MeasuredCost : public CostModel {
     // Between measured shapes, or at one.
     bool inside = false;
   };
-  LayerCost Corrected(const Platform& platform, const LayerQuery& query,
-                      LayerCost cost) const;
+  void Correct(const Platform& platform, const LayerQuery& query,
+               LayerCost* cost) const;
   Ratio RatioAt(const Platform& platform, const LayerQuery& query,
                 MeasuredPass pass) const;
 
