@@ -100,36 +100,47 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
 Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
                    absl::Span<const LayerCost> costs, const StageMode& mode) {
   Choice result;
-  result.name = std::string(name);
+  SetStageChoice(name, pieces, costs, mode, &result);
+  return result;
+}
+
+void SetStageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+                    absl::Span<const LayerCost> costs, const StageMode& mode,
+                    Choice* result) {
+  int64_t forward_ns = 0;
+  int64_t input_grad_ns = 0;
+  int64_t weight_grad_ns = 0;
+  int64_t fused_ns = 0;
+  int64_t activation_bytes = 0;
+  int64_t weight_grad_bytes = 0;
   int64_t forward_peak = 0;
   int64_t copied_bytes = 0;
   int64_t copy_ns = 0;
-  int64_t fused_ns = 0;
   for (const LayerPiece& piece : pieces) {
     const LayerCost& layer = costs[piece.group];
     const StrategyCost& cost = layer[piece.strategy];
-    result.forward_ns += piece.count * cost.forward_ns;
-    result.input_grad_ns += piece.count * cost.input_grad_ns;
-    result.weight_grad_ns += piece.count * cost.weight_grad_ns;
+    forward_ns += piece.count * cost.forward_ns;
+    input_grad_ns += piece.count * cost.input_grad_ns;
+    weight_grad_ns += piece.count * cost.weight_grad_ns;
     fused_ns += piece.count * cost.fused_backward_ns.value_or(
                                   cost.input_grad_ns + cost.weight_grad_ns);
-    result.activation_bytes += piece.count * cost.kept_bytes;
-    result.weight_grad_bytes += piece.count * cost.weight_grad_bytes;
+    activation_bytes += piece.count * cost.kept_bytes;
+    weight_grad_bytes += piece.count * cost.weight_grad_bytes;
     copied_bytes += piece.count * cost.copy_bytes;
     if (cost.copy_bytes > 0) copy_ns += piece.count * layer.copy_ns;
     forward_peak =
         std::max(forward_peak, layer.forward_bytes + layer.output_bytes);
   }
+  result->name.assign(name.data(), name.size());
   if (!mode.backward) {
-    result.input_grad_ns = result.weight_grad_ns = 0;
-    result.weight_grad_bytes = 0;
-    result.activation_bytes = forward_peak;
-    return result;
+    result->forward_ns = forward_ns;
+    result->activation_bytes = forward_peak;
+    return;
   }
 
-  int64_t held_below = result.activation_bytes + copied_bytes;
+  int64_t held_below = activation_bytes + copied_bytes;
   int64_t weight_grad_above = 0;
-  int64_t input_grad_peak = result.weight_grad_bytes;
+  int64_t input_grad_peak = weight_grad_bytes;
   int64_t fused_peak = 0;
   for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
     const StrategyCost& cost = costs[piece->group][piece->strategy];
@@ -153,23 +164,25 @@ Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
     length_ns += wait_ns;
     return wait_ns;
   };
-  result.forward_copy_wait_ns = wait_for_copy(result.forward_ns);
-  result.backward_copy_wait_ns = wait_for_copy(fused_ns);
-  const bool split = mode.split_backward && result.weight_grad_ns > 0;
+  result->forward_copy_wait_ns = wait_for_copy(forward_ns);
+  result->backward_copy_wait_ns = wait_for_copy(fused_ns);
+  const bool split = mode.split_backward && weight_grad_ns > 0;
   if (split) {
-    result.input_grad_copy_wait_ns = wait_for_copy(result.input_grad_ns);
-    result.fused_backward_ns = fused_ns;
-    result.backward_bytes = input_grad_peak;
-    result.fused_backward_bytes = fused_peak;
+    result->input_grad_copy_wait_ns = wait_for_copy(input_grad_ns);
+    result->fused_backward_ns = fused_ns;
+    result->backward_bytes = input_grad_peak;
   } else {
     // One backward, as long as both gradients in one piece.
-    const int64_t weight_ns = std::min(result.weight_grad_ns, fused_ns);
-    result.weight_grad_ns = weight_ns;
-    result.input_grad_ns = fused_ns - weight_ns;
-    result.backward_bytes = fused_peak;
-    result.fused_backward_bytes = fused_peak;
+    weight_grad_ns = std::min(weight_grad_ns, fused_ns);
+    input_grad_ns = fused_ns - weight_grad_ns;
+    result->backward_bytes = fused_peak;
   }
-  return result;
+  result->forward_ns = forward_ns;
+  result->input_grad_ns = input_grad_ns;
+  result->weight_grad_ns = weight_grad_ns;
+  result->activation_bytes = activation_bytes;
+  result->weight_grad_bytes = weight_grad_bytes;
+  result->fused_backward_bytes = fused_peak;
 }
 
 MemoryChoice UniformChoice(absl::Span<const LayerRun> runs,

@@ -66,6 +66,11 @@ Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
                    absl::Span<const semu::LayerCost> costs,
                    const StageMode& mode);
 
+// The same, written to `choice`, which is as it was made.
+void SetStageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+                    absl::Span<const semu::LayerCost> costs,
+                    const StageMode& mode, Choice* choice);
+
 // Up to `most` ways to run a chunk, fastest first: the fastest, the leanest,
 // and the fastest in each of most - 2 equal bands of memory between, found over
 // all counts of layers by strategy that the executor can run; in a chunk of

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <map>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "search/partition/batch_split.h"
 #include "search/partition/memory_plan.h"
@@ -63,17 +63,53 @@ struct StageSums {
   double most_bytes = 0;
   double layer_ns = 0;
   double measured_ns = 0;
+
+  void operator+=(const StageSums& other) {
+    longest_ns += other.longest_ns;
+    most_bytes += other.most_bytes;
+    layer_ns += other.layer_ns;
+    measured_ns += other.measured_ns;
+  }
 };
+
+// One for each of a module's distinct runs, most often few.
+template <typename T>
+using PerRuns = absl::InlinedVector<T, 4>;
 
 // Costs of a module at one shape.
 struct ShapeCosts {
   int module = 0;
   Shape shape;
-  std::vector<LayerCost> layers;       // [group]
+  absl::Span<const LayerCost> layers;  // [group]
   int64_t output_bytes = 0;            // between layers
-  std::vector<int64_t> richest_bytes;  // [runs]: most held where all is kept
-  std::vector<ChoiceList> choices;     // [runs]
-  std::vector<StageSums> sums;         // [runs]
+  PerRuns<int64_t> richest_bytes;      // most held where all is kept
+  PerRuns<ChoiceList> choices;
+  PerRuns<StageSums> sums;
+};
+
+// Where a microbatch begins.
+struct MicrobatchStart {
+  int sub = 0;    // index into StepProblem::sub_microbatches
+  int sweep = 0;  // index into Problem::sweeps
+};
+
+// What writing a microbatch's sweeps tells of the whole step.
+struct WrittenMicrobatch {
+  StageSums sums;  // transfers included
+  std::vector<int> empty_modules;
+};
+
+// Bytes per GPU that cross the module graph's edges between two
+// sub-microbatches.
+struct EdgeInput {
+  int consumer = 0;
+  int producer = 0;
+  int64_t bytes = 0;
+
+  static bool Before(const EdgeInput& a, const EdgeInput& b) {
+    return std::pair(a.consumer, a.producer) <
+           std::pair(b.consumer, b.producer);
+  }
 };
 
 class Builder {
@@ -161,6 +197,9 @@ class Builder {
     absl::flat_hash_map<Key, int> found;
     largest_.resize(job_.modules.size(), -1);
     step_.shapes = ShapesOf(job_, batch_, step_.sub_microbatches);
+    found.reserve(step_.shapes.size());
+    shapes_.reserve(step_.shapes.size());
+    by_sub_.reserve(step_.shapes.size());
     for (size_t i = 0; i < step_.shapes.size(); ++i) {
       const SubMicrobatch& sub = step_.sub_microbatches[i];
       const Shape& s = step_.shapes[i];
@@ -181,33 +220,38 @@ class Builder {
     }
   }
 
-  // Calls visit(first, end) for runs of shapes, on the threads of the pool.
+  static constexpr int kShapesPerJob = 16;
+
+  // Calls visit(job, first, end) for runs of shapes, on the threads of the
+  // pool.
   template <typename Visitor>
   void ForRunsOfShapes(const Visitor& visit) {
-    constexpr int kShapesPerJob = 16;
     const int shapes = static_cast<int>(shapes_.size());
     const int jobs = (shapes + kShapesPerJob - 1) / kShapesPerJob;
     RunOn(options_.pool, jobs, [&](int, int job) {
-      visit(job * kShapesPerJob, std::min(shapes, (job + 1) * kShapesPerJob));
+      visit(job, job * kShapesPerJob,
+            std::min(shapes, (job + 1) * kShapesPerJob));
     });
   }
 
   template <typename Visitor>
   void ForEachShape(const Visitor& visit) {
-    ForRunsOfShapes([&](int first, int end) {
+    ForRunsOfShapes([&](int, int first, int end) {
       for (int i = first; i < end; ++i) visit(shapes_[i]);
     });
   }
 
   void CostShapes() {
-    ForRunsOfShapes([this](int first, int end) {
-      CostLayers(first, end);
+    layer_costs_.resize((shapes_.size() + kShapesPerJob - 1) / kShapesPerJob);
+    ForRunsOfShapes([this](int job, int first, int end) {
+      CostLayers(first, end, &layer_costs_[job]);
       for (int i = first; i < end; ++i) FinishShape(shapes_[i]);
     });
   }
 
-  // Layer costs of a run of shapes, asked for together.
-  void CostLayers(int first, int end) {
+  // Layer costs of a run of shapes, asked for together. The shapes refer to
+  // `layers`.
+  void CostLayers(int first, int end, std::vector<LayerCost>* layers) {
     std::vector<semu::LayerQuery> queries;
     size_t layers_of_run = 0;
     for (int i = first; i < end; ++i) {
@@ -223,14 +267,12 @@ class Builder {
         queries.push_back(query);
       }
     }
-    const std::vector<LayerCost> layers = costs_.CostAll(platform_, queries);
-    auto next = layers.begin();
+    *layers = costs_.CostAll(platform_, queries);
+    size_t next = 0;
     for (int i = first; i < end; ++i) {
-      ShapeCosts& costs = shapes_[i];
-      const auto begin = next;
-      next +=
-          static_cast<std::ptrdiff_t>(job_.modules[costs.module].layers.size());
-      costs.layers.assign(begin, next);
+      const size_t groups = job_.modules[shapes_[i].module].layers.size();
+      shapes_[i].layers = absl::MakeConstSpan(*layers).subspan(next, groups);
+      next += groups;
     }
   }
 
@@ -326,7 +368,8 @@ class Builder {
           choices = {UniformChoice(info.runs[r], *options_.strategy)};
         } else if (info.needs_choices[r] && info.mode.backward &&
                    !info.runs[r].empty() && largest_[m] >= 0) {
-          const std::vector<LayerCost>& layers = shapes_[largest_[m]].layers;
+          const absl::Span<const LayerCost> layers =
+              shapes_[largest_[m]].layers;
           choices = options_.uniform_choices
                         ? UniformChoices(info.runs[r], job_.executor)
                         : CandidateChoices(info.runs[r], layers, executor,
@@ -364,9 +407,9 @@ class Builder {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());
         for (size_t c = 0; c < info.candidates[r].size(); ++c) {
-          out.push_back(StageChoice(info.candidates[r][c].name,
-                                    info.candidate_pieces[r][c], costs.layers,
-                                    info.mode));
+          SetStageChoice(info.candidates[r][c].name,
+                         info.candidate_pieces[r][c], costs.layers, info.mode,
+                         &out.emplace_back());
         }
         costs.sums.push_back(SumsOf(info.runs[r], costs.layers, out));
         costs.choices.emplace_back(std::move(out));
@@ -407,72 +450,104 @@ class Builder {
     for (const ModuleInfo& info : modules_) {
       problem.split_backward |= info.mode.split_backward;
     }
-    const size_t num_modules = job_.modules.size();
-    size_t num_sweeps = 0;
-    for (const SubMicrobatch& sub : step_.sub_microbatches) {
-      num_sweeps += modules_[sub.module].segments.size();
+    // [microbatch], and the totals at the end.
+    std::vector<MicrobatchStart> starts;
+    const int microbatches = static_cast<int>(batch_.microbatches.size());
+    starts.reserve(microbatches + 1);
+    MicrobatchStart next;
+    for (int b = 0; b < microbatches; ++b) {
+      starts.push_back(next);
+      while (next.sub < static_cast<int>(step_.sub_microbatches.size()) &&
+             step_.sub_microbatches[next.sub].microbatch == b) {
+        const int module = step_.sub_microbatches[next.sub++].module;
+        next.sweep += static_cast<int>(modules_[module].segments.size());
+      }
     }
-    problem.sweeps.reserve(num_sweeps);
-    step_.sweeps.reserve(num_sweeps);
-    step_.output_bytes.reserve(num_sweeps);
-    step_.after_bytes.reserve(num_sweeps);
+    starts.push_back(next);
+    problem.sweeps.resize(next.sweep);
+    step_.sweeps.resize(next.sweep);
+    step_.output_bytes.resize(next.sweep);
+    step_.after_bytes.resize(next.sweep);
+    last_sweep_.resize(next.sub, -1);
 
-    // Sub-microbatches stand by microbatch: the problem lists each microbatch's
-    // sweeps producers first.
+    constexpr int kMicrobatchesPerJob = 4;
     const std::vector<int> order = semu::TopologicalOrder(job_);
-    size_t begin = 0;
-    for (size_t b = 0; b < batch_.microbatches.size(); ++b) {
-      size_t end = begin;
-      std::vector<std::vector<int>> by_module(num_modules);
-      while (end < step_.sub_microbatches.size() &&
-             step_.sub_microbatches[end].microbatch == static_cast<int>(b)) {
-        by_module[step_.sub_microbatches[end].module].push_back(
-            static_cast<int>(end));
-        ++end;
+    std::vector<WrittenMicrobatch> written(microbatches);
+    RunOn(options_.pool,
+          (microbatches + kMicrobatchesPerJob - 1) / kMicrobatchesPerJob,
+          [&](int, int job) {
+            const int end =
+                std::min(microbatches, (job + 1) * kMicrobatchesPerJob);
+            for (int b = job * kMicrobatchesPerJob; b < end; ++b) {
+              written[b] = WriteMicrobatch(order, b, starts[b], starts[b + 1]);
+            }
+          });
+    for (int b = 0; b < microbatches; ++b) {
+      sums_ += written[b].sums;
+      for (const int m : written[b].empty_modules) {
+        step_.empty.emplace_back(b, m);
       }
-      for (size_t m = 0; m < num_modules; ++m) {
-        if (by_module[m].empty()) {
-          step_.empty.emplace_back(static_cast<int>(b), static_cast<int>(m));
-        }
-      }
-      // [module][item]: the sub-microbatch that holds it.
-      std::vector<std::vector<int>> holder(num_modules);
-      for (size_t m = 0; m < num_modules; ++m) {
-        holder[m].resize(batch_.microbatches[b].item_tokens[m].size());
-        for (int sub : by_module[m]) {
-          for (int item : step_.sub_microbatches[sub].items) {
-            holder[m][item] = sub;
-          }
-        }
-      }
-      last_sweep_.resize(end, -1);
-      const std::vector<std::map<int, int64_t>> bytes =
-          EdgeBytes(batch_.microbatches[b], static_cast<int>(begin),
-                    static_cast<int>(end), holder);
-      for (int m : order) {
-        for (size_t k = 0; k < by_module[m].size(); ++k) {
-          WriteSubMicrobatch(by_module[m][k], static_cast<int>(k),
-                             bytes[by_module[m][k] - begin]);
-        }
-      }
-      begin = end;
     }
-    SetEdgeTransferTimes();
   }
 
-  // Of each of a microbatch's sub-microbatches, `begin` to `end`: the bytes per
-  // GPU that cross the module graph's edges into it, by producing
-  // sub-microbatch. `holder`: [module][item], the sub-microbatch that holds it.
-  std::vector<std::map<int, int64_t>> EdgeBytes(
-      const semu::Microbatch& microbatch, int begin, int end,
+  // Writes the sweeps of microbatch `b`, producers first; it begins at `start`
+  // and ends where the next one starts. `order`: of the modules. Other
+  // microbatches may be written at the same time.
+  WrittenMicrobatch WriteMicrobatch(const std::vector<int>& order, int b,
+                                    const MicrobatchStart& start,
+                                    const MicrobatchStart& end) {
+    WrittenMicrobatch written;
+    const semu::Microbatch& microbatch = batch_.microbatches[b];
+    const size_t num_modules = job_.modules.size();
+    // [module]: its first sub-microbatch, and `end` at the end: within a
+    // microbatch they stand by module.
+    std::vector<int> first_sub(num_modules + 1, end.sub);
+    // [module][item]: the sub-microbatch that holds it.
+    std::vector<std::vector<int>> holder(num_modules);
+    int sub = start.sub;
+    for (size_t m = 0; m < num_modules; ++m) {
+      first_sub[m] = sub;
+      holder[m].resize(microbatch.item_tokens[m].size());
+      for (; sub < end.sub &&
+             step_.sub_microbatches[sub].module == static_cast<int>(m);
+           ++sub) {
+        for (const int item : step_.sub_microbatches[sub].items) {
+          holder[m][item] = sub;
+        }
+      }
+      if (sub == first_sub[m]) {
+        written.empty_modules.push_back(static_cast<int>(m));
+      }
+    }
+    const std::vector<EdgeInput> inputs = EdgeInputs(microbatch, holder);
+    int sweep = start.sweep;
+    for (const int m : order) {
+      for (sub = first_sub[m]; sub < first_sub[m + 1]; ++sub) {
+        WriteSubMicrobatch(sub, sub - first_sub[m], sweep, inputs,
+                           &written.sums);
+        sweep += static_cast<int>(modules_[m].segments.size());
+      }
+    }
+    SetEdgeTransferTimes(start.sweep, end.sweep);
+    return written;
+  }
+
+  // What crosses the module graph's edges into a microbatch's sub-microbatches,
+  // ascending, one entry a pair. `holder`: [module][item], the sub-microbatch
+  // that holds it.
+  std::vector<EdgeInput> EdgeInputs(
+      const semu::Microbatch& microbatch,
       const std::vector<std::vector<int>>& holder) const {
-    std::vector<std::map<int, int64_t>> bytes(end - begin);
-    std::vector<std::pair<int, int>> crossings;  // consumer, producing item
+    std::vector<EdgeInput> inputs;
+    // Consumer, producer, producing item.
+    std::vector<std::tuple<int, int, int>> crossings;
     for (size_t e = 0; e < job_.edges.size(); ++e) {
       const semu::ModuleEdge& edge = job_.edges[e];
       crossings.clear();
+      crossings.reserve(microbatch.uses[e].size());
       for (const semu::ItemUse& use : microbatch.uses[e]) {
         crossings.emplace_back(holder[edge.consumer][use.consumer_item],
+                               holder[edge.producer][use.producer_item],
                                use.producer_item);
       }
       // An item that several of a sub-microbatch's items use crosses once.
@@ -482,61 +557,81 @@ class Builder {
       const std::vector<int64_t>& item_tokens =
           microbatch.item_tokens[edge.producer];
       const int64_t width = semu::OutputWidth(job_.modules[edge.producer]);
-      std::map<int, int64_t> tokens;  // of one consumer, by producer
+      int64_t tokens = 0;  // of a consumer and a producer
       for (size_t i = 0; i < crossings.size(); ++i) {
-        const auto [consumer, item] = crossings[i];
-        tokens[holder[edge.producer][item]] +=
-            CrossingTokens(edge, item_tokens[item]);
-        if (i + 1 < crossings.size() && crossings[i + 1].first == consumer) {
+        const auto [consumer, producer, item] = crossings[i];
+        tokens += CrossingTokens(edge, item_tokens[item]);
+        if (i + 1 < crossings.size() &&
+            std::get<0>(crossings[i + 1]) == consumer &&
+            std::get<1>(crossings[i + 1]) == producer) {
           continue;
         }
-        for (const auto& [producer, count] : tokens) {
-          bytes[consumer - begin][producer] +=
-              CeilDiv(count * width, gpus_) *
-              semu::DataTypeBytes(job_.data_type);
-        }
-        tokens.clear();
+        inputs.push_back({consumer, producer,
+                          CeilDiv(tokens * width, gpus_) *
+                              semu::DataTypeBytes(job_.data_type)});
+        tokens = 0;
       }
     }
-    return bytes;
+    // Modules that several edges join make several entries of a pair.
+    std::sort(inputs.begin(), inputs.end(), EdgeInput::Before);
+    size_t kept = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (kept > 0 && inputs[kept - 1].consumer == inputs[i].consumer &&
+          inputs[kept - 1].producer == inputs[i].producer) {
+        inputs[kept - 1].bytes += inputs[i].bytes;
+      } else {
+        inputs[kept++] = inputs[i];
+      }
+    }
+    inputs.resize(kept);
+    return inputs;
   }
 
-  // `edge_bytes`: EdgeBytes of the sub-microbatch.
-  void WriteSubMicrobatch(int index, int number,
-                          const std::map<int, int64_t>& edge_bytes) {
+  // Writes the sweeps of sub-microbatch `index`, the first one at
+  // `first_sweep`, and adds its stages to `sums`. `number`: among those of its
+  // microbatch and module; `inputs`: EdgeInputs of the microbatch.
+  void WriteSubMicrobatch(int index, int number, int first_sweep,
+                          const std::vector<EdgeInput>& inputs,
+                          StageSums* sums) {
     const SubMicrobatch& sub = step_.sub_microbatches[index];
     const ModuleInfo& info = modules_[sub.module];
     const ShapeCosts& costs = shapes_[by_sub_[index]];
     for (size_t s = 0; s < info.segments.size(); ++s) {
       const std::vector<ChunkInfo>& chunks = info.segments[s];
       const bool last_segment = s + 1 == info.segments.size();
-      Sweep& sweep = step_.problem.sweeps.emplace_back();
+      const int number_of_sweep = first_sweep + static_cast<int>(s);
+      Sweep& sweep = step_.problem.sweeps[number_of_sweep];
       sweep.id =
           absl::StrCat("mb", sub.microbatch, "/", job_.modules[sub.module].name,
                        "/", number, "/s", s);
       sweep.microbatch = sub.microbatch;
       sweep.backward = info.mode.backward;
-      std::vector<int64_t>& after_bytes = step_.after_bytes.emplace_back();
+      std::vector<int64_t>& after_bytes = step_.after_bytes[number_of_sweep];
       if (s == 0) {
-        for (const auto& [producer, bytes] : edge_bytes) {
-          sweep.after.push_back(last_sweep_[producer]);
-          after_bytes.push_back(bytes);
+        const auto [begin, end] =
+            std::equal_range(inputs.begin(), inputs.end(), EdgeInput{index},
+                             [](const EdgeInput& a, const EdgeInput& b) {
+                               return a.consumer < b.consumer;
+                             });
+        sweep.after.reserve(end - begin);
+        after_bytes.reserve(end - begin);
+        for (auto input = begin; input != end; ++input) {
+          sweep.after.push_back(last_sweep_[input->producer]);
+          after_bytes.push_back(input->bytes);
         }
       } else {
-        sweep.after.push_back(static_cast<int>(step_.problem.sweeps.size()) -
-                              2);
-        after_bytes.push_back(costs.output_bytes);
+        sweep.after.assign(1, number_of_sweep - 1);
+        after_bytes.assign(1, costs.output_bytes);
       }
-      std::vector<int64_t>& output = step_.output_bytes.emplace_back();
-      sweep.stages.reserve(chunks.size());
-      output.reserve(chunks.size());
+      std::vector<int64_t>& output = step_.output_bytes[number_of_sweep];
+      output.assign(chunks.size(), costs.output_bytes);
+      output.back() = 0;
+      sweep.stages.resize(chunks.size());
       for (size_t c = 0; c < chunks.size(); ++c) {
-        Stage& stage = sweep.stages.emplace_back();
+        Stage& stage = sweep.stages[c];
         stage.rank = chunks[c].rank;
         stage.choices = costs.choices[chunks[c].runs];
-        const bool last_chunk = c + 1 == chunks.size();
-        output.push_back(last_chunk ? 0 : costs.output_bytes);
-        if (!last_chunk) {
+        if (c + 1 < chunks.size()) {
           stage.transfer_ns =
               CrossNs(stage.rank, chunks[c + 1].rank, costs.output_bytes);
         } else if (!last_segment) {
@@ -544,19 +639,19 @@ class Builder {
               CrossNs(stage.rank, info.segments[s + 1].front().rank,
                       costs.output_bytes);
         }
-        Count(costs.sums[chunks[c].runs], stage.transfer_ns);
+        *sums += costs.sums[chunks[c].runs];
+        sums->longest_ns += 2 * static_cast<double>(stage.transfer_ns);
       }
-      step_.sweeps.push_back({index, static_cast<int>(s)});
-      if (last_segment) {
-        last_sweep_[index] = static_cast<int>(step_.problem.sweeps.size()) - 1;
-      }
+      step_.sweeps[number_of_sweep] = {index, static_cast<int>(s)};
+      if (last_segment) last_sweep_[index] = number_of_sweep;
     }
   }
 
-  // A last stage's output goes to every consumer: as slow as the slowest.
-  void SetEdgeTransferTimes() {
+  // A last stage's output goes to every consumer: as slow as the slowest. For
+  // the sweeps of a microbatch, `first` to `end`.
+  void SetEdgeTransferTimes(int first, int end) {
     std::vector<Sweep>& sweeps = step_.problem.sweeps;
-    for (size_t i = 0; i < sweeps.size(); ++i) {
+    for (int i = first; i < end; ++i) {
       if (step_.sweeps[i].segment > 0) continue;
       for (size_t k = 0; k < sweeps[i].after.size(); ++k) {
         Stage& from = sweeps[sweeps[i].after[k]].stages.back();
@@ -571,14 +666,6 @@ class Builder {
     if (from == to) return 0;
     return semu::TransferNs(
         semu::P2pLink(job_.parallelism, job_.links, from, to), bytes);
-  }
-
-  // Adds a stage to the measured share and to the sums that must not overflow.
-  void Count(const StageSums& stage, int64_t transfer_ns) {
-    sums_.longest_ns += stage.longest_ns + 2 * static_cast<double>(transfer_ns);
-    sums_.most_bytes += stage.most_bytes;
-    sums_.layer_ns += stage.layer_ns;
-    sums_.measured_ns += stage.measured_ns;
   }
 
   absl::Status CheckSums() {
@@ -618,6 +705,7 @@ class Builder {
   StepProblem step_;
   std::vector<ModuleInfo> modules_;
   std::vector<ShapeCosts> shapes_;
+  std::vector<std::vector<LayerCost>> layer_costs_;  // of runs of shapes
   std::vector<int> by_sub_;      // [sub-microbatch]: index in shapes_
   std::vector<int> largest_;     // [module]: index in shapes_; -1: none
   std::vector<int> last_sweep_;  // [sub-microbatch]
