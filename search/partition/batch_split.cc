@@ -62,7 +62,9 @@ std::vector<std::vector<int>> LongestFirst(absl::Span<const double> weights,
 std::vector<std::vector<int>> Runs(absl::Span<const double> weights, int groups,
                                    double limit) {
   const int count = static_cast<int>(weights.size());
-  std::vector<std::vector<int>> result(1);
+  std::vector<std::vector<int>> result;
+  result.reserve(groups);
+  result.emplace_back();
   double sum = 0;
   for (int i = 0; i < count; ++i) {
     const int groups_left = groups - static_cast<int>(result.size());
@@ -93,12 +95,12 @@ std::vector<std::vector<int>> BestRuns(absl::Span<const double> weights,
     double sum = 0;
     for (double w : weights) {
       if (sum + w > limit) {
-        ++used;
+        if (++used > groups) return false;
         sum = 0;
       }
       sum += w;
     }
-    return used <= groups;
+    return true;
   };
   if (enough(low)) high = low;
   // Halving the range 20 times leaves a millionth of it.
@@ -109,23 +111,41 @@ std::vector<std::vector<int>> BestRuns(absl::Span<const double> weights,
   return Runs(weights, groups, high);
 }
 
+// What of a layer group the weights of items depend on.
+struct GroupWeight {
+  double count = 0;
+  double parameters = 0;  // that each token is multiplied by
+  double width = 0;       // of attention; 0: none
+  double pairs = 1;       // share of the pairs of tokens that attend
+  bool condition = false;
+};
+
+std::vector<GroupWeight> GroupWeights(const semu::Module& module) {
+  std::vector<GroupWeight> groups;
+  groups.reserve(module.layers.size());
+  for (const semu::LayerGroup& group : module.layers) {
+    const semu::LayerSpec& layer = group.layer;
+    GroupWeight& weight = groups.emplace_back();
+    weight.count = group.count;
+    if (layer.kind != semu::LayerKind::kEmbedding) {
+      weight.parameters = static_cast<double>(semu::ParameterCount(layer));
+    }
+    if (layer.heads > 0) weight.width = static_cast<double>(layer.hidden_size);
+    weight.pairs = layer.causal ? 0.5 : 1.0;
+    weight.condition = layer.kind == semu::LayerKind::kDit;
+  }
+  return groups;
+}
+
 // Arithmetic of an item in a module, in units of no meaning.
-double ItemWeight(const semu::Module& module, int64_t tokens,
+double ItemWeight(const std::vector<GroupWeight>& groups, int64_t tokens,
                   int64_t condition_tokens) {
   const double n = static_cast<double>(tokens);
   const double m = static_cast<double>(condition_tokens);
   double weight = 0;
-  for (const semu::LayerGroup& group : module.layers) {
-    const semu::LayerSpec& layer = group.layer;
-    const double width = static_cast<double>(layer.hidden_size);
-    double one = 0;
-    if (layer.kind != semu::LayerKind::kEmbedding) {
-      one += static_cast<double>(semu::ParameterCount(layer)) * n;
-    }
-    if (layer.heads > 0) {
-      one += 2 * width * n * n * (layer.causal ? 0.5 : 1.0);
-      if (layer.kind == semu::LayerKind::kDit) one += 2 * width * n * m;
-    }
+  for (const GroupWeight& group : groups) {
+    double one = group.parameters * n + 2 * group.width * n * n * group.pairs;
+    if (group.condition) one += 2 * group.width * n * m;
     weight += one * group.count;
   }
   return weight;
@@ -176,11 +196,12 @@ std::vector<std::vector<int>> SplitItems(absl::Span<const double> weights,
 
 namespace {
 
-// Appends the sub-microbatches of microbatch `b`. `order`: of the modules.
-absl::Status SplitMicrobatch(const Job& job, const semu::Layout& layout,
-                             const std::vector<int>& order,
-                             const Microbatch& microbatch, int b,
-                             std::vector<SubMicrobatch>* result) {
+// Appends the sub-microbatches of microbatch `b`. `order`: of the modules;
+// `group_weights`: [module].
+absl::Status SplitMicrobatch(
+    const Job& job, const semu::Layout& layout, const std::vector<int>& order,
+    absl::Span<const std::vector<GroupWeight>> group_weights,
+    const Microbatch& microbatch, int b, std::vector<SubMicrobatch>* result) {
   PW_RETURN_IF_ERROR(semu::CheckShapeBuckets(job, microbatch, b));
   const int64_t largest_bucket = job.executor.shape_buckets.empty()
                                      ? 0
@@ -198,7 +219,7 @@ absl::Status SplitMicrobatch(const Job& job, const semu::Layout& layout,
     std::vector<double> weights(tokens.size());
     int64_t sum = 0;
     for (size_t i = 0; i < tokens.size(); ++i) {
-      weights[i] = ItemWeight(job.modules[m], tokens[i], condition[i]);
+      weights[i] = ItemWeight(group_weights[m], tokens[i], condition[i]);
       sum += tokens[i];
     }
     const int64_t target = layout.modules[m].sub_microbatch_tokens;
@@ -241,6 +262,10 @@ absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
     WorkerPool* pool) {
   constexpr int kMicrobatchesPerJob = 8;
   const std::vector<int> order = semu::TopologicalOrder(job);
+  std::vector<std::vector<GroupWeight>> group_weights;
+  for (const semu::Module& module : job.modules) {
+    group_weights.push_back(GroupWeights(module));
+  }
   const int microbatches = static_cast<int>(batch.microbatches.size());
   const int jobs =
       (microbatches + kMicrobatchesPerJob - 1) / kMicrobatchesPerJob;
@@ -250,11 +275,14 @@ absl::StatusOr<std::vector<SubMicrobatch>> SplitBatch(
     const int end = std::min(microbatches, (part + 1) * kMicrobatchesPerJob);
     for (int b = part * kMicrobatchesPerJob; b < end && status[part].ok();
          ++b) {
-      status[part] = SplitMicrobatch(job, layout, order, batch.microbatches[b],
-                                     b, &parts[part]);
+      status[part] = SplitMicrobatch(job, layout, order, group_weights,
+                                     batch.microbatches[b], b, &parts[part]);
     }
   });
   std::vector<SubMicrobatch> result;
+  size_t count = 0;
+  for (const auto& part : parts) count += part.size();
+  result.reserve(count);
   for (int part = 0; part < jobs; ++part) {
     PW_RETURN_IF_ERROR(status[part]);
     std::move(parts[part].begin(), parts[part].end(),
