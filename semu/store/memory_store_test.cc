@@ -34,6 +34,15 @@ TEST(MemoryStoreTest, StaysWithinItsBudgetAndKeepsWhatIsUsed) {
   EXPECT_GT(store.bytes(), kBudget / 2);
 }
 
+TEST(MemoryStoreTest, TakesWhatIsNewWhereAllThatIsHeldIsUsed) {
+  MemoryStore store(64 << 10);
+  for (int i = 0; i < 2'000; ++i) {
+    const std::string key = absl::StrCat("key", i);
+    store.Put({{key, std::string(100, 'v')}});
+    ASSERT_NE(store.Get(key), std::nullopt) << i;
+  }
+}
+
 TEST(MemoryStoreTest, TakesNothingThatIsLargerThanAShard) {
   MemoryStore store(16 << 10);
   store.Put({{"key", std::string(4096, 'v')}});
