@@ -14,7 +14,9 @@
 #include "search/partition/memory_plan.h"
 #include "search/partition/stage_cost.h"
 #include "search/plan/safe_order.h"
+#include "search/problem/problem_json.h"
 #include "search/problem/problem_validation.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/cost/weight_memory.h"
 #include "semu/model/batch_proto.h"
@@ -61,6 +63,34 @@ int SweepNamed(const StepProblem& step, const std::string& id) {
   }
   ADD_FAILURE() << "no sweep " << id;
   return 0;
+}
+
+TEST(StepProblemBuilderTest, ThreadsChangeNothing) {
+  for (const char* name : {"vlm-s", "t2v-s"}) {
+    SCOPED_TRACE(name);
+    const v1::Job proto = *semu::MakeSetup(name);
+    const Planned planned = Prepare(proto);
+    const semu::Batch batch = *semu::BatchFromProto(
+        *semu::SampleBatch(proto, {.seed = 5, .microbatches = 24}),
+        planned.job);
+    const StepProblem alone = Build(planned, batch);
+    WorkerPool pool(3);
+    StepProblemOptions options;
+    options.pool = &pool;
+    const StepProblem shared = Build(planned, batch, options);
+    EXPECT_EQ(ProblemToJson(shared.problem), ProblemToJson(alone.problem));
+    EXPECT_EQ(shared.output_bytes, alone.output_bytes);
+    EXPECT_EQ(shared.after_bytes, alone.after_bytes);
+    EXPECT_EQ(shared.shapes, alone.shapes);
+    EXPECT_EQ(shared.empty, alone.empty);
+    EXPECT_EQ(shared.measured_share, alone.measured_share);
+    ASSERT_EQ(shared.sweeps.size(), alone.sweeps.size());
+    for (size_t i = 0; i < alone.sweeps.size(); ++i) {
+      EXPECT_EQ(shared.sweeps[i].sub_microbatch,
+                alone.sweeps[i].sub_microbatch);
+      EXPECT_EQ(shared.sweeps[i].segment, alone.sweeps[i].segment);
+    }
+  }
 }
 
 TEST(StepProblemBuilderTest, EverySetupFitsAndIsWellFormed) {
