@@ -39,6 +39,24 @@ TEST(DigestTest, CanonicalFormLeavesOutUnknownFields) {
   EXPECT_EQ(CanonicalBytes(extended), known);
 }
 
+TEST(DigestTest, CanonicalFormLeavesOutUnknownFieldsOfMessagesWithin) {
+  v1::BatchMetadata batch;
+  batch.add_microbatches()->add_items()->set_module(1);
+  batch.add_microbatches()->add_items()->set_module(2);
+  const std::string known = CanonicalBytes(batch);
+  v1::ModuleItems* items = batch.mutable_microbatches(1)->mutable_items(0);
+  items->GetReflection()->MutableUnknownFields(items)->AddVarint(100, 1);
+  EXPECT_NE(batch.SerializeAsString(), known);
+  EXPECT_EQ(CanonicalBytes(batch), known);
+
+  v1::PlanIdentity identity;
+  identity.mutable_key()->set_job("vlm");
+  const std::string known_key = CanonicalBytes(identity);
+  v1::PlanKey* key = identity.mutable_key();
+  key->GetReflection()->MutableUnknownFields(key)->AddVarint(100, 1);
+  EXPECT_EQ(CanonicalBytes(identity), known_key);
+}
+
 TEST(DigestTest, AcceptsAnUntouchedProgram) {
   EXPECT_TRUE(VerifyProgramDigests(MakeProgram()).ok());
 }
