@@ -28,11 +28,16 @@ int64_t StepBytes(const search::StepProblem& step) {
   }
   bytes += NestedBytes(step.output_bytes) + NestedBytes(step.after_bytes);
   absl::flat_hash_set<const search::Choice*> counted;
+  counted.reserve(step.problem.sweeps.size());
+  const search::Choice* last = nullptr;
   for (const search::Sweep& sweep : step.problem.sweeps) {
     bytes += sizeof(sweep) + sweep.id.capacity() + VectorBytes(sweep.after) +
              VectorBytes(sweep.stages);
     for (const search::Stage& stage : sweep.stages) {
-      if (!counted.insert(stage.choices.data()).second) continue;
+      // Neighbours often share their choices.
+      if (stage.choices.data() == last) continue;
+      last = stage.choices.data();
+      if (!counted.insert(last).second) continue;
       bytes +=
           static_cast<int64_t>(stage.choices.size() * sizeof(search::Choice));
     }
