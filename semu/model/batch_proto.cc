@@ -30,12 +30,12 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Tokens of an item given by its size. At most 2^32 / 1 values a factor: the
 // product is checked factor by factor.
-absl::StatusOr<int64_t> GridTokens(const std::string& path,
+absl::StatusOr<int64_t> GridTokens(const std::string& path, int item,
                                    const TokenGrid& grid, uint32_t height,
                                    uint32_t width, uint32_t frames) {
   if (height == 0 || width == 0 || frames == 0) {
-    return Invalid(path, " has height ", height, ", width ", width, ", frames ",
-                   frames, ": each must be at least 1");
+    return Invalid(path, " item ", item, " has height ", height, ", width ",
+                   width, ", frames ", frames, ": each must be at least 1");
   }
   const int64_t rows = CeilDiv(height, grid.pixels_per_token_height);
   const int64_t columns = CeilDiv(width, grid.pixels_per_token_width);
@@ -44,9 +44,9 @@ absl::StatusOr<int64_t> GridTokens(const std::string& path,
                          static_cast<double>(columns) *
                          static_cast<double>(times);
   if (product > static_cast<double>(kMaxMicrobatchTokens)) {
-    return Invalid(path, " has height ", height, ", width ", width, ", frames ",
-                   frames, ": must make at most ", kMaxMicrobatchTokens,
-                   " tokens");
+    return Invalid(path, " item ", item, " has height ", height, ", width ",
+                   width, ", frames ", frames, ": must make at most ",
+                   kMaxMicrobatchTokens, " tokens");
   }
   return rows * columns * times;
 }
@@ -86,8 +86,8 @@ absl::Status ReadItems(const std::string& path, const v1::ModuleItems& proto,
     int64_t n = 0;
     if (by_size) {
       PW_ASSIGN_OR_RETURN(
-          n, GridTokens(absl::StrCat(path, " item ", i), module.token_grid,
-                        proto.height(i), proto.width(i),
+          n, GridTokens(path, i, module.token_grid, proto.height(i),
+                        proto.width(i),
                         proto.frames_size() == 0 ? 1 : proto.frames(i)));
     } else {
       n = proto.tokens(i);
