@@ -614,7 +614,7 @@ class Planner : public StepPlanner {
     pool.Run(2, [&](int, int index) {
       const WallClock::time_point start = WallClock::now();
       if (index == 0) {
-        programs = Lower(plan.step, plan.schedule, plan.times, limits);
+        programs = Lower(plan.step, graph, plan.schedule, plan.times, limits);
         report.lower_ns = NanosecondsSince(start);
       } else {
         schedule_checked = CheckPlan(problem, plan.schedule, plan.times);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <queue>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +14,8 @@
 
 namespace pipeweaver::search {
 namespace {
+
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 // A transfer on its way through the lowering.
 struct TransferState {
@@ -28,22 +30,6 @@ struct CopyOut {
   ScheduledStage stage;
   int64_t bytes = 0;
   bool overlapped = false;  // a stage has run since
-};
-
-// What a stage pair is, apart from its choice.
-struct PairFacts {
-  int rank = 0;
-  int chunk = 0;
-  bool splits = false;
-  int64_t transfer_ns = 0;
-};
-
-// Bytes of a stage pair as its F chooses.
-struct PairBytes {
-  int64_t activation = 0;
-  int64_t backward = 0;    // while B runs
-  int64_t input_grad = 0;  // while I runs, and right after
-  int64_t weight_grad = 0;
 };
 
 struct RankState {
@@ -67,10 +53,11 @@ struct RankState {
 class Lowering {
  public:
   // `ahead`: posts receives and issues reloads before they must be.
-  Lowering(const StepProblem& step, const Schedule& schedule,
-           const StageTimes& times, const ProgramLimits& limits, bool ahead)
+  Lowering(const StepProblem& step, const ProblemGraph& graph,
+           const Schedule& schedule, const StageTimes& times,
+           const ProgramLimits& limits, bool ahead)
       : step_(step),
-        problem_(step.problem),
+        graph_(graph),
         schedule_(schedule),
         times_(times),
         limits_(limits),
@@ -90,13 +77,15 @@ class Lowering {
   }
 
  private:
-  // The values a stage pair makes: of its F, and of its B or I.
-  int Value(int sweep, int stage, bool gradient) const {
-    return 2 * Pair(sweep, stage) + (gradient ? 1 : 0);
+  int PairOf(const ScheduledStage& s) const {
+    return graph_.sweep_first_pair[s.sweep] + s.stage;
   }
-  int Pair(int sweep, int stage) const { return first_pair_[sweep] + stage; }
-  int LastStage(int sweep) const {
-    return first_pair_[sweep + 1] - first_pair_[sweep] - 1;
+  const GraphChoice& ChoiceOf(const ScheduledStage& s) const {
+    return graph_.choices_of(PairOf(s))[s.choice];
+  }
+  // The values a stage pair makes: of its F, and of its B or I.
+  static int Value(int pair, bool gradient) {
+    return 2 * pair + (gradient ? 1 : 0);
   }
   static bool MakesGradient(const ScheduledStage& s) {
     return s.kind == StageKind::kBackward || s.kind == StageKind::kInputGrad;
@@ -111,27 +100,17 @@ class Lowering {
     const int module = step_.sub_microbatches[origin.sub_microbatch].module;
     const MemoryChoice& choice =
         step_.choices[module][origin.segment][s.stage][s.choice];
-    return choice.offload_layers > 0 && problem_.sweeps[s.sweep].backward
+    return choice.offload_layers > 0 && graph_.has_backward(PairOf(s))
                ? choice.offload_bytes
                : -1;
   }
 
   void Index() {
-    const int n = static_cast<int>(problem_.sweeps.size());
-    first_pair_.assign(n + 1, 0);
-    first_consumer_.assign(n + 1, 0);
-    for (int s = 0; s < n; ++s) {
-      const Sweep& sweep = problem_.sweeps[s];
-      first_pair_[s + 1] =
-          first_pair_[s] + static_cast<int>(sweep.stages.size());
-      for (int producer : sweep.after) ++first_consumer_[producer + 1];
-    }
-    for (int s = 0; s < n; ++s) first_consumer_[s + 1] += first_consumer_[s];
-    consumers_.resize(first_consumer_[n]);
-    std::vector<int> next(first_consumer_.begin(), first_consumer_.end() - 1);
+    const std::vector<Sweep>& sweeps = step_.problem.sweeps;
     int chunks = 0;
+    std::vector<std::vector<int>> first_chunk;  // [module][segment]
     for (const auto& module : step_.choices) {
-      auto& first = first_chunk_.emplace_back();
+      auto& first = first_chunk.emplace_back();
       for (const auto& segment : module) {
         first.push_back(chunks);
         chunks += static_cast<int>(segment.size());
@@ -143,79 +122,78 @@ class Lowering {
       }
     }
     backwards_left_.assign(chunks, 0);
-    facts_.resize(first_pair_[n]);
-    bytes_.resize(first_pair_[n]);
-    const Choice* list = nullptr;  // the last looked at; stages share them
-    bool list_splits = false;
-    for (int s = 0; s < n; ++s) {
-      const Sweep& sweep = problem_.sweeps[s];
-      for (int k = 0; k < static_cast<int>(sweep.after.size()); ++k) {
-        consumers_[next[sweep.after[k]]++] = {s, k};
+    first_chunk_.reserve(sweeps.size());
+    place_in_after_.resize(graph_.consumers.size());
+    std::vector<int> consumers_found(sweeps.size(), 0);
+    for (size_t s = 0; s < sweeps.size(); ++s) {
+      const std::vector<int>& after = sweeps[s].after;
+      for (size_t k = 0; k < after.size(); ++k) {
+        const int last = graph_.sweep_first_pair[after[k] + 1] - 1;
+        place_in_after_[graph_.consumer_begin[last] +
+                        consumers_found[after[k]]++] = static_cast<int>(k);
       }
       const SweepOrigin& origin = step_.sweeps[s];
       const int module = step_.sub_microbatches[origin.sub_microbatch].module;
-      for (int k = 0; k <= LastStage(s); ++k) {
-        const Stage& stage = sweep.stages[k];
-        if (problem_.split_backward && stage.choices.data() != list) {
-          list = stage.choices.data();
-          list_splits =
-              std::all_of(stage.choices.begin(), stage.choices.end(),
-                          [](const Choice& c) { return c.weight_grad_ns > 0; });
-        }
-        PairFacts& facts = facts_[Pair(s, k)];
-        facts.rank = stage.rank;
-        facts.chunk = first_chunk_[module][origin.segment] + k;
-        facts.splits = list_splits;
-        facts.transfer_ns = stage.transfer_ns;
-        if (sweep.backward) ++backwards_left_[facts.chunk];
+      first_chunk_.push_back(first_chunk[module][origin.segment]);
+      if (!sweeps[s].backward) continue;
+      for (size_t k = 0; k < sweeps[s].stages.size(); ++k) {
+        ++backwards_left_[first_chunk_[s] + static_cast<int>(k)];
       }
     }
-    const int values = 2 * first_pair_[n];
+    const int values = 2 * graph_.pairs;
     done_.assign(values, false);
     first_input_.assign(values, -1);
     last_input_.assign(values, -1);
     first_waiter_.assign(values, -1);
-    next_waiter_.assign(problem_.ranks, -1);
-    ranks_.resize(problem_.ranks);
-    for (int r = 0; r < problem_.ranks; ++r) {
+    next_waiter_.assign(graph_.ranks, -1);
+    ranks_.resize(graph_.ranks);
+    for (int r = 0; r < graph_.ranks; ++r) {
       RankState& rank = ranks_[r];
       rank.number = r;
       rank.limit_bytes = limits_.memory_limit_bytes[r];
       rank.program.reserve(schedule_.ranks[r].size() * 5);
     }
+    // Each edge is a transfer and one back at most.
+    programs_.transfers.reserve(2 * graph_.producers.size());
+    transfers_.reserve(2 * graph_.producers.size());
   }
 
   // Takes the stages in the topological order: of the ranks' next stages the
   // one predicted to end first.
   absl::Status AppendAll() {
-    using Head = std::pair<int64_t, int>;  // predicted end, rank
-    std::priority_queue<Head, std::vector<Head>, std::greater<Head>> heads;
-    const auto push = [&](int r) {
+    // [rank]: end of its next stage, kNever where it has none or waits.
+    std::vector<int64_t> next_end_ns(graph_.ranks);
+    const auto find_next = [&](int r) {
       const size_t position = ranks_[r].position;
-      if (position < schedule_.ranks[r].size()) {
-        heads.push({times_.ranks[r][position].end_ns, r});
-      }
+      next_end_ns[r] = position < schedule_.ranks[r].size()
+                           ? times_.ranks[r][position].end_ns
+                           : kNever;
     };
-    for (int r = 0; r < problem_.ranks; ++r) push(r);
-    while (!heads.empty()) {
-      const int r = heads.top().second;
-      heads.pop();
+    for (int r = 0; r < graph_.ranks; ++r) find_next(r);
+    while (true) {
+      const auto first =
+          std::min_element(next_end_ns.begin(), next_end_ns.end());
+      if (first == next_end_ns.end() || *first == kNever) break;
+      const int r = static_cast<int>(first - next_end_ns.begin());
       const ScheduledStage& s = schedule_.ranks[r][ranks_[r].position];
       const int missing = MissingInput(s);
       if (missing >= 0) {
+        next_end_ns[r] = kNever;
         next_waiter_[r] = first_waiter_[missing];
         first_waiter_[missing] = r;
         continue;
       }
       PW_RETURN_IF_ERROR(AppendStage(ranks_[r], s));
       ++ranks_[r].position;
-      push(r);
+      find_next(r);
       if (s.kind == StageKind::kWeightGrad) continue;
-      const int value = Value(s.sweep, s.stage, MakesGradient(s));
+      const int value = Value(PairOf(s), MakesGradient(s));
       done_[value] = true;
-      for (int w = first_waiter_[value]; w >= 0; w = next_waiter_[w]) push(w);
+      for (int w = first_waiter_[value]; w >= 0; w = next_waiter_[w]) {
+        find_next(w);
+      }
     }
-    for (int r = 0; r < problem_.ranks; ++r) {
+    for (int r = 0; r < graph_.ranks; ++r) {
       if (ranks_[r].position < schedule_.ranks[r].size()) {
         return absl::FailedPreconditionError(
             absl::StrCat("lowering: the ranks wait for each other, rank ", r,
@@ -227,30 +205,22 @@ class Lowering {
 
   // An input of `s` that is not made yet, or -1.
   int MissingInput(const ScheduledStage& s) const {
-    const auto missing = [&](int sweep, int stage, bool gradient) {
-      const int value = Value(sweep, stage, gradient);
-      return done_[value] ? -1 : value;
-    };
-    if (s.kind == StageKind::kWeightGrad) {
-      return missing(s.sweep, s.stage, true);
-    }
+    const int pair = PairOf(s);
     if (s.kind == StageKind::kForward) {
-      if (s.stage > 0) return missing(s.sweep, s.stage - 1, false);
-      for (int producer : problem_.sweeps[s.sweep].after) {
-        const int m = missing(producer, LastStage(producer), false);
-        if (m >= 0) return m;
+      for (const GraphEdge& edge : graph_.producers_of(pair)) {
+        const int value = Value(edge.pair, false);
+        if (!done_[value]) return value;
       }
       return -1;
     }
-    if (const int m = missing(s.sweep, s.stage, false); m >= 0) return m;
-    if (s.stage < LastStage(s.sweep)) {
-      return missing(s.sweep, s.stage + 1, true);
+    if (s.kind == StageKind::kWeightGrad) {
+      const int value = Value(pair, true);
+      return done_[value] ? -1 : value;
     }
-    for (int i = first_consumer_[s.sweep]; i < first_consumer_[s.sweep + 1];
-         ++i) {
-      const int consumer = consumers_[i].first;
-      if (!problem_.sweeps[consumer].backward) continue;
-      if (const int m = missing(consumer, 0, true); m >= 0) return m;
+    if (const int value = Value(pair, false); !done_[value]) return value;
+    for (const GraphEdge& edge : graph_.consumers_of(pair)) {
+      const int value = Value(edge.pair, true);
+      if (graph_.has_backward(edge.pair) && !done_[value]) return value;
     }
     return -1;
   }
@@ -258,11 +228,10 @@ class Lowering {
   absl::Status AppendStage(RankState& rank, const ScheduledStage& s) {
     const StageTimes::Interval& interval =
         times_.ranks[rank.number][rank.position];
-    if (s.kind == StageKind::kForward) Choose(s);
     const int64_t growth = Growth(s);
     const bool consumes = s.kind != StageKind::kWeightGrad;
     const int inputs =
-        consumes ? first_input_[Value(s.sweep, s.stage, MakesGradient(s))] : -1;
+        consumes ? first_input_[Value(PairOf(s), MakesGradient(s))] : -1;
 
     WaitForOldSends(rank);
     for (CopyOut& copy : rank.copies_out) {
@@ -311,10 +280,8 @@ class Lowering {
     rank.buffer_bytes -= buffered;
 
     rank.now_ns = interval.end_ns;
-    Action action = MakeAction(static_cast<ActionKind>(s.kind), s);
-    action.start_ns = interval.start_ns;
-    action.end_ns = interval.end_ns;
-    rank.program.push_back(action);
+    Append(rank, static_cast<ActionKind>(s.kind), s).start_ns =
+        interval.start_ns;
     rank.previous_start_ns = interval.start_ns;
     for (CopyOut& copy : rank.copies_out) copy.overlapped = true;
     PW_RETURN_IF_ERROR(Note(rank, growth, s));
@@ -329,74 +296,35 @@ class Lowering {
     }
     PW_RETURN_IF_ERROR(Send(rank, s));
     if (CompletesWeights(s) &&
-        --backwards_left_[facts_[Pair(s.sweep, s.stage)].chunk] == 0) {
+        --backwards_left_[first_chunk_[s.sweep] + s.stage] == 0) {
       Append(rank, ActionKind::kGradsReady, s);
     }
     return absl::OkStatus();
   }
 
-  // Takes down the bytes of a pair whose F is `s`.
-  void Choose(const ScheduledStage& s) {
-    const int pair = Pair(s.sweep, s.stage);
-    const Choice& c =
-        problem_.sweeps[s.sweep].stages[s.stage].choices[s.choice];
-    bytes_[pair] = {
-        c.activation_bytes,
-        facts_[pair].splits ? c.fused_backward_bytes : c.backward_bytes,
-        std::max(c.backward_bytes, c.weight_grad_bytes), c.weight_grad_bytes};
-  }
-
   // Appends the sends of what `s` made.
   absl::Status Send(RankState& rank, const ScheduledStage& s) {
-    outgoing_.clear();
-    const Sweep& sweep = problem_.sweeps[s.sweep];
-    const auto send = [&](int to_sweep, int to_stage, bool gradient,
-                          int64_t bytes, int64_t duration_ns) {
-      const int to_rank = facts_[Pair(to_sweep, to_stage)].rank;
-      if (to_rank == rank.number) return;
-      outgoing_.push_back({rank.number, to_rank, s.sweep, s.stage, to_sweep,
-                           to_stage, gradient, bytes, duration_ns});
+    if (s.kind == StageKind::kWeightGrad) return absl::OkStatus();
+    const int pair = PairOf(s);
+    const bool gradient = MakesGradient(s);
+    const ArrayView<GraphEdge> edges =
+        gradient ? graph_.producers_of(pair) : graph_.consumers_of(pair);
+    const auto crosses = [&](const GraphEdge& edge) {
+      return graph_.pair_rank[edge.pair] != rank.number &&
+             (!gradient || graph_.has_backward(edge.pair));
     };
-    if (s.kind == StageKind::kForward) {
-      const int64_t transfer_ns = facts_[Pair(s.sweep, s.stage)].transfer_ns;
-      if (s.stage < LastStage(s.sweep)) {
-        send(s.sweep, s.stage + 1, false, step_.output_bytes[s.sweep][s.stage],
-             transfer_ns);
-      } else {
-        for (int i = first_consumer_[s.sweep]; i < first_consumer_[s.sweep + 1];
-             ++i) {
-          const auto& [consumer, edge] = consumers_[i];
-          send(consumer, 0, false, step_.after_bytes[consumer][edge],
-               transfer_ns);
-        }
-      }
-    } else if (MakesGradient(s)) {
-      if (s.stage > 0) {
-        send(s.sweep, s.stage - 1, true,
-             step_.output_bytes[s.sweep][s.stage - 1],
-             facts_[Pair(s.sweep, s.stage - 1)].transfer_ns);
-      } else {
-        for (size_t k = 0; k < sweep.after.size(); ++k) {
-          const int producer = sweep.after[k];
-          if (!problem_.sweeps[producer].backward) continue;
-          const int last = LastStage(producer);
-          send(producer, last, true, step_.after_bytes[s.sweep][k],
-               facts_[Pair(producer, last)].transfer_ns);
-        }
-      }
+    if (std::none_of(edges.begin(), edges.end(), crosses)) {
+      return absl::OkStatus();
     }
-    if (outgoing_.empty()) return absl::OkStatus();
     while (rank.first_owed < rank.owed.size()) {
       PW_RETURN_IF_ERROR(PostReceive(rank, s));
     }
-    for (const Transfer& transfer : outgoing_) {
-      const int t = static_cast<int>(programs_.transfers.size());
-      programs_.transfers.push_back(transfer);
-      TransferState state;
-      state.arrival_ns = rank.now_ns + transfer.duration_ns;
-      transfers_.push_back(state);
-      const int input =
-          Value(transfer.to_sweep, transfer.to_stage, transfer.gradient);
+    for (const GraphEdge& edge : edges) {
+      if (!crosses(edge)) continue;
+      const int t = AddTransfer(s, pair, gradient, edge);
+      const Transfer& transfer = programs_.transfers[t];
+      transfers_.emplace_back().arrival_ns = rank.now_ns + transfer.duration_ns;
+      const int input = Value(edge.pair, gradient);
       if (last_input_[input] >= 0) {
         transfers_[last_input_[input]].next_input = t;
       } else {
@@ -413,17 +341,42 @@ class Lowering {
     return absl::OkStatus();
   }
 
+  // The transfer along `edge` of what `s`, a stage of `pair`, made; its number.
+  int AddTransfer(const ScheduledStage& s, int pair, bool gradient,
+                  const GraphEdge& edge) {
+    Transfer& x = programs_.transfers.emplace_back();
+    x.from_rank = graph_.pair_rank[pair];
+    x.to_rank = graph_.pair_rank[edge.pair];
+    x.from_sweep = s.sweep;
+    x.from_stage = s.stage;
+    x.to_sweep = graph_.pair_sweep[edge.pair];
+    x.to_stage = graph_.stage_index(edge.pair);
+    x.gradient = gradient;
+    x.duration_ns = edge.delay_ns;
+    if (x.to_sweep == s.sweep) {
+      x.bytes = step_.output_bytes[s.sweep][std::min(s.stage, x.to_stage)];
+    } else if (gradient) {
+      const GraphEdge* first = graph_.producers_of(pair).begin();
+      x.bytes = step_.after_bytes[s.sweep][&edge - first];
+    } else {
+      const GraphEdge* first = graph_.consumers.data();
+      x.bytes = step_.after_bytes[x.to_sweep][place_in_after_[&edge - first]];
+    }
+    return static_cast<int>(programs_.transfers.size()) - 1;
+  }
+
   // Bytes that `s` needs while it runs or right after, beyond those held
   // before.
   int64_t Growth(const ScheduledStage& s) const {
-    const PairBytes& bytes = bytes_[Pair(s.sweep, s.stage)];
+    const GraphChoice& c = ChoiceOf(s);
     switch (s.kind) {
       case StageKind::kForward:
-        return bytes.activation + std::max<int64_t>(OffloadBytes(s), 0);
+        return c.activation_bytes + std::max<int64_t>(OffloadBytes(s), 0);
       case StageKind::kBackward:
-        return bytes.backward - bytes.activation;
+        return c.backward_bytes - c.activation_bytes;
       case StageKind::kInputGrad:
-        return bytes.input_grad - bytes.activation;
+        return std::max(c.input_grad_bytes, c.weight_grad_bytes) -
+               c.activation_bytes;
       case StageKind::kWeightGrad:
         return 0;
     }
@@ -432,16 +385,16 @@ class Lowering {
 
   // Bytes that stay held behind `s`, less those held before.
   int64_t Kept(const ScheduledStage& s) const {
-    const PairBytes& bytes = bytes_[Pair(s.sweep, s.stage)];
+    const GraphChoice& c = ChoiceOf(s);
     switch (s.kind) {
       case StageKind::kForward:
-        return problem_.sweeps[s.sweep].backward ? bytes.activation : 0;
+        return graph_.has_backward(PairOf(s)) ? c.activation_bytes : 0;
       case StageKind::kBackward:
-        return -bytes.activation;
+        return -c.activation_bytes;
       case StageKind::kInputGrad:
-        return bytes.weight_grad - bytes.activation;
+        return c.weight_grad_bytes - c.activation_bytes;
       case StageKind::kWeightGrad:
-        return -bytes.weight_grad;
+        return -c.weight_grad_bytes;
     }
     return 0;
   }
@@ -464,7 +417,7 @@ class Lowering {
     return absl::ResourceExhaustedError(absl::StrCat(
         "rank ", rank.number, ": activations and transfers take ", live_bytes,
         " bytes at ", std::string(1, StageKindLetter(at.kind)), " of ",
-        problem_.sweeps[at.sweep].id, " stage ", at.stage,
+        step_.problem.sweeps[at.sweep].id, " stage ", at.stage,
         ", over the limit of ", rank.limit_bytes));
   }
 
@@ -564,8 +517,7 @@ class Lowering {
   void WaitReceive(RankState& rank, int t) {
     const int64_t from_ns = rank.now_ns;
     rank.now_ns = std::max(rank.now_ns, transfers_[t].arrival_ns);
-    AppendTransfer(rank, ActionKind::kWaitRecv, t);
-    rank.program.back().start_ns = from_ns;
+    AppendTransfer(rank, ActionKind::kWaitRecv, t).start_ns = from_ns;
     transfers_[t].receive_waited = true;
     std::erase(rank.receiving, t);
   }
@@ -579,7 +531,7 @@ class Lowering {
     const std::vector<ScheduledStage>& order = schedule_.ranks[rank.number];
     if (rank.position + 1 >= order.size()) return absl::OkStatus();
     const ScheduledStage& next = order[rank.position + 1];
-    if (!MakesGradient(next) || !done_[Value(next.sweep, next.stage, false)]) {
+    if (!MakesGradient(next) || !done_[Value(PairOf(next), false)]) {
       return absl::OkStatus();
     }
     const int64_t bytes = OffloadBytes(next);
@@ -611,53 +563,47 @@ class Lowering {
     rank.buffer_bytes -= copy.bytes;
   }
 
-  static Action MakeAction(ActionKind kind, const ScheduledStage& s) {
-    Action action;
+  // An action is filled in where it stands: to copy one whose fields have just
+  // been written waits for them.
+  static Action& Append(RankState& rank, ActionKind kind,
+                        const ScheduledStage& s) {
+    Action& action = rank.program.emplace_back();
     action.kind = kind;
     action.sweep = s.sweep;
     action.stage = static_cast<int16_t>(s.stage);
     action.choice = static_cast<int16_t>(s.choice);
+    action.start_ns = action.end_ns = rank.now_ns;
     return action;
   }
 
-  static void Append(RankState& rank, ActionKind kind,
-                     const ScheduledStage& s) {
-    Action action = MakeAction(kind, s);
-    action.start_ns = action.end_ns = rank.now_ns;
-    rank.program.push_back(action);
-  }
-
-  void AppendTransfer(RankState& rank, ActionKind kind, int t) {
+  Action& AppendTransfer(RankState& rank, ActionKind kind, int t) {
     const Transfer& transfer = programs_.transfers[t];
     const bool sends =
         kind == ActionKind::kPostSend || kind == ActionKind::kWaitSend;
-    Action action;
+    Action& action = rank.program.emplace_back();
     action.kind = kind;
     action.sweep = sends ? transfer.from_sweep : transfer.to_sweep;
     action.stage =
         static_cast<int16_t>(sends ? transfer.from_stage : transfer.to_stage);
     action.transfer = t;
     action.start_ns = action.end_ns = rank.now_ns;
-    rank.program.push_back(action);
+    return action;
   }
 
   const StepProblem& step_;
-  const Problem& problem_;
+  const ProblemGraph& graph_;
   const Schedule& schedule_;
   const StageTimes& times_;
   const ProgramLimits& limits_;
   const bool ahead_;
 
-  std::vector<int> first_pair_;      // [sweep], and the number of pairs
-  std::vector<int> first_consumer_;  // [sweep]: range in consumers_
-  // Sweeps that consume a sweep, and the place of it in their `after`.
-  std::vector<std::pair<int, int>> consumers_;
-  std::vector<PairFacts> facts_;               // [pair]
-  std::vector<PairBytes> bytes_;               // [pair]
-  bool offloads_ = false;                      // any choice
-  std::vector<std::vector<int>> first_chunk_;  // [module][segment]
-  std::vector<int> backwards_left_;            // [chunk]
-  std::vector<uint8_t> done_;                  // [value]: made
+  bool offloads_ = false;            // any choice
+  std::vector<int> first_chunk_;     // [sweep]: the number of its first chunk
+  std::vector<int> backwards_left_;  // [chunk]
+  // [edge of graph_.consumers]: the place of the producer in the consumer
+  // sweep's `after`, where they are two sweeps.
+  std::vector<int> place_in_after_;
+  std::vector<uint8_t> done_;  // [value]: made
   // [value]: transfers into the stage that makes it, a list.
   std::vector<int> first_input_;
   std::vector<int> last_input_;
@@ -666,13 +612,13 @@ class Lowering {
   std::vector<int> next_waiter_;  // [rank]
   std::vector<RankState> ranks_;
   std::vector<TransferState> transfers_;
-  std::vector<Transfer> outgoing_;  // scratch of Send
   StepPrograms programs_;
 };
 
 }  // namespace
 
 absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
+                                   const ProblemGraph& graph,
                                    const Schedule& schedule,
                                    const StageTimes& times,
                                    const ProgramLimits& limits) {
@@ -680,9 +626,16 @@ absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
   PW_CHECK(static_cast<int>(limits.memory_limit_bytes.size()) ==
            step.problem.ranks);
   absl::StatusOr<StepPrograms> programs =
-      Lowering(step, schedule, times, limits, /*ahead=*/true).Run();
+      Lowering(step, graph, schedule, times, limits, /*ahead=*/true).Run();
   if (!absl::IsResourceExhausted(programs.status())) return programs;
-  return Lowering(step, schedule, times, limits, /*ahead=*/false).Run();
+  return Lowering(step, graph, schedule, times, limits, /*ahead=*/false).Run();
+}
+
+absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
+                                   const Schedule& schedule,
+                                   const StageTimes& times,
+                                   const ProgramLimits& limits) {
+  return Lower(step, BuildProblemGraph(step.problem), schedule, times, limits);
 }
 
 }  // namespace pipeweaver::search

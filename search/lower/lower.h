@@ -31,6 +31,7 @@
 #include "absl/status/statusor.h"
 #include "search/lower/program.h"
 #include "search/partition/step_problem.h"
+#include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 
 namespace pipeweaver::search {
@@ -38,10 +39,18 @@ namespace pipeweaver::search {
 // Lowers `schedule` of step.problem. Predicted times of stages are those of
 // `times`, transfers not contending (search/plan_evaluator.h predicts better).
 //
-// REQUIRES: the schedule passes CheckPlan with these times.
+// REQUIRES: the schedule passes CheckPlan with these times; `graph` is that of
+// step.problem.
 // Errors: RESOURCE_EXHAUSTED when transfers and copies do not fit in memory
 // beside the activations, naming rank, bytes and limit; FAILED_PRECONDITION
 // when the ranks' orders wait for each other. Thread-safe.
+absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
+                                   const ProblemGraph& graph,
+                                   const Schedule& schedule,
+                                   const StageTimes& times,
+                                   const ProgramLimits& limits);
+
+// The same where there is no graph yet.
 absl::StatusOr<StepPrograms> Lower(const StepProblem& step,
                                    const Schedule& schedule,
                                    const StageTimes& times,

@@ -140,8 +140,10 @@ BENCHMARK(BM_CheckPlan);
 
 void BM_Lower(benchmark::State& state) {
   const Workload& w = TheWorkload();
+  const ProblemGraph graph = BuildProblemGraph(w.step.problem);
   for (auto _ : state) {
-    benchmark::DoNotOptimize(Lower(w.step, w.schedule, w.times, w.limits));
+    benchmark::DoNotOptimize(
+        Lower(w.step, graph, w.schedule, w.times, w.limits));
   }
   CountStages(state);
 }
