@@ -156,8 +156,7 @@ class Emulator {
         copy_ended_(program.copies.size(), 0),
         compute_(num_ranks_, running_),
         links_(num_ranks_, program.transfers),
-        copies_(2 * num_ranks_, copy_activities_),
-        resources_{&compute_, &links_, &copies_} {
+        copies_(2 * num_ranks_, copy_activities_) {
     for (const StepCopy& copy : program.copies) {
       copy_activities_.push_back(
           {2 * copy.rank + (copy.to_host ? 1 : 0), copy.duration_ns});
@@ -168,18 +167,17 @@ class Emulator {
   absl::Status Run() {
     for (int r = 0; r < num_ranks_; ++r) RunRank(r);
     while (true) {
-      std::array<int64_t, kNumResources> next_ns;
-      for (size_t i = 0; i < resources_.size(); ++i) {
-        next_ns[i] = resources_[i]->NextEventNs(now_ns_);
-      }
-      now_ns_ = *std::min_element(next_ns.begin(), next_ns.end());
+      const int64_t compute_ns = compute_.NextEventNs(now_ns_);
+      const int64_t links_ns = links_.NextEventNs(now_ns_);
+      const int64_t copies_ns = copies_.NextEventNs(now_ns_);
+      now_ns_ = std::min({compute_ns, links_ns, copies_ns});
       if (now_ns_ == kNever) break;
-      for (size_t i = 0; i < resources_.size(); ++i) {
-        ended_[i].clear();
-        if (next_ns[i] == now_ns_) {
-          resources_[i]->AdvanceTo(now_ns_, &ended_[i]);
-        }
+      for (std::vector<int>& ended : ended_) ended.clear();
+      if (compute_ns == now_ns_) {
+        compute_.AdvanceTo(now_ns_, &ended_[kCompute]);
       }
+      if (links_ns == now_ns_) links_.AdvanceTo(now_ns_, &ended_[kLinks]);
+      if (copies_ns == now_ns_) copies_.AdvanceTo(now_ns_, &ended_[kCopies]);
       for (int r : ended_[kCompute]) EndOp(r);
       for (int t : ended_[kLinks]) {
         transfer_posts_[t] = kTransferEnded;
@@ -277,7 +275,6 @@ class Emulator {
   Queues compute_;
   LinkPorts links_;
   Queues copies_;
-  std::array<Resource*, kNumResources> resources_;
   std::array<std::vector<int>, kNumResources> ended_;
 };
 

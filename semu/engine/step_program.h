@@ -31,21 +31,27 @@ class StepOp {
   // `index` is kept of operations that have one, `duration_ns` of kCompute:
   // 0 .. kMaxDurationNs.
   StepOp(StepOpKind kind, int32_t index, int64_t duration_ns)
-      : kind_(static_cast<uint64_t>(kind)),
-        value_(kind == StepOpKind::kCompute ? static_cast<uint64_t>(duration_ns)
-                                            : static_cast<uint32_t>(index)) {
+      : bits_((kind == StepOpKind::kCompute ? static_cast<uint64_t>(duration_ns)
+                                            : static_cast<uint32_t>(index))
+                  << kKindBits |
+              static_cast<uint64_t>(kind)) {
     PW_CHECK(duration_ns >= 0 && duration_ns <= kMaxDurationNs);
   }
 
-  StepOpKind kind() const { return static_cast<StepOpKind>(kind_); }
+  StepOpKind kind() const {
+    return static_cast<StepOpKind>(bits_ & ((1 << kKindBits) - 1));
+  }
   // REQUIRES: not kCompute.
-  int32_t index() const { return static_cast<int32_t>(value_); }
+  int32_t index() const { return static_cast<int32_t>(bits_ >> kKindBits); }
   // REQUIRES: kCompute.
-  int64_t duration_ns() const { return static_cast<int64_t>(value_); }
+  int64_t duration_ns() const {
+    return static_cast<int64_t>(bits_ >> kKindBits);
+  }
 
  private:
-  uint64_t kind_ : 4;
-  uint64_t value_ : 60;
+  static constexpr int kKindBits = 4;
+
+  uint64_t bits_;  // the kind below, index or duration above
 };
 static_assert(sizeof(StepOp) == 8);
 
