@@ -95,38 +95,26 @@ class Translation {
   semu::StepOp Operation(int rank, const Action& a,
                          std::vector<semu::StepCopy>* copies) {
     using enum semu::StepOpKind;
-    switch (a.kind) {
-      case ActionKind::kForward:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).forward_ns - CopyWait(a));
-      case ActionKind::kBackward:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).backward_ns - CopyWait(a));
-      case ActionKind::kInputGrad:
-        return semu::StepOp(kCompute, 0,
-                            ChoiceOf(a).input_grad_ns - CopyWait(a));
-      case ActionKind::kWeightGrad:
-        return semu::StepOp(kCompute, 0, ChoiceOf(a).weight_grad_ns);
-      case ActionKind::kPostSend:
-        return semu::StepOp(kPostSend, a.transfer, 0);
-      case ActionKind::kPostRecv:
-        return semu::StepOp(kPostRecv, a.transfer, 0);
-      case ActionKind::kWaitSend:
-        return semu::StepOp(kWaitSend, a.transfer, 0);
-      case ActionKind::kWaitRecv:
-        return semu::StepOp(kWaitRecv, a.transfer, 0);
-      case ActionKind::kOffload:
-      case ActionKind::kReload: {
-        int& copy = copy_[Pair(a.sweep, a.stage)];
-        copy = static_cast<int>(copies->size());
-        copies->push_back({rank, a.kind == ActionKind::kOffload,
-                           CopyNs(OffloadBytes(step_, a))});
-        return semu::StepOp(kStartCopy, copy, 0);
-      }
-      case ActionKind::kWaitCopy:
-        return semu::StepOp(kWaitCopy, copy_[Pair(a.sweep, a.stage)], 0);
-      case ActionKind::kGradsReady:
-        break;
+    constexpr semu::StepOpKind kKinds[kNumActionKinds] = {
+        kCompute,  kCompute,  kCompute,   kCompute,   kPostSend, kPostRecv,
+        kWaitSend, kWaitRecv, kStartCopy, kStartCopy, kWaitCopy, kMark};
+    constexpr int64_t GraphChoice::*kDurations[] = {
+        &GraphChoice::forward_ns, &GraphChoice::backward_ns,
+        &GraphChoice::input_grad_ns, &GraphChoice::weight_grad_ns};
+    const int kind = static_cast<int>(a.kind);
+    if (IsTransfer(a.kind)) return semu::StepOp(kKinds[kind], a.transfer, 0);
+    if (IsCompute(a.kind)) {
+      return semu::StepOp(kCompute, 0,
+                          ChoiceOf(a).*kDurations[kind] - CopyWait(a));
     }
-    return semu::StepOp(kMark, 0, 0);
+    if (a.kind == ActionKind::kGradsReady) return semu::StepOp(kMark, 0, 0);
+    int& copy = copy_[Pair(a.sweep, a.stage)];
+    if (a.kind != ActionKind::kWaitCopy) {
+      copy = static_cast<int>(copies->size());
+      copies->push_back({rank, a.kind == ActionKind::kOffload,
+                         CopyNs(OffloadBytes(step_, a))});
+    }
+    return semu::StepOp(kKinds[kind], copy, 0);
   }
 
   // What of a stage's length is not computing; copies count by themselves.
@@ -139,6 +127,8 @@ class Translation {
         return c.forward_copy_wait_ns;
       case ActionKind::kInputGrad:
         return c.input_grad_copy_wait_ns;
+      case ActionKind::kWeightGrad:
+        return 0;
       default:
         return c.backward_copy_wait_ns;
     }

@@ -47,6 +47,11 @@ constexpr bool IsCompute(ActionKind kind) {
   return kind <= ActionKind::kWeightGrad;
 }
 
+// A post or a wait.
+constexpr bool IsTransfer(ActionKind kind) {
+  return kind >= ActionKind::kPostSend && kind <= ActionKind::kWaitRecv;
+}
+
 // In 32 bytes: whoever goes through programs is bound by memory traffic.
 struct Action {
   int64_t start_ns = 0;  // predicted

@@ -365,11 +365,6 @@ class ProgramChecker {
     return absl::OkStatus();
   }
 
-  static bool IsTransfer(ActionKind kind) {
-    return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv ||
-           kind == ActionKind::kWaitSend || kind == ActionKind::kWaitRecv;
-  }
-
   absl::Status PlaceTransfer(int r, int i, const Action& a) {
     if (a.transfer < 0 || a.transfer >= NumTransfers()) {
       return Violation(absl::StrCat(Where(r, i), ": transfer ", a.transfer,

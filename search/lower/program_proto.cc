@@ -24,11 +24,6 @@ bool IsPost(ActionKind kind) {
   return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv;
 }
 
-bool IsTransfer(ActionKind kind) {
-  return IsPost(kind) || kind == ActionKind::kWaitSend ||
-         kind == ActionKind::kWaitRecv;
-}
-
 v1::BatchSplit SplitToProto(const StepProblem& step) {
   v1::BatchSplit split;
   for (const SubMicrobatch& sub : step.sub_microbatches) {
