@@ -50,11 +50,16 @@ struct PairPlaces {
 };
 
 // Where the actions of a transfer stand in the programs of its ranks.
-struct TransferPlaces {
-  int post_send = kAbsent;
-  int post_recv = kAbsent;
-  int wait_send = kAbsent;
-  int wait_recv = kAbsent;
+class TransferPlaces {
+ public:
+  // REQUIRES: a post or a wait.
+  int& Of(ActionKind kind) {
+    return places_[static_cast<int>(kind) -
+                   static_cast<int>(ActionKind::kPostSend)];
+  }
+
+ private:
+  int places_[4] = {kAbsent, kAbsent, kAbsent, kAbsent};
 };
 
 // Host copies of a stage pair.
@@ -380,11 +385,7 @@ class ProgramChecker {
                        sends ? StageName(x.from_sweep, x.from_stage)
                              : StageName(x.to_sweep, x.to_stage)));
     }
-    TransferPlaces& places = transfer_places_[a.transfer];
-    int& place = a.kind == ActionKind::kPostSend   ? places.post_send
-                 : a.kind == ActionKind::kPostRecv ? places.post_recv
-                 : a.kind == ActionKind::kWaitSend ? places.wait_send
-                                                   : places.wait_recv;
+    int& place = transfer_places_[a.transfer].Of(a.kind);
     if (place != kAbsent) {
       return Violation(absl::StrCat(Where(r, i), " appears twice"));
     }
@@ -487,29 +488,33 @@ class ProgramChecker {
 
   absl::Status CheckPairing() {
     for (int t = 0; t < NumTransfers(); ++t) {
-      const TransferPlaces& p = transfer_places_[t];
+      TransferPlaces& places = transfer_places_[t];
+      const int post_send = places.Of(ActionKind::kPostSend);
+      const int post_recv = places.Of(ActionKind::kPostRecv);
+      const int wait_send = places.Of(ActionKind::kWaitSend);
+      const int wait_recv = places.Of(ActionKind::kWaitRecv);
       const Transfer& x = programs_.transfers[t];
       const auto wrong = [&](absl::string_view what) {
         return Violation(absl::StrCat(
             "transfer ", t, " from ", StageName(x.from_sweep, x.from_stage),
             " to ", StageName(x.to_sweep, x.to_stage), ": ", what));
       };
-      if (p.post_send == kAbsent) return wrong("POST_SEND is missing");
-      if (p.post_recv == kAbsent) return wrong("POST_RECV is missing");
-      if (p.wait_send == kAbsent) return wrong("WAIT_SEND is missing");
-      if (p.wait_recv == kAbsent) return wrong("WAIT_RECV is missing");
-      if (p.wait_send < p.post_send) {
+      if (post_send == kAbsent) return wrong("POST_SEND is missing");
+      if (post_recv == kAbsent) return wrong("POST_RECV is missing");
+      if (wait_send == kAbsent) return wrong("WAIT_SEND is missing");
+      if (wait_recv == kAbsent) return wrong("WAIT_RECV is missing");
+      if (wait_send < post_send) {
         return wrong("WAIT_SEND stands before POST_SEND");
       }
-      if (p.wait_recv < p.post_recv) {
+      if (wait_recv < post_recv) {
         return wrong("WAIT_RECV stands before POST_RECV");
       }
       const PairPlaces& from = Places(x.from_sweep, x.from_stage);
       const PairPlaces& to = Places(x.to_sweep, x.to_stage);
-      if (p.post_send < (x.gradient ? from.gradient : from.forward)) {
+      if (post_send < (x.gradient ? from.gradient : from.forward)) {
         return wrong("POST_SEND stands before the value is made");
       }
-      if (p.wait_recv > (x.gradient ? to.gradient : to.forward)) {
+      if (wait_recv > (x.gradient ? to.gradient : to.forward)) {
         return wrong("WAIT_RECV stands behind its consumer");
       }
     }
@@ -726,52 +731,51 @@ class ProgramChecker {
   // ends behind its two posts, a send by itself), so it has no cycle either.
   absl::Status CheckEnds() {
     const int ranks = problem_.ranks;
-    // Per pair of ranks, its transfers in order.
-    std::vector<std::vector<int>> channels(static_cast<size_t>(ranks) * ranks);
-    std::vector<size_t> channel_head(channels.size(), 0);
-    const auto channel_of = [&](int t) {
+    const int transfers = NumTransfers();
+    // Per pair of ranks, the first of its transfers that has not ended;
+    // `transfers` where all have.
+    std::vector<int> first_left(static_cast<size_t>(ranks) * ranks, transfers);
+    std::vector<size_t> channel_of(transfers);
+    std::vector<int> next_on_channel(transfers);
+    for (int t = transfers; t-- > 0;) {
       const Transfer& x = programs_.transfers[t];
-      return static_cast<size_t>(std::min(x.from_rank, x.to_rank)) * ranks +
-             std::max(x.from_rank, x.to_rank);
-    };
-    for (int t = 0; t < NumTransfers(); ++t) {
-      channels[channel_of(t)].push_back(t);
+      channel_of[t] =
+          static_cast<size_t>(std::min(x.from_rank, x.to_rank)) * ranks +
+          std::max(x.from_rank, x.to_rank);
+      next_on_channel[t] = std::exchange(first_left[channel_of[t]], t);
     }
-    std::vector<int> posts_missing(NumTransfers(), 2);
-    std::vector<uint8_t> ended(NumTransfers(), 0);
+    std::vector<uint8_t> posts_missing(transfers, 2);
     std::vector<size_t> position(ranks, 0);
-    std::vector<bool> listed(ranks, true);
+    std::vector<uint8_t> listed(ranks, 1);
     std::vector<int> runnable;
     for (int r = ranks - 1; r >= 0; --r) runnable.push_back(r);
     while (!runnable.empty()) {
       const int r = runnable.back();
       runnable.pop_back();
-      listed[r] = false;
+      listed[r] = 0;
       const std::vector<Action>& program = programs_.ranks[r];
-      for (; position[r] < program.size(); ++position[r]) {
-        const Action& a = program[position[r]];
+      size_t i = position[r];
+      for (; i < program.size(); ++i) {
+        const Action& a = program[i];
+        if (!IsTransfer(a.kind)) continue;
+        int& left = first_left[channel_of[a.transfer]];
         if (a.kind == ActionKind::kWaitSend ||
             a.kind == ActionKind::kWaitRecv) {
-          if (!ended[a.transfer]) break;
-        }
-        if (a.kind != ActionKind::kPostSend &&
-            a.kind != ActionKind::kPostRecv) {
+          if (left <= a.transfer) break;
           continue;
         }
         --posts_missing[a.transfer];
-        const size_t channel = channel_of(a.transfer);
-        const std::vector<int>& order = channels[channel];
-        size_t& head = channel_head[channel];
-        for (; head < order.size() && posts_missing[order[head]] == 0; ++head) {
-          const Transfer& x = programs_.transfers[order[head]];
-          ended[order[head]] = 1;
+        for (; left < transfers && posts_missing[left] == 0;
+             left = next_on_channel[left]) {
+          const Transfer& x = programs_.transfers[left];
           for (int end : {x.from_rank, x.to_rank}) {
             if (end == r || listed[end]) continue;
-            listed[end] = true;
+            listed[end] = 1;
             runnable.push_back(end);
           }
         }
       }
+      position[r] = i;
     }
     std::vector<std::string> stuck;
     for (int r = 0; r < ranks; ++r) {
