@@ -619,7 +619,7 @@ class Planner : public StepPlanner {
       } else {
         schedule_checked = CheckPlan(problem, plan.schedule, plan.times);
         report.check_ns = NanosecondsSince(start);
-        report.bubbles = FindBubbleCauses(problem, plan.schedule, plan.times);
+        report.bubbles = FindBubbleCauses(graph, plan.schedule, plan.times);
       }
     });
     PW_RETURN_IF_ERROR(schedule_checked);

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "search/problem/problem.h"
+#include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 
 namespace pipeweaver::search {
@@ -27,7 +27,8 @@ struct BubbleCauses {
 //   while it was not made yet, and behind the rank's last stage: dependency.
 //
 // REQUIRES: the schedule passed CheckPlan with these times. Linear.
-BubbleCauses FindBubbleCauses(const Problem& problem, const Schedule& schedule,
+BubbleCauses FindBubbleCauses(const ProblemGraph& graph,
+                              const Schedule& schedule,
                               const StageTimes& times);
 
 }  // namespace pipeweaver::search

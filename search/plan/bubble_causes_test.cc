@@ -40,7 +40,7 @@ Problem TwoRanks(int sweeps, int64_t first_ns, int64_t second_ns,
 BubbleCauses Causes(const Problem& problem, const Schedule& schedule) {
   const auto checked = CheckSchedule(problem, schedule);
   EXPECT_TRUE(checked.ok()) << checked.status();
-  return FindBubbleCauses(problem, schedule, checked->times);
+  return FindBubbleCauses(BuildProblemGraph(problem), schedule, checked->times);
 }
 
 TEST(BubbleCausesTest, DependencyAndTransfer) {

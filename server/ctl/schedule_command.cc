@@ -62,17 +62,17 @@ search::LowerBounds BoundsOf(const search::ProblemGraph& graph,
 }
 
 // The ranks' idle time by cause; null where times are too long to add up.
-std::string BubblesText(const search::Problem& problem,
+std::string BubblesText(const search::ProblemGraph& graph,
                         const search::Schedule& schedule,
                         const search::StageTimes& times) {
   constexpr double kMostNs = 0x1p62;
   if (static_cast<double>(static_cast<uint64_t>(times.makespan_ns)) *
-          problem.ranks >=
+          graph.ranks >=
       kMostNs) {
     return "null";
   }
   const search::BubbleCauses causes =
-      search::FindBubbleCauses(problem, schedule, times);
+      search::FindBubbleCauses(graph, schedule, times);
   return absl::StrCat("{\"imbalance_ns\": ", causes.imbalance_ns,
                       ", \"dependency_ns\": ", causes.dependency_ns,
                       ", \"memory_ns\": ", causes.memory_ns,
@@ -117,7 +117,7 @@ int RunScheduleCommand(absl::Span<const std::string> args,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(bounds.path_ns)},
        {"flow_lower_bound_ns", TimeText(bounds.flow_ns)},
-       {"bubbles", BubblesText(*problem, result->schedule, *times)},
+       {"bubbles", BubblesText(graph, result->schedule, *times)},
        {"strategy", search::JsonString(strategy->name())},
        {"evaluations", absl::StrCat(result->evaluations)}});
   io.out.flush();
@@ -156,7 +156,7 @@ int RunSimulateCommand(absl::Span<const std::string> args,
       {{"makespan_ns", TimeText(times->makespan_ns)},
        {"lower_bound_ns", TimeText(bounds.path_ns)},
        {"flow_lower_bound_ns", TimeText(bounds.flow_ns)},
-       {"bubbles", BubblesText(*problem, *schedule, *times)},
+       {"bubbles", BubblesText(graph, *schedule, *times)},
        {"peak_bytes",
         absl::StrCat("[",
                      absl::StrJoin(search::PeakBytes(graph, *schedule), ", "),
