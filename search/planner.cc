@@ -610,7 +610,7 @@ class Planner : public StepPlanner {
     }
     limits.max_receives_ahead = job.executor.max_receives_ahead;
     absl::StatusOr<StepPrograms> programs = absl::UnknownError("");
-    absl::Status schedule_checked;
+    absl::Status schedule_checked, split_checked;
     pool.Run(2, [&](int, int index) {
       const WallClock::time_point start = WallClock::now();
       if (index == 0) {
@@ -618,12 +618,14 @@ class Planner : public StepPlanner {
         report.lower_ns = NanosecondsSince(start);
       } else {
         schedule_checked = CheckPlan(problem, plan.schedule, plan.times);
+        split_checked = CheckCoverage(job, batch, plan.step);
         report.check_ns = NanosecondsSince(start);
         report.bubbles = FindBubbleCauses(graph, plan.schedule, plan.times);
       }
     });
     PW_RETURN_IF_ERROR(schedule_checked);
     PW_RETURN_IF_ERROR(programs.status());
+    PW_RETURN_IF_ERROR(split_checked);
     plan.programs = *std::move(programs);
 
     absl::StatusOr<semu::EmulatedStep> emulated = absl::UnknownError("");
@@ -635,10 +637,7 @@ class Planner : public StepPlanner {
                                           LinkSpeedsOf(job));
         report.lower_ns += NanosecondsSince(start);
       } else {
-        programs_checked = CheckCoverage(job, batch, plan.step);
-        if (programs_checked.ok()) {
-          programs_checked = CheckPrograms(plan.step, plan.programs, limits);
-        }
+        programs_checked = CheckPrograms(plan.step, plan.programs, limits);
         report.check_ns += NanosecondsSince(start);
       }
     });
