@@ -619,6 +619,7 @@ class Planner : public StepPlanner {
       } else {
         schedule_checked = CheckPlan(problem, plan.schedule, plan.times);
         split_checked = CheckCoverage(job, batch, plan.step);
+        if (split_checked.ok()) split_checked = CheckSplit(plan.step);
         report.check_ns = NanosecondsSince(start);
         report.bubbles = FindBubbleCauses(graph, plan.schedule, plan.times);
       }
@@ -637,7 +638,7 @@ class Planner : public StepPlanner {
                                           LinkSpeedsOf(job));
         report.lower_ns += NanosecondsSince(start);
       } else {
-        programs_checked = CheckPrograms(plan.step, plan.programs, limits);
+        programs_checked = CheckActions(plan.step, plan.programs, limits);
         report.check_ns += NanosecondsSince(start);
       }
     });

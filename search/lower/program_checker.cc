@@ -65,6 +65,14 @@ class TransferPlaces {
 // Host copies of a stage pair.
 enum class CopyState : uint8_t { kNone, kGoingOut, kOut, kComingIn, kBack };
 
+absl::Status Violation(absl::string_view what) {
+  return absl::FailedPreconditionError(absl::StrCat("program: ", what));
+}
+
+int ModuleOf(const StepProblem& step, int sweep) {
+  return step.sub_microbatches[step.sweeps[sweep].sub_microbatch].module;
+}
+
 class ProgramChecker {
  public:
   ProgramChecker(const StepProblem& step, const StepPrograms& programs,
@@ -76,7 +84,6 @@ class ProgramChecker {
         num_sweeps_(static_cast<int>(step.problem.sweeps.size())) {}
 
   absl::Status Run() {
-    PW_RETURN_IF_ERROR(CheckSplit());
     PW_RETURN_IF_ERROR(CheckShapes());
     PW_RETURN_IF_ERROR(CheckTransfers());
     PW_RETURN_IF_ERROR(FindPlaces());
@@ -89,10 +96,6 @@ class ProgramChecker {
   }
 
  private:
-  static absl::Status Violation(absl::string_view what) {
-    return absl::FailedPreconditionError(absl::StrCat("program: ", what));
-  }
-
   std::string Where(int rank, int position) const {
     const Action& a = programs_.ranks[rank][position];
     std::string where = absl::StrCat("rank ", rank, " action ", position, " (",
@@ -122,82 +125,6 @@ class ProgramChecker {
   }
   PairPlaces& Places(int sweep, int stage) {
     return places_[first_pair_[sweep] + stage];
-  }
-  int ModuleOf(int sweep) const {
-    return step_.sub_microbatches[step_.sweeps[sweep].sub_microbatch].module;
-  }
-
-  // Items, sub-microbatches and sweeps.
-  absl::Status CheckSplit() {
-    if (static_cast<int>(step_.sweeps.size()) != NumSweeps()) {
-      return Violation(absl::StrCat(step_.sweeps.size(), " origins for ",
-                                    NumSweeps(), " sweeps"));
-    }
-    std::vector<std::tuple<int, int, int>> items;  // microbatch, module, item
-    for (const SubMicrobatch& sub : step_.sub_microbatches) {
-      if (sub.items.empty()) {
-        return Violation(absl::StrCat("a sub-microbatch of microbatch ",
-                                      sub.microbatch, ", module ", sub.module,
-                                      " has no items"));
-      }
-      for (int item : sub.items) {
-        items.emplace_back(sub.microbatch, sub.module, item);
-      }
-    }
-    if (!std::is_sorted(items.begin(), items.end())) {
-      std::sort(items.begin(), items.end());
-    }
-    for (size_t i = 0; i < items.size(); ++i) {
-      const auto& [microbatch, module, item] = items[i];
-      const bool first = i == 0 || std::get<0>(items[i - 1]) != microbatch ||
-                         std::get<1>(items[i - 1]) != module;
-      const int expected = first ? 0 : std::get<2>(items[i - 1]) + 1;
-      if (item != expected) {
-        return Violation(
-            absl::StrCat("microbatch ", microbatch, ", module ", module,
-                         ": item ", std::min(item, expected),
-                         item < expected ? " is in two sub-microbatches"
-                                         : " is in no sub-microbatch"));
-      }
-    }
-    for (const auto& [microbatch, module] : step_.empty) {
-      if (std::binary_search(items.begin(), items.end(),
-                             std::make_tuple(microbatch, module, 0))) {
-        return Violation(absl::StrCat("microbatch ", microbatch, ", module ",
-                                      module,
-                                      " is listed as empty, but has "
-                                      "items"));
-      }
-    }
-    std::vector<uint64_t> segments(step_.sub_microbatches.size(), 0);
-    for (int s = 0; s < NumSweeps(); ++s) {
-      const SweepOrigin& origin = step_.sweeps[s];
-      const int num_segments =
-          static_cast<int>(step_.choices[ModuleOf(s)].size());
-      if (origin.segment < 0 || origin.segment >= num_segments ||
-          origin.segment >= 64) {
-        return Violation(absl::StrCat(problem_.sweeps[s].id, ": segment ",
-                                      origin.segment, " of ", num_segments));
-      }
-      const uint64_t bit = uint64_t{1} << origin.segment;
-      if ((segments[origin.sub_microbatch] & bit) != 0) {
-        return Violation(absl::StrCat(problem_.sweeps[s].id,
-                                      ": its sub-microbatch runs segment ",
-                                      origin.segment, " twice"));
-      }
-      segments[origin.sub_microbatch] |= bit;
-    }
-    for (size_t i = 0; i < segments.size(); ++i) {
-      const size_t expected =
-          step_.choices[step_.sub_microbatches[i].module].size();
-      for (size_t k = 0; k < expected; ++k) {
-        if ((segments[i] >> k & 1) == 0) {
-          return Violation(
-              absl::StrCat("sub-microbatch ", i, " does not run segment ", k));
-        }
-      }
-    }
-    return absl::OkStatus();
   }
 
   absl::Status CheckShapes() {
@@ -526,7 +453,8 @@ class ProgramChecker {
     std::vector<PairBytes> bytes;
     bytes.reserve(places_.size());
     for (int s = 0; s < NumSweeps(); ++s) {
-      const auto& segment = step_.choices[ModuleOf(s)][step_.sweeps[s].segment];
+      const auto& segment =
+          step_.choices[ModuleOf(step_, s)][step_.sweeps[s].segment];
       for (int k = 0; k < NumStages(s); ++k) {
         const PairFacts& facts = facts_[bytes.size()];
         const PairPlaces& places = places_[bytes.size()];
@@ -683,7 +611,7 @@ class ProgramChecker {
     for (int s = 0; s < NumSweeps(); ++s) {
       if (!problem_.sweeps[s].backward) continue;
       std::vector<Chunk>& segment =
-          chunks[ModuleOf(s)][step_.sweeps[s].segment];
+          chunks[ModuleOf(step_, s)][step_.sweeps[s].segment];
       for (int k = 0; k < NumStages(s); ++k) {
         Chunk& chunk = segment[k];
         const PairPlaces& p = Places(s, k);
@@ -692,8 +620,8 @@ class ProgramChecker {
     }
     for (const auto& [r, i] : grads_ready_) {
       const Action& a = programs_.ranks[r][i];
-      Chunk& chunk =
-          chunks[ModuleOf(a.sweep)][step_.sweeps[a.sweep].segment][a.stage];
+      Chunk& chunk = chunks[ModuleOf(step_, a.sweep)]
+                           [step_.sweeps[a.sweep].segment][a.stage];
       if (chunk.last == kAbsent) {
         return Violation(
             absl::StrCat(Where(r, i), ": its chunk has no backward"));
@@ -805,10 +733,89 @@ class ProgramChecker {
 
 }  // namespace
 
+absl::Status CheckSplit(const StepProblem& step) {
+  const int num_sweeps = static_cast<int>(step.problem.sweeps.size());
+  if (static_cast<int>(step.sweeps.size()) != num_sweeps) {
+    return Violation(absl::StrCat(step.sweeps.size(), " origins for ",
+                                  num_sweeps, " sweeps"));
+  }
+  std::vector<std::tuple<int, int, int>> items;  // microbatch, module, item
+  for (const SubMicrobatch& sub : step.sub_microbatches) {
+    if (sub.items.empty()) {
+      return Violation(absl::StrCat("a sub-microbatch of microbatch ",
+                                    sub.microbatch, ", module ", sub.module,
+                                    " has no items"));
+    }
+    for (int item : sub.items) {
+      items.emplace_back(sub.microbatch, sub.module, item);
+    }
+  }
+  if (!std::is_sorted(items.begin(), items.end())) {
+    std::sort(items.begin(), items.end());
+  }
+  for (size_t i = 0; i < items.size(); ++i) {
+    const auto& [microbatch, module, item] = items[i];
+    const bool first = i == 0 || std::get<0>(items[i - 1]) != microbatch ||
+                       std::get<1>(items[i - 1]) != module;
+    const int expected = first ? 0 : std::get<2>(items[i - 1]) + 1;
+    if (item != expected) {
+      return Violation(absl::StrCat("microbatch ", microbatch, ", module ",
+                                    module, ": item ", std::min(item, expected),
+                                    item < expected
+                                        ? " is in two sub-microbatches"
+                                        : " is in no sub-microbatch"));
+    }
+  }
+  for (const auto& [microbatch, module] : step.empty) {
+    if (std::binary_search(items.begin(), items.end(),
+                           std::make_tuple(microbatch, module, 0))) {
+      return Violation(absl::StrCat("microbatch ", microbatch, ", module ",
+                                    module,
+                                    " is listed as empty, but has "
+                                    "items"));
+    }
+  }
+  std::vector<uint64_t> segments(step.sub_microbatches.size(), 0);
+  for (int s = 0; s < num_sweeps; ++s) {
+    const SweepOrigin& origin = step.sweeps[s];
+    const int num_segments =
+        static_cast<int>(step.choices[ModuleOf(step, s)].size());
+    if (origin.segment < 0 || origin.segment >= num_segments ||
+        origin.segment >= 64) {
+      return Violation(absl::StrCat(step.problem.sweeps[s].id, ": segment ",
+                                    origin.segment, " of ", num_segments));
+    }
+    const uint64_t bit = uint64_t{1} << origin.segment;
+    if ((segments[origin.sub_microbatch] & bit) != 0) {
+      return Violation(absl::StrCat(step.problem.sweeps[s].id,
+                                    ": its sub-microbatch runs segment ",
+                                    origin.segment, " twice"));
+    }
+    segments[origin.sub_microbatch] |= bit;
+  }
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const size_t expected =
+        step.choices[step.sub_microbatches[i].module].size();
+    for (size_t k = 0; k < expected; ++k) {
+      if ((segments[i] >> k & 1) == 0) {
+        return Violation(
+            absl::StrCat("sub-microbatch ", i, " does not run segment ", k));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckActions(const StepProblem& step, const StepPrograms& programs,
+                          const ProgramLimits& limits) {
+  return ProgramChecker(step, programs, limits).Run();
+}
+
 absl::Status CheckPrograms(const StepProblem& step,
                            const StepPrograms& programs,
                            const ProgramLimits& limits) {
-  return ProgramChecker(step, programs, limits).Run();
+  PW_RETURN_IF_ERROR(CheckSplit(step));
+  return CheckActions(step, programs, limits);
 }
 
 }  // namespace pipeweaver::search

@@ -33,6 +33,13 @@ absl::Status CheckPrograms(const StepProblem& step,
                            const StepPrograms& programs,
                            const ProgramLimits& limits);
 
+// CheckPrograms in two parts, for callers that have the step earlier than its
+// programs: what the first point says, and all others.
+absl::Status CheckSplit(const StepProblem& step);
+// REQUIRES: CheckSplit has passed.
+absl::Status CheckActions(const StepProblem& step, const StepPrograms& programs,
+                          const ProgramLimits& limits);
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_LOWER_PROGRAM_CHECKER_H_
