@@ -53,8 +53,13 @@ class PackedColumns {
   }
 
   void Add(int field, uint64_t value) {
-    uint8_t*& end = end_[field - 1];
-    end = CodedOutputStream::WriteVarint64ToArray(value, end);
+    uint8_t* const end = end_[field - 1];
+    if (value < 0x80) {  // most are
+      *end = static_cast<uint8_t>(value);
+      end_[field - 1] = end + 1;
+    } else {
+      end_[field - 1] = CodedOutputStream::WriteVarint64ToArray(value, end);
+    }
   }
   void AddSigned(int field, int64_t value) {
     // Zigzag: small numbers of either sign are short.
