@@ -83,12 +83,18 @@ class Checker {
     fused_.assign(pairs, false);
     splits_.assign(pairs, false);
     if (!problem_.split_backward) return;
-    for (int s = 0; s < num_sweeps; ++s) {
-      const Sweep& sweep = problem_.sweeps[s];
-      for (int k = 0; k < static_cast<int>(sweep.stages.size()); ++k) {
-        splits_[Pair(s, k)] = std::all_of(
-            sweep.stages[k].choices.begin(), sweep.stages[k].choices.end(),
-            [](const Choice& c) { return c.weight_grad_ns > 0; });
+    const Choice* list = nullptr;  // the last looked at; stages share them
+    bool list_splits = false;
+    int pair = 0;
+    for (const Sweep& sweep : problem_.sweeps) {
+      for (const Stage& stage : sweep.stages) {
+        if (stage.choices.data() != list) {
+          list = stage.choices.data();
+          list_splits =
+              std::all_of(stage.choices.begin(), stage.choices.end(),
+                          [](const Choice& c) { return c.weight_grad_ns > 0; });
+        }
+        splits_[pair++] = list_splits;
       }
     }
   }
@@ -173,7 +179,7 @@ class Checker {
           return Violation(absl::StrCat(Name(splits_[pair] ? 'I' : 'B', s, k),
                                         " is missing"));
         }
-        if (present_[slot + kSlotWeight] == whole[pair]) {
+        if ((present_[slot + kSlotWeight] != 0) == whole[pair]) {
           return Violation(absl::StrCat(
               Name('W', s, k),
               whole[pair] ? " is not to run beside its B" : " is missing"));
@@ -362,10 +368,10 @@ class Checker {
   std::vector<int> first_pair_;      // [sweep], and the number of pairs
   std::vector<int> first_consumer_;  // [sweep]: range in consumers_
   std::vector<int> consumers_;
-  std::vector<int> choice_;    // [pair], -1 when absent
-  std::vector<bool> splits_;   // [pair]
-  std::vector<bool> fused_;    // [pair]: a B in place of I and W
-  std::vector<bool> present_;  // [pair * kSlots + slot]
+  std::vector<int> choice_;       // [pair], -1 when absent
+  std::vector<uint8_t> splits_;   // [pair]
+  std::vector<uint8_t> fused_;    // [pair]: a B in place of I and W
+  std::vector<uint8_t> present_;  // [pair * kSlots + slot]
   std::vector<int> whole_backward_;
   std::vector<int64_t> end_;  // [pair * kSlots + slot]
   int blocked_on_ = -1;
