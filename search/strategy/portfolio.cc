@@ -33,9 +33,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rules get this share of the budget, orders the rest; rules less where no
-// backward may be split, so that building orders anew finds more, and more
-// where prices of memory are to be found and orders would get less than
+// Rules get this share of the budget, orders the rest; rules less where all
+// backwards are whole, so that building orders anew finds more, and more where
+// prices of memory are to be found and orders would get less than
 // kLeastWalk moves for every task.
 constexpr double kRuleShare = 0.5;
 constexpr double kWholeRuleShare = 0.3;
@@ -60,6 +60,9 @@ constexpr int kElites = 3;
 constexpr double kProbeShare = 0.25;
 constexpr int kProbeRounds = 2;
 constexpr double kProbeCooling = 0.5;  // of the way from hottest to coldest
+// What finding a plan in reversed time may take, in pair steps for every pair:
+// time is better spent on schedules than on one more way to find them.
+constexpr int64_t kReversedWorkPerPair = 64;
 // Proposals of local search that count, and take about as long, as one list
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 64;
@@ -134,8 +137,8 @@ struct Candidate {
 };
 
 bool IsWhole(const ProblemGraph& graph) {
-  return std::none_of(graph.mode.begin(), graph.mode.end(),
-                      [](PairMode mode) { return mode == PairMode::kSplit; });
+  return std::all_of(graph.mode.begin(), graph.mode.end(),
+                     [](PairMode mode) { return mode == PairMode::kWhole; });
 }
 
 class Search {
@@ -155,20 +158,19 @@ class Search {
 
   SearchResult Run() {
     TryRules();
-    const PipelineRule& rule = elites_.front().rule;
-    // The rule's numbers, and whether time is reversed.
-    std::vector<int32_t> settings = PipelineRules::ToSettings(rule);
-    settings.push_back(elites_.front().reversed ? 1 : 0);
     if (options_.warm_start != nullptr) {
       std::optional<TaskOrder> order =
           FromSchedule(graph_, *options_.warm_start);
       if (order) {
-        Offer({rule, elites_.front().reversed, *std::move(order)});
+        const Candidate& best = elites_.front();
+        Offer({best.rule, best.reversed, *std::move(order)});
       }
     }
     WalkOn();
     SearchResult result;
-    result.settings = std::move(settings);
+    // The rule's numbers, and whether it is for reversed time.
+    result.settings = PipelineRules::ToSettings(elites_.front().rule);
+    result.settings.push_back(elites_.front().reversed ? 1 : 0);
     result.schedule = ToSchedule(graph_, elites_.front().order);
     result.makespan_ns = elites_.front().order.makespan_ns;
     result.evaluations = evaluations_;
@@ -235,14 +237,19 @@ class Search {
     if (elites_.size() > kElites) elites_.pop_back();
   }
 
-  // Makes reversed_ where there is such a problem, and a plan for it.
-  void ReverseDirection() {
+  // Whether there is such a problem and a plan for it is easily found; makes
+  // reversed_ when first asked.
+  bool MayReverse() {
+    if (reversal_tried_) return reversed_ != nullptr;
+    reversal_tried_ = true;
     std::optional<ProblemGraph> graph = InReversedTime(graph_);
-    if (!graph) return;
-    absl::StatusOr<SafePlan> plan = FindSafePlan(*graph, options_.budget);
-    if (!plan.ok()) return;
+    if (!graph) return false;
+    absl::StatusOr<SafePlan> plan = FindSafePlan(
+        *graph, options_.budget, kReversedWorkPerPair * graph_.pairs);
+    if (!plan.ok()) return false;
     reversed_ = std::make_unique<const ReversedDirection>(
         *std::move(graph), *std::move(plan), options_.threads);
+    return true;
   }
 
   const Direction& DirectionOf(bool reversed) const {
@@ -339,8 +346,13 @@ class Search {
     if (settings.empty()) return;
     const bool reversed = settings.back() == 1;
     settings.pop_back();
-    if (reversed) ReverseDirection();
-    if (reversed && reversed_ == nullptr) return;
+    if (!forward_.rules().FromSettings(settings)) return;
+    if (reversed) {
+      // What may be had at once comes first.
+      TryAll({forward_.rules().FirstRules().front()}, false, RuleShare(),
+             starts.emplace_back());
+      if (!MayReverse()) return;
+    }
     const auto rule = DirectionOf(reversed).rules().FromSettings(settings);
     if (!rule) return;
     Candidate& start = starts.emplace_back();
@@ -354,12 +366,9 @@ class Search {
     TryWarmSettings(starts);
     std::vector<Candidate> firsts(1);
     TryAll(forward_.rules().FirstRules(), false, RuleShare(), firsts[0]);
-    if (Progress() < RuleShare()) {
-      if (reversed_ == nullptr) ReverseDirection();
-      if (reversed_ != nullptr) {
-        TryAll(reversed_->direction.rules().FirstRules(), true, RuleShare(),
-               firsts.emplace_back());
-      }
+    if (Progress() < RuleShare() && MayReverse()) {
+      TryAll(reversed_->direction.rules().FirstRules(), true, RuleShare(),
+             firsts.emplace_back());
     }
     SortByMakespan(firsts);
     for (Candidate& first : firsts) {
@@ -428,10 +437,12 @@ class Search {
   // Random changes, each job a short climb of its own from one of `climbs`,
   // half of them from the best. Returns how far each has come.
   std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
-    const int64_t steps =
+    const int64_t most_steps =
         std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
     for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
       SortByMakespan(climbs);
+      const int64_t steps =
+          std::min(most_steps, std::max<int64_t>(1, EvaluationsLeft()));
       const int jobs = static_cast<int>(
           std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));
       const auto from = [&](int job) -> const Candidate& {
@@ -493,7 +504,7 @@ class Search {
         walk.rebuilt =
             std::make_unique<RebuildSearch>(forward_.model(), forward_.rules());
       }
-      walk.rebuilt->Load(walk.best);
+      walk.rebuilt->Load(walk.best, &stop_);
       return;
     }
     if (walk.orders == nullptr) {
@@ -513,8 +524,7 @@ class Search {
   }
 
   // A round of the first `walking` of `walks` side by side, each of so many
-  // moves; the best order found becomes that of the first elite. `walked`: 0
-  // when walks are as hot as ever, 1 when they are as cold.
+  // moves. `walked`: 0 when walks are as hot as ever, 1 when they are as cold.
   void GoOn(std::vector<Walk>& walks, int walking, int64_t moves,
             double walked) {
     std::vector<int64_t> made(walking, 0);
@@ -539,8 +549,6 @@ class Search {
     walks_begun_ += walking;
     for (int i = 0; i < walking; ++i) {
       evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
-      TaskOrder& best = elites_.front().order;
-      if (walks[i].best.makespan_ns < best.makespan_ns) best = walks[i].best;
     }
   }
 
@@ -566,7 +574,12 @@ class Search {
                        .rebuilds = true,
                        .hottest = kHottest});
     }
-    for (double at = first; at < until; at = Progress()) {
+    const auto at_bound = [this](const Walk& walk) {
+      return walk.best.makespan_ns <= bound_ns_;
+    };
+    for (double at = first;
+         at < until && std::none_of(walks.begin(), walks.end(), at_bound);
+         at = Progress()) {
       GoOn(walks, count, kMovesPerRound,
            (at - first) / (until - first) * kProbeCooling);
     }
@@ -617,6 +630,9 @@ class Search {
         if (makespan_ns(i) < makespan_ns(best)) best = i;
         if (makespan_ns(i) >= makespan_ns(worst)) worst = i;
       }
+      if (makespan_ns(best) < elites_.front().order.makespan_ns) {
+        elites_.front().order = walks[best].best;
+      }
       if (Progress() >= 1) return;
       // Now and then the worst goes on from where the best stood.
       if (walked >= next_exchange && best != worst && worst < walking) {
@@ -630,8 +646,9 @@ class Search {
   const ProblemGraph& graph_;
   const SearchOptions& options_;
   const Direction forward_;
+  bool reversal_tried_ = false;
   std::unique_ptr<const ReversedDirection> reversed_;  // may be null
-  const bool whole_;  // no backward may be split
+  const bool whole_;  // every pair has a whole backward
   const int64_t bound_ns_;
   const Clock::time_point start_;
   WorkerPool pool_;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -35,9 +36,10 @@ RebuildSearch::RebuildSearch(const ListModel& model, const PipelineRules& rules)
   }
 }
 
-void RebuildSearch::Load(const TaskOrder& order) {
+void RebuildSearch::Load(const TaskOrder& order,
+                         const std::function<bool()>* stop) {
   orders_.Load(order);
-  orders_.SpeedUpWhereMemoryAllows();
+  orders_.SpeedUpWhereMemoryAllows(stop);
   orders_.FuseWhereSlack();
   orders_.Save(current_);
   Adopt();

@@ -8,6 +8,7 @@
 #define SEARCH_STRATEGY_REBUILD_SEARCH_H_
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -24,8 +25,10 @@ class RebuildSearch {
   // All must outlive it.
   RebuildSearch(const ListModel& model, const PipelineRules& rules);
 
-  // Takes over `order`, which must be complete and within memory.
-  void Load(const TaskOrder& order);
+  // Takes over `order`, which must be complete and within memory. `stop`: as in
+  // WalkOptions.
+  void Load(const TaskOrder& order,
+            const std::function<bool()>* stop = nullptr);
 
   // What one rebuild may take of WalkOptions::moves: two schedules and a
   // descent.

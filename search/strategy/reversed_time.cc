@@ -14,7 +14,7 @@
 namespace pipeweaver::search {
 namespace {
 
-// The headroom is at most this part of the least limit: with less, choices that
+// The headroom is at most this part of any limit: with less, choices that
 // rebuild activations cost too much memory, with more, all others.
 constexpr int64_t kHeadroomPart = 48;
 
@@ -29,13 +29,13 @@ std::optional<ProblemGraph> InReversedTime(const ProblemGraph& graph) {
     return std::max<int64_t>(0,
                              choice.backward_bytes - choice.activation_bytes);
   };
-  // Pairs of several ranks share choices, and so one headroom.
+  // Pairs on several ranks share choices, and so one headroom.
   int64_t headroom = 0;
   for (const GraphChoice& choice : graph.choices) {
     headroom = std::max(headroom, extra_bytes(choice));
   }
-  for (const int64_t limit : graph.limit_bytes) {
-    headroom = std::min(headroom, limit / kHeadroomPart);
+  for (const int rank : graph.pair_rank) {
+    headroom = std::min(headroom, graph.limit_bytes[rank] / kHeadroomPart);
   }
   ProblemGraph reversed = graph;
   for (GraphChoice& choice : reversed.choices) {
@@ -44,7 +44,9 @@ std::optional<ProblemGraph> InReversedTime(const ProblemGraph& graph) {
         std::max<int64_t>(0, extra_bytes(choice) - headroom);
     choice.backward_bytes = choice.activation_bytes;
   }
-  for (int64_t& limit : reversed.limit_bytes) limit -= headroom;
+  for (int64_t& limit : reversed.limit_bytes) {
+    limit = std::max<int64_t>(0, limit - headroom);
+  }
   return reversed;
 }
 

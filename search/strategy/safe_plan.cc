@@ -27,9 +27,8 @@
 namespace pipeweaver::search {
 namespace {
 
-// Work that the searches for all components together may spend, in pair steps,
-// and how much of it once the deadline has passed.
-constexpr int64_t kMostWork = 50'000'000;
+// Work that the searches for all components together may spend once the
+// deadline has passed, in pair steps.
 constexpr int64_t kMostLateWork = 5'000'000;
 // Of it, what one component may spend to prove that a rank cannot do.
 constexpr int64_t kMostProofWork = 5'000'000;
@@ -106,7 +105,8 @@ struct Shortage {
 // The work that is left for searches.
 class WorkLeft {
  public:
-  explicit WorkLeft(const SearchBudget& budget) : budget_(budget) {}
+  WorkLeft(const SearchBudget& budget, int64_t most_work)
+      : budget_(budget), left_(most_work) {}
 
   void Spend(int64_t pair_steps) {
     left_ -= pair_steps;
@@ -130,7 +130,7 @@ class WorkLeft {
   }
 
   const SearchBudget& budget_;
-  int64_t left_ = kMostWork;
+  int64_t left_;
   int64_t until_check_ = 0;
   bool late_ = false;
 };
@@ -716,7 +716,8 @@ int64_t BackwardStepBytes(const GraphChoice& choice, PairMode mode,
 }
 
 absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph,
-                                      const SearchBudget& budget) {
+                                      const SearchBudget& budget,
+                                      int64_t most_work) {
   SafePlan plan;
   plan.component_of_sweep.assign(graph.sweeps, -1);
   plan.choice.assign(graph.pairs, 0);
@@ -750,7 +751,7 @@ absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph,
   }
   std::vector<int32_t> local(graph.pairs, -1);
   WaysOfPairs ways(graph);
-  WorkLeft work(budget);
+  WorkLeft work(budget, most_work);
   for (size_t c = 0; c < components.size(); ++c) {
     ComponentSolver solver(graph, ways, std::move(components[c]),
                            std::move(pairs[c]), local, work);

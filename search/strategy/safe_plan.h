@@ -67,16 +67,21 @@ struct SafePlan {
 // The peak of a backward step above nothing, for a choice and way to run it.
 int64_t BackwardStepBytes(const GraphChoice& choice, PairMode mode, bool fused);
 
-// Without `budget.deadline` and `budget.cancelled` the result depends on the
-// problem alone. Past the deadline, what is easily found still is, and a search
-// ends within a fraction of a second; once cancelled, at once.
+// Work that searches for a plan spend at most, in pair steps: some seconds.
+inline constexpr int64_t kMostSafePlanWork = 50'000'000;
+
+// `most_work`: of searches, where what is easily found does not fit. Without
+// `budget.deadline` and `budget.cancelled` the result depends on the problem
+// and on that alone. Past the deadline, what is easily found still is, and a
+// search ends within a fraction of a second; once cancelled, at once.
 //
 // Errors: RESOURCE_EXHAUSTED when a component does not fit; the message names
 // rank, bytes and limit and says whether no schedule exists or none was found,
 // and whether the bytes are those of every order or of one tried. Its field
 // (field_error.h) is the rank's limit.
 absl::StatusOr<SafePlan> FindSafePlan(const ProblemGraph& graph,
-                                      const SearchBudget& budget = {});
+                                      const SearchBudget& budget = {},
+                                      int64_t most_work = kMostSafePlanWork);
 
 }  // namespace pipeweaver::search
 

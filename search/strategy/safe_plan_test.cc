@@ -251,6 +251,15 @@ TEST(SafePlanTest, SaysWhenItGaveUp) {
       << error;
 }
 
+TEST(SafePlanTest, SpendsNoMoreWorkThanItMay) {
+  const ProblemGraph graph = BuildProblemGraph(TightProblem(817));
+  const auto plan = FindSafePlan(graph, SearchBudget(), /*most_work=*/1000);
+  EXPECT_EQ(
+      plan.status().message().rfind("no schedule was found, one may exist", 0),
+      0u)
+      << plan.status();
+}
+
 // What takes more than the first descent.
 TEST(SafePlanTest, IsNotSearchedForOnceCancelled) {
   const ProblemGraph graph = BuildProblemGraph(TightProblem(817));

@@ -116,7 +116,7 @@ Problem MiddlingProblem() {
 TEST_P(StrategyTest, SameBytesForAnyThreadCount) {
   const Problem problem = MiddlingProblem();
   const ProblemGraph graph = BuildProblemGraph(problem);
-  for (const int64_t evaluations : {1, 7, 100, 1000}) {
+  for (const int64_t evaluations : {1, 7, 100, 1000, 4000}) {
     std::vector<std::string> texts;
     for (const int threads : {1, 2, 5}) {
       SearchOptions options;
@@ -125,6 +125,7 @@ TEST_P(StrategyTest, SameBytesForAnyThreadCount) {
       const auto result = strategy_->Solve(graph, options);
       ASSERT_TRUE(result.ok()) << result.status();
       ExpectValid(graph, *result);
+      EXPECT_LE(result->evaluations, evaluations);
       const auto times = TimeSchedule(graph, result->schedule);
       texts.push_back(ScheduleToJson(problem, result->schedule, *times, {}));
     }
@@ -224,16 +225,19 @@ TEST_P(StrategyTest, TakesAnyWarmSettings) {
       {1},
       std::vector<int32_t>(10 + graph.ranks, 1 << 30)};
   for (size_t i = 0; i < first->settings.size(); ++i) {
-    for (const int32_t number : {-1, 7, 1 << 20, 1 << 30}) {
+    for (const int32_t number : {-1, 0, 1, 7, 1 << 20, 1 << 30}) {
       all.push_back(first->settings);
       all.back()[i] = number;
     }
   }
   for (const std::vector<int32_t>& settings : all) {
     options.warm_settings = settings;
-    const auto result = strategy_->Solve(graph, options);
-    ASSERT_TRUE(result.ok());
-    ExpectValid(graph, *result);
+    for (const int64_t evaluations : {1, 50}) {
+      options.budget.evaluations = evaluations;
+      const auto result = strategy_->Solve(graph, options);
+      ASSERT_TRUE(result.ok());
+      ExpectValid(graph, *result);
+    }
   }
 }
 

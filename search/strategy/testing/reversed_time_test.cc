@@ -66,6 +66,15 @@ TEST(ReversedTimeTest, WhereNothingIsRebuiltLimitsStay) {
   EXPECT_EQ(reversed->limit_bytes, problem.memory_limit_bytes);
 }
 
+TEST(ReversedTimeTest, ARankWithoutStagesTakesNoHeadroomFromOthers) {
+  Problem problem = TwoStages(/*may_rebuild=*/true);
+  problem.ranks = 3;
+  problem.memory_limit_bytes.push_back(0);
+  const auto reversed = InReversedTime(BuildProblemGraph(problem));
+  ASSERT_TRUE(reversed.has_value());
+  EXPECT_EQ(reversed->limit_bytes, (std::vector<int64_t>{4700, 9500, 0}));
+}
+
 TEST(ReversedTimeTest, NeedsWholeBackwards) {
   Problem problem = TwoStages(/*may_rebuild=*/true);
   problem.split_backward = true;
