@@ -42,6 +42,7 @@ enum class ActionKind : uint8_t {
 };
 
 constexpr int kNumActionKinds = 12;
+static_assert(static_cast<int>(ActionKind::kGradsReady) + 1 == kNumActionKinds);
 
 constexpr bool IsCompute(ActionKind kind) {
   return kind <= ActionKind::kWeightGrad;

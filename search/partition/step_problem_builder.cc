@@ -572,18 +572,8 @@ class Builder {
         tokens = 0;
       }
     }
-    // Modules that several edges join make several entries of a pair.
+    // One entry of each two: at most one edge joins two modules.
     std::sort(inputs.begin(), inputs.end(), EdgeInput::Before);
-    size_t kept = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (kept > 0 && inputs[kept - 1].consumer == inputs[i].consumer &&
-          inputs[kept - 1].producer == inputs[i].producer) {
-        inputs[kept - 1].bytes += inputs[i].bytes;
-      } else {
-        inputs[kept++] = inputs[i];
-      }
-    }
-    inputs.resize(kept);
     return inputs;
   }
 

@@ -42,7 +42,9 @@ void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
     HashedKey key(entry.key);
     Shard& shard = ShardOf(key);
     MutexLock lock(&shard.mutex);
+    bool used = false;
     if (const auto it = shard.by_key.find(key); it != shard.by_key.end()) {
+      used = it->second->used;
       shard.Erase(it->second);
     }
     while (shard.bytes + bytes > shard_budget_bytes_) {
@@ -55,7 +57,7 @@ void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
       }
     }
     shard.entries.push_front(
-        {absl::StrCat(entry.key, entry.value), entry.key.size()});
+        {absl::StrCat(entry.key, entry.value), entry.key.size(), used});
     key.bytes = shard.entries.front().key();
     shard.by_key.emplace(key, shard.entries.begin());
     shard.bytes += bytes;
