@@ -26,17 +26,11 @@ class Translation {
   // `graph` is that of step.problem.
   Translation(const StepProblem& step, const ProblemGraph& graph,
               const StepPrograms& programs, const LinkSpeeds& links)
-      : step_(step), graph_(graph), programs_(programs), links_(links) {
-    for (const auto& module : step.choices) {
-      for (const auto& segment : module) {
-        for (const auto& chunk : segment) {
-          for (const MemoryChoice& choice : chunk) {
-            offloads_ = offloads_ || choice.offload_layers > 0;
-          }
-        }
-      }
-    }
-  }
+      : step_(step),
+        graph_(graph),
+        programs_(programs),
+        links_(links),
+        offloads_(MostOffloadBytes(step).has_value()) {}
 
   // All but `bytes`.
   semu::StepProgram Operations() {
@@ -189,7 +183,7 @@ class Translation {
   const ProblemGraph& graph_;
   const StepPrograms& programs_;
   const LinkSpeeds& links_;
-  bool offloads_ = false;  // any choice
+  const bool offloads_;    // any choice
   std::vector<int> copy_;  // [pair]: its last copy
 };
 

@@ -531,24 +531,10 @@ class Planner : public StepPlanner {
       const bool nothing_left =
           *std::max_element(limits.begin(), limits.end()) == 0;
       if (!absl::IsResourceExhausted(status) || nothing_left) return status;
-      set_aside_bytes = std::max({2 * set_aside_bytes, job.transfer_bytes,
-                                  MostOffloadBytes(plan.step), int64_t{1}});
+      set_aside_bytes =
+          std::max({2 * set_aside_bytes, job.transfer_bytes,
+                    MostOffloadBytes(plan.step).value_or(0), int64_t{1}});
     }
-  }
-
-  // Of a stage.
-  static int64_t MostOffloadBytes(const StepProblem& step) {
-    int64_t most = 0;
-    for (const auto& module : step.choices) {
-      for (const auto& segment : module) {
-        for (const auto& chunk : segment) {
-          for (const MemoryChoice& choice : chunk) {
-            most = std::max(most, choice.offload_bytes);
-          }
-        }
-      }
-    }
-    return most;
   }
 
   static absl::StatusOr<StepPlan> PlanByBaseline(

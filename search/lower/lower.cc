@@ -61,7 +61,8 @@ class Lowering {
         schedule_(schedule),
         times_(times),
         limits_(limits),
-        ahead_(ahead) {}
+        ahead_(ahead),
+        offloads_(MostOffloadBytes(step).has_value()) {}
 
   absl::StatusOr<StepPrograms> Run() {
     Index();
@@ -114,11 +115,6 @@ class Lowering {
       for (const auto& segment : module) {
         first.push_back(chunks);
         chunks += static_cast<int>(segment.size());
-        for (const auto& choices : segment) {
-          for (const MemoryChoice& choice : choices) {
-            offloads_ = offloads_ || choice.offload_layers > 0;
-          }
-        }
       }
     }
     backwards_left_.assign(chunks, 0);
@@ -596,8 +592,8 @@ class Lowering {
   const StageTimes& times_;
   const ProgramLimits& limits_;
   const bool ahead_;
+  const bool offloads_;  // any choice
 
-  bool offloads_ = false;            // any choice
   std::vector<int> first_chunk_;     // [sweep]: the number of its first chunk
   std::vector<int> backwards_left_;  // [chunk]
   // [edge of graph_.consumers]: the place of the producer in the consumer

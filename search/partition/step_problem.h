@@ -5,7 +5,9 @@
 #define SEARCH_PARTITION_STEP_PROBLEM_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem.h"
@@ -63,6 +65,10 @@ struct StepProblem {
   // Share of the problem's least compute time that comes from measured costs.
   double measured_share = 0;
 };
+
+// The most bytes that a choice of the step offloads (MemoryChoice); nullopt: no
+// choice offloads.
+std::optional<int64_t> MostOffloadBytes(const StepProblem& step);
 
 }  // namespace pipeweaver::search
 
