@@ -168,6 +168,11 @@ Metrics::Metrics(int max_job_labels)
       &Histograms(registry_, "pipeweaver_measured_over_predicted_ratio",
                   "Measured over predicted step time, as rank 0 reports it.")
            .Add({}, Ratio());
+  plans_gave_way_ =
+      &Counters(registry_, "pipeweaver_plans_gave_way_total",
+                "Plans that gave way to others, as their bytes were more than "
+                "may be held, before all ranks had read them.")
+           .Add({});
   cost_versions_ = &Counters(registry_, "pipeweaver_cost_versions_total",
                              "Versions of jobs' costs taken up.")
                         .Add({});
@@ -312,6 +317,14 @@ void Metrics::OnStepFailed(const StepKey& key, const absl::Status& status) {
   spdlog::warn("{}: no plan: {}", DebugString(key), status.ToString());
   steps_failed_.Add({{"code", absl::StatusCodeToString(status.code())}})
       .Increment();
+}
+
+void Metrics::OnPlanGaveWay(const StepKey& key) {
+  spdlog::warn(
+      "{}: its plan gave way before all ranks had read it: sealed plans hold "
+      "more than max_plan_bytes",
+      DebugString(key));
+  plans_gave_way_->Increment();
 }
 
 void Metrics::OnReport(const std::string& job, double ratio) {

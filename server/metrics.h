@@ -74,13 +74,14 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   void CountRpc(RpcMethod method, absl::StatusCode code,
                 std::chrono::nanoseconds time);
 
-  // These two, and OnStepFailed, also say so in the log.
+  // These two, OnStepFailed and OnPlanGaveWay also say so in the log.
   void OnJobRegistered(const std::string& job, uint64_t attempt) override;
   void OnJobRemoved(const std::string& job, bool unused) override;
   void OnLikeBatchLookup(bool found) override;
   void OnPlanSealed(const SealedPlan& sealed,
                     const PlanTimings& timings) override;
   void OnStepFailed(const StepKey& key, const absl::Status& status) override;
+  void OnPlanGaveWay(const StepKey& key) override;
   void OnReport(const std::string& job, double ratio) override;
   void OnCosts(const std::string& job, const CostVersion& version,
                bool is_new) override;
@@ -130,6 +131,7 @@ class Metrics final : public PlannerObserver, public prometheus::Collectable {
   prometheus::Histogram* gap_;
   prometheus::Histogram* predicted_seconds_;
   prometheus::Histogram* measured_over_predicted_;
+  prometheus::Counter* plans_gave_way_;
   prometheus::Counter* cost_versions_;
   prometheus::Counter* cost_versions_refused_;
   prometheus::Counter* drifted_steps_;

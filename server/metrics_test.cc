@@ -41,6 +41,7 @@ void Exercise(Metrics& metrics) {
   metrics.OnJobRegistered("vlm", 1);
   metrics.OnPlanSealed(MakePlan("vlm"), {1'000, 2'000});
   metrics.OnStepFailed({"vlm", 1, 0, 0}, absl::ResourceExhaustedError("full"));
+  metrics.OnPlanGaveWay({"vlm", 1, 0, 0});
   metrics.OnReport("vlm", 1.25);
   CostVersion version;
   version.number = 3;
@@ -74,6 +75,7 @@ TEST(MetricsTest, CountsWhatHappens) {
         "pipeweaver_plan_bytes 5",
         "pipeweaver_plans_sealed_total{origin=\"safe\"} 1",
         "pipeweaver_steps_failed_total{code=\"RESOURCE_EXHAUSTED\"} 1",
+        "pipeweaver_plans_gave_way_total 1",
         "pipeweaver_gap_ratio_sum 0.5",
         "pipeweaver_predicted_step_seconds_sum 2",
         "pipeweaver_cost_versions_total 1",

@@ -295,6 +295,27 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
             1);
 }
 
+TEST(PipeweaverServerTest, PlansThatGiveWayUnreadAreCounted) {
+  const auto server = ServerProcess::Serving({"--max_plan_bytes=1048576"});
+  client::PlannerClient client = Connect(*server);
+  const v1::Job job = *semu::MakeSetup("vlm-s");
+  const v1::RegisterJobResponse registered = Register(client, job);
+  const auto plan = [&](uint64_t step) {
+    const v1::SubmitStepRequest request =
+        Submission(job, registered, step, /*microbatches=*/64);
+    EXPECT_TRUE(client.SubmitStep(request).ok());
+    EXPECT_TRUE(client.GetPlan(request.key()).ok());
+    return request.key();
+  };
+  const v1::PlanKey first = plan(0);
+  EXPECT_EQ(server->Metric("pipeweaver_plans_gave_way_total"), 0);
+  for (uint64_t step = 1; step < 8 && client.GetPlan(first).ok(); ++step) {
+    plan(step);
+  }
+  EXPECT_EQ(client.GetPlan(first).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(server->Metric("pipeweaver_plans_gave_way_total"), 1);
+}
+
 std::string ReadFile(const std::string& path) {
   std::ifstream in(path);
   EXPECT_TRUE(in) << path << " is missing";

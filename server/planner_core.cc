@@ -69,7 +69,10 @@ PlannerCore::PlannerCore(const PlannerCoreOptions& options,
       clock_(clock),
       observer_(observer),
       registry_(options.max_jobs, clock->UnixSeconds()),
-      table_(options.steps),
+      table_(options.steps,
+             [this](const StepKey& key) {
+               if (observer_ != nullptr) observer_->OnPlanGaveWay(key);
+             }),
       pool_(options.planner_threads, options.max_queued),
       registrations_(std::min(options.planner_threads, kRegistrations),
                      kRegistrationsQueued, std::numeric_limits<int>::max(),

@@ -34,6 +34,9 @@ class PlannerObserver {
   virtual void OnStepFailed(const StepKey& key, const absl::Status& status) {
     (void)key, (void)status;
   }
+  // The step's sealed plan gave way to others, as their bytes were more than
+  // may be held, before all ranks had read it.
+  virtual void OnPlanGaveWay(const StepKey& key) { (void)key; }
   // A rank's measured over predicted step time.
   virtual void OnReport(const std::string& job,
                         double measured_over_predicted) {

@@ -277,13 +277,15 @@ bool StepTable::Seal(const PendingStep& step, StepResult result,
                      Clock::TimePoint now,
                      const std::function<void()>& sealed) {
   Answers answers;
+  std::vector<StepKey> unused;
   {
     MutexLock lock(&mutex_);
     Entry* entry = FindPending(step);
     if (entry == nullptr) return false;
     SealEntry(step, *entry, std::move(result), now, &answers);
-    MakeRoom(&answers);
+    unused = MakeRoom(&answers);
   }
+  TellGaveWay(unused);
   sealed();
   Send(std::move(answers));
   return true;
@@ -295,6 +297,7 @@ bool StepTable::SealAll(
     Clock::TimePoint now, const std::function<void()>& sealed) {
   PW_CHECK(steps.size() == plans.size());
   Answers answers;
+  std::vector<StepKey> unused;
   {
     MutexLock lock(&mutex_);
     for (const auto& step : steps) {
@@ -303,8 +306,9 @@ bool StepTable::SealAll(
     for (size_t i = 0; i < steps.size(); ++i) {
       SealEntry(*steps[i], *FindPending(*steps[i]), plans[i], now, &answers);
     }
-    MakeRoom(&answers);
+    unused = MakeRoom(&answers);
   }
+  TellGaveWay(unused);
   sealed();
   Send(std::move(answers));
   return true;
@@ -415,7 +419,8 @@ std::vector<std::shared_ptr<const PendingStep>> StepTable::TakeDue(
   return due;
 }
 
-void StepTable::MakeRoom(Answers* answers) {
+std::vector<StepKey> StepTable::MakeRoom(Answers* answers) {
+  std::vector<StepKey> unused;
   while (plan_bytes_ > options_.max_plan_bytes && sealed_.size() > 1) {
     // All but the one that was sealed last.
     const auto end = std::prev(sealed_.end());
@@ -436,8 +441,15 @@ void StepTable::MakeRoom(Answers* answers) {
     const auto oldest = std::find_if(
         sealed_.begin(), end,
         [&](const auto& sealed) { return sealed.second.job == most->first; });
+    unused.push_back(oldest->second);
     Expire(oldest->second, answers);
   }
+  return unused;
+}
+
+void StepTable::TellGaveWay(const std::vector<StepKey>& steps) const {
+  if (gave_way_ == nullptr) return;
+  for (const StepKey& step : steps) gave_way_(step);
 }
 
 // The key by value: it may lie in what is erased.

@@ -83,7 +83,11 @@ class StepTable {
     int64_t plan_bytes = 0;
   };
 
-  explicit StepTable(const Options& options) : options_(options) {}
+  // `gave_way`, which may be null, is called with each step whose plan gave way
+  // to others, as bytes were short, before it was used (see NoteFetched).
+  explicit StepTable(const Options& options,
+                     std::function<void(const StepKey&)> gave_way = nullptr)
+      : options_(options), gave_way_(std::move(gave_way)) {}
 
   // Steps of this attempt are taken from now on; those of earlier attempts are
   // dropped, and calls that wait on them get ABORTED. False, and no change, if
@@ -107,9 +111,9 @@ class StepTable {
   // NOT_FOUND and ABORTED as in Read; FAILED_PRECONDITION when it is sealed.
   absl::Status Cancel(const StepKey& key);
 
-  // Seals the step with `result`, and sets `cancelled`; calls `sealed`, and
-  // after that back those who wait. False: it is sealed already, or gone; then
-  // `result` is dropped.
+  // Seals the step with `result`, and sets `cancelled`; calls `gave_way` and
+  // `sealed`, and after that back those who wait. False: it is sealed already,
+  // or gone; then `result` is dropped.
   bool Seal(
       const PendingStep& step, StepResult result, Clock::TimePoint now,
       const std::function<void()>& sealed = [] {});
@@ -211,7 +215,10 @@ class StepTable {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Expires sealed steps while they hold more than max_plan_bytes: first those
   // that are used, then those of the job that holds most; the oldest of them.
-  void MakeRoom(Answers* answers) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Returns those that were not used.
+  std::vector<StepKey> MakeRoom(Answers* answers)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TellGaveWay(const std::vector<StepKey>& steps) const;
   // Expires a sealed step.
   void Expire(StepKey key, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -220,6 +227,7 @@ class StepTable {
                              absl::string_view profile);
 
   const Options options_;
+  const std::function<void(const StepKey&)> gave_way_;
   mutable Mutex mutex_;
   std::map<std::string, JobSteps> jobs_ ABSL_GUARDED_BY(mutex_);
   std::set<std::pair<Clock::TimePoint, StepKey>> due_ ABSL_GUARDED_BY(mutex_);

@@ -11,7 +11,9 @@
 namespace pipeweaver::server {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 constexpr Clock::TimePoint kStart{std::chrono::hours(1)};
 
@@ -57,7 +59,12 @@ class StepTableTest : public ::testing::Test {
     options.max_plan_bytes = 100'000;
     return options;
   }
-  StepTableTest() : table_(Options()) { table_.BeginAttempt("vlm", 1); }
+  StepTableTest()
+      : table_(Options(), [this](const StepKey& key) {
+          gave_way_.push_back(DebugString(key));
+        }) {
+    table_.BeginAttempt("vlm", 1);
+  }
 
   std::shared_ptr<const PendingStep> Submit(uint64_t step) {
     return table_.Submit(MakeRequest(step)).value();
@@ -77,6 +84,7 @@ class StepTableTest : public ::testing::Test {
     return got.value_or(absl::InternalError("waits"));
   }
 
+  std::vector<std::string> gave_way_;
   StepTable table_;
 };
 
@@ -309,10 +317,12 @@ TEST_F(StepTableTest, UsedPlansGoFirstThenThoseOfTheJobWithMost) {
   table_.NoteReported({"big", 1, 1, 0}, 0);
   seal("big", 2);  // a fourth is more than fits
   EXPECT_FALSE(held("big", 1));
+  EXPECT_THAT(gave_way_, IsEmpty()) << "it was used";
   seal("big", 3);
   EXPECT_FALSE(held("big", 0)) << "the oldest of the job with most";
   EXPECT_TRUE(held("vlm", 0));
   EXPECT_TRUE(held("big", 2) && held("big", 3));
+  EXPECT_THAT(gave_way_, ElementsAre(DebugString(StepKey{"big", 1, 0, 0})));
 }
 
 TEST_F(StepTableTest, DueStepsAreTakenOnceInTheirOrder) {
@@ -324,7 +334,7 @@ TEST_F(StepTableTest, DueStepsAreTakenOnceInTheirOrder) {
   const auto second = table_.Submit(sooner).value();
   EXPECT_EQ(table_.NextEvent(), At(10));
   EXPECT_TRUE(table_.TakeDue(At(9)).empty());
-  EXPECT_THAT(table_.TakeDue(At(20)), ::testing::ElementsAre(second, first));
+  EXPECT_THAT(table_.TakeDue(At(20)), ElementsAre(second, first));
   EXPECT_TRUE(table_.TakeDue(At(20)).empty());
   EXPECT_EQ(table_.NextEvent(), std::nullopt);
 }
