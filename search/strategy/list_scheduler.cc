@@ -23,6 +23,9 @@ constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 // components begun.
 constexpr int kQueuedRoots = 4;
 constexpr int kPatienceOne = 256;
+// Stages that become ready together and are sorted into their queues together:
+// one by one they would take quadratic time.
+constexpr int kManyReady = 64;
 
 void SortUnique(std::vector<int32_t>& numbers) {
   std::sort(numbers.begin(), numbers.end());
@@ -215,6 +218,16 @@ void ListScheduler::Queue::Clear() {
 }
 
 void ListScheduler::Queue::Insert(const Entry& entry) {
+  // Entries move towards the nearer end.
+  if (front_ > 0 && entry < entries_[front_ + size() / 2]) {
+    size_t at = --front_;
+    while (entries_[at + 1] < entry) {
+      entries_[at] = entries_[at + 1];
+      ++at;
+    }
+    entries_[at] = entry;
+    return;
+  }
   size_t at = entries_.size();
   entries_.push_back(entry);
   while (at > front_ && entry < entries_[at - 1]) {
@@ -224,13 +237,21 @@ void ListScheduler::Queue::Insert(const Entry& entry) {
   entries_[at] = entry;
 }
 
+void ListScheduler::Queue::SortAppended() {
+  if (appended_ == 0) return;
+  const auto first = entries_.end() - static_cast<int64_t>(appended_);
+  std::sort(first, entries_.end());
+  std::inplace_merge(entries_.begin() + static_cast<int64_t>(front_), first,
+                     entries_.end());
+  appended_ = 0;
+}
+
 ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
-  const Entry entry = entries_[front_ + i];
-  if (i == 0) {
-    ++front_;
-  } else {
-    entries_.erase(entries_.begin() + static_cast<int64_t>(front_ + i));
-  }
+  const auto first = entries_.begin() + static_cast<int64_t>(front_);
+  const auto taken = first + static_cast<int64_t>(i);
+  const Entry entry = *taken;
+  std::move_backward(first, taken, taken + 1);
+  ++front_;
   if (front_ == entries_.size()) Clear();
   return entry;
 }
@@ -500,7 +521,10 @@ void ListScheduler::Begin(int component) {
     begun_on_[model_.cells_[cell].rank].push_back(cell);
   }
   open_work_ns_ += model_.component_work_ns(component);
-  for (const int pair : model_.roots_[component]) Feed(pair);
+  const std::vector<int32_t>& roots = model_.roots_[component];
+  BeginPushes(static_cast<int>(roots.size()));
+  for (const int pair : roots) Feed(pair);
+  EndPushes();
   std::vector<int32_t> reached = model_.plan().components[component].sweeps;
   while (!reached.empty()) {
     const int sweep = reached.back();
@@ -520,9 +544,22 @@ void ListScheduler::Begin(int component) {
 void ListScheduler::Push(Task task, int64_t arrival_ns) {
   const int r = graph_.pair_rank[TaskPair(task)];
   Queue& queue = TaskKind(task) == kWeightTask ? weights_[r] : queue_[r];
-  queue.Insert({rule_->key[task], arrival_ns, task});
+  const Entry entry = {rule_->key[task], arrival_ns, task};
+  if (append_) {
+    queue.Append(entry);
+  } else {
+    queue.Insert(entry);
+  }
   next_start_ns_[r] =
       std::min(next_start_ns_[r], std::max(free_ns_[r], arrival_ns));
+}
+
+void ListScheduler::BeginPushes(int count) { append_ = count > kManyReady; }
+
+void ListScheduler::EndPushes() {
+  if (!append_) return;
+  append_ = false;
+  for (Queue& queue : queue_) queue.SortAppended();
 }
 
 // While F are left to run, a component may need all it ever needs.
@@ -709,7 +746,9 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
       --queued_roots_[rank];
       FeedRoots(rank);
     }
-    for (const GraphEdge& edge : graph_.consumers_of(pair)) {
+    const auto consumers = graph_.consumers_of(pair);
+    BeginPushes(consumers.size());
+    for (const GraphEdge& edge : consumers) {
       PairWaits& waits = waits_[edge.pair];
       waits.forward_ready_ns =
           std::max(waits.forward_ready_ns, end + edge.delay_ns);
@@ -717,6 +756,7 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
         Push(3 * edge.pair + kForwardTask, waits.forward_ready_ns);
       }
     }
+    EndPushes();
     if (graph_.has_backward(pair)) ArriveGradient(pair, end);
   } else if (kind == kGradientTask) {
     left_ns_[rank] -= run.least_backward_ns;
@@ -728,11 +768,14 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
       pending_weights_ns_[rank] += run.length_ns[kWeightTask];
       Push(3 * pair + kWeightTask, end);
     }
-    for (const GraphEdge& edge : graph_.producers_of(pair)) {
+    const auto producers = graph_.producers_of(pair);
+    BeginPushes(producers.size());
+    for (const GraphEdge& edge : producers) {
       if (graph_.has_backward(edge.pair)) {
         ArriveGradient(edge.pair, end + edge.delay_ns);
       }
     }
+    EndPushes();
   } else {
     left_ns_[rank] -= run.length_ns[kWeightTask];
     --pending_weights_[rank];

@@ -179,6 +179,9 @@ class ListScheduler {
     Entry& operator[](size_t i) { return entries_[front_ + i]; }
     void Clear();
     void Insert(const Entry& entry);
+    // Appended entries must be sorted in before anything else is asked.
+    void Append(const Entry& entry) { entries_.push_back(entry), ++appended_; }
+    void SortAppended();
     Entry Take(size_t i);
     // The place of `task`, or size().
     size_t Find(Task task) const;
@@ -186,6 +189,7 @@ class ListScheduler {
    private:
     std::vector<Entry> entries_;
     size_t front_ = 0;
+    size_t appended_ = 0;
   };
   struct CellState {
     int64_t held = 0;
@@ -219,6 +223,9 @@ class ListScheduler {
   void Feed(int pair);
   void Begin(int component);
   void Push(Task task, int64_t arrival_ns);
+  // Around up to `count` calls of Push.
+  void BeginPushes(int count);
+  void EndPushes();
   bool Dispatch(int rank);
   Admission Admit(int rank, Task task) const;
   bool MayBegin(int component) const;
@@ -261,7 +268,8 @@ class ListScheduler {
   std::vector<uint8_t> last_was_forward_;        // [rank]
   std::vector<Queue> queue_;                     // [rank]: F, I, B
   std::vector<Queue> weights_;                   // [rank]: W, ready
-  std::vector<int64_t> free_ns_;                 // [rank]
+  bool append_ = false;                 // Push leaves the sorting to EndPushes
+  std::vector<int64_t> free_ns_;        // [rank]
   std::vector<int64_t> left_ns_;        // [rank]: at least so much work to come
   std::vector<int64_t> next_start_ns_;  // [rank]
   std::vector<std::vector<int32_t>> sorted_roots_;  // [rank]

@@ -143,6 +143,37 @@ TEST(ListSchedulerTest, ChainsOfFrozenSweepsMayBeLong) {
   EXPECT_TRUE(CheckMemory(graph, ToSchedule(graph, order)).ok());
 }
 
+// Stages that become ready together, forwards by the hundred thousand behind
+// one sweep and gradients before one, run by key, and take no quadratic time.
+TEST(ListSchedulerTest, FanOutsMayBeWide) {
+  constexpr int kWidth = 200'000;
+  Problem problem = SingleStages(/*ranks=*/2, kWidth + 2);
+  problem.memory_limit_bytes.assign(2, kWidth);
+  std::vector<int>& last_after = problem.sweeps[kWidth + 1].after;
+  for (int s = 1; s <= kWidth; ++s) {
+    problem.sweeps[s].after = {0};
+    last_after.push_back(s);
+  }
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  const auto plan = FindSafePlan(graph);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const ListModel model(graph, *plan);
+  ListRule rule;
+  for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(-t);
+  TaskOrder order;
+  ListScheduler(model).Run(
+      rule, MemoryPrices(graph).AllAt(HoldWeights(graph), 0), order);
+  ASSERT_EQ(order.tasks.size(), 2u * graph.pairs);
+  std::vector<int> last(3 * graph.ranks, kWidth + 1);  // of each rank and kind
+  for (const Task task : order.tasks) {
+    const int pair = TaskPair(task);
+    if (pair == 0 || pair > kWidth || TaskKind(task) == kWeightTask) continue;
+    int& before = last[3 * graph.pair_rank[pair] + TaskKind(task)];
+    ASSERT_LT(pair, before);
+    before = pair;
+  }
+}
+
 TEST(FromScheduleTest, TakesBackWhatToScheduleGives) {
   ForEachProblem([](const ProblemGraph& graph, const SafePlan&,
                     const ListModel& model, const ListRule& rule,
