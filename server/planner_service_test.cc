@@ -968,6 +968,31 @@ TEST_F(PlannerServiceTest, AClientThatVanishesTakesNothingAlong) {
   EXPECT_TRUE(patient.get().ok());
 }
 
+// Baselines look at no deadline, only at whether they are cancelled.
+TEST_F(PlannerServiceTest, AComparisonIsCancelledAtItsDeadline) {
+  server_.Register("vlm");
+  server_.planner().HoldPlans();
+  v1::CompareStrategiesRequest compare;
+  compare.set_job("vlm");
+  compare.add_strategies("1f1b");
+  *compare.mutable_batch() = SmallBatch(5);
+  v1::CompareStrategiesResponse compared;
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() +
+                       std::chrono::milliseconds(300));
+  EXPECT_EQ(server_.stub()
+                .CompareStrategies(&context, compare, &compared)
+                .error_code(),
+            StatusCode::DEADLINE_EXCEEDED);
+  // Nothing of it is left in the way of the next one.
+  *compare.mutable_batch() = SmallBatch(6);
+  server_.planner().Finish(6);
+  server_.planner().Finish(6);
+  EXPECT_TRUE(
+      Call(&v1::PlannerService::Stub::CompareStrategies, compare, &compared)
+          .ok());
+}
+
 TEST_F(PlannerServiceTest, BadQuestions) {
   const v1::RegisterJobResponse job = server_.Register("vlm");
   v1::CompareStrategiesRequest compare;
