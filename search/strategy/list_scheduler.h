@@ -180,7 +180,10 @@ class ListScheduler {
     void Clear();
     void Insert(const Entry& entry);
     // Appended entries must be sorted in before anything else is asked.
-    void Append(const Entry& entry) { entries_.push_back(entry), ++appended_; }
+    void Append(const Entry& entry) {
+      entries_.push_back(entry);
+      ++appended_;
+    }
     void SortAppended();
     Entry Take(size_t i);
     // The place of `task`, or size().
