@@ -18,7 +18,13 @@ namespace {
 
 using google::protobuf::io::CodedOutputStream;
 
+constexpr size_t kDigestBytes = 32;  // SHA-256
 constexpr uint64_t kMostInt64 = std::numeric_limits<int64_t>::max();
+
+constexpr uint32_t LengthDelimitedTag(int field) {
+  constexpr uint32_t kLengthDelimited = 2;
+  return static_cast<uint32_t>(field) << 3 | kLengthDelimited;
+}
 
 bool IsPost(ActionKind kind) {
   return kind == ActionKind::kPostSend || kind == ActionKind::kPostRecv;
@@ -40,7 +46,23 @@ v1::BatchSplit SplitToProto(const StepProblem& step) {
   return split;
 }
 
-// Writes a message of packed columns that all have `rows` values, fields 1 to
+// What stands before the value of a field that is a message, a string or
+// packed.
+size_t HeadSize(int field, size_t value_size) {
+  return CodedOutputStream::VarintSize32(LengthDelimitedTag(field)) +
+         CodedOutputStream::VarintSize64(value_size);
+}
+
+void AppendHead(int field, size_t value_size, std::string* message) {
+  uint8_t head[20];
+  uint8_t* end =
+      CodedOutputStream::WriteTagToArray(LengthDelimitedTag(field), head);
+  end = CodedOutputStream::WriteVarint64ToArray(value_size, end);
+  message->append(reinterpret_cast<const char*>(head),
+                  static_cast<size_t>(end - head));
+}
+
+// A message of packed columns that all have `rows` values, fields 1 to
 // kColumns, in protobuf's wire form: much less work than to build the message
 // first.
 template <int kColumns>
@@ -67,47 +89,48 @@ class PackedColumns {
         static_cast<uint64_t>(value) << 1 ^ static_cast<uint64_t>(value >> 63));
   }
 
-  std::string Serialize() const {
-    constexpr size_t kMostTagBytes = 2 * kMostVarintBytes;
-    size_t most = 0;
+  // Bytes of the message.
+  size_t size() const {
+    size_t bytes = 0;
     for (int c = 0; c < kColumns; ++c) {
-      most += kMostTagBytes + static_cast<size_t>(end_[c] - begin(c));
+      if (column(c).empty()) continue;
+      bytes += HeadSize(c + 1, column(c).size()) + column(c).size();
     }
-    std::string message;
-    message.reserve(most);
+    return bytes;
+  }
+
+  void AppendTo(std::string* message) const {
     for (int c = 0; c < kColumns; ++c) {
-      const auto size = static_cast<size_t>(end_[c] - begin(c));
-      if (size == 0) continue;
-      uint8_t head[kMostTagBytes];
-      uint8_t* end = CodedOutputStream::WriteTagToArray(
-          static_cast<uint32_t>(c + 1) << 3 | kLengthDelimited, head);
-      end = CodedOutputStream::WriteVarint64ToArray(size, end);
-      message.append(reinterpret_cast<const char*>(head),
-                     static_cast<size_t>(end - head));
-      message.append(reinterpret_cast<const char*>(begin(c)), size);
+      if (column(c).empty()) continue;
+      AppendHead(c + 1, column(c).size(), message);
+      absl::StrAppend(message, column(c));
     }
-    return message;
   }
 
  private:
   static constexpr size_t kMostVarintBytes = 10;
-  static constexpr uint32_t kLengthDelimited = 2;
 
   uint8_t* begin(int column) const {
     return bytes_.get() + static_cast<size_t>(column) * capacity_;
   }
+  absl::string_view column(int column) const {
+    return {reinterpret_cast<const char*>(begin(column)),
+            static_cast<size_t>(end_[column] - begin(column))};
+  }
 
-  const size_t capacity_;  // of a column
-  const std::unique_ptr<uint8_t[]> bytes_;
+  size_t capacity_;  // of a column
+  std::unique_ptr<uint8_t[]> bytes_;
   uint8_t* end_[kColumns];
 };
 
-// A rank's program as the bytes of a v1::ActionColumns.
-std::string SerializeActions(const StepProblem& step,
-                             const StepPrograms& programs, int rank) {
+using ActionColumns = PackedColumns<v1::ActionColumns::kGradientFieldNumber>;
+
+// A rank's program as a v1::ActionColumns.
+ActionColumns ColumnsOf(const StepProblem& step, const StepPrograms& programs,
+                        int rank) {
   using Columns = v1::ActionColumns;
   const std::vector<Action>& program = programs.ranks[rank];
-  PackedColumns<Columns::kGradientFieldNumber> columns(program.size());
+  ActionColumns columns(program.size());
   int64_t previous_start_ns = 0;
   for (const Action& a : program) {
     const SweepOrigin& origin = step.sweeps[a.sweep];
@@ -147,7 +170,7 @@ std::string SerializeActions(const StepProblem& step,
     columns.Add(Columns::kGradientFieldNumber, gradient);
     previous_start_ns = a.start_ns;
   }
-  return columns.Serialize();
+  return columns;
 }
 
 // [module][segment][chunk]: the rank it stands on, -1 where no sweep says.
@@ -170,14 +193,31 @@ std::vector<std::vector<std::vector<int>>> ChunkRanks(const StepProblem& step) {
   return ranks;
 }
 
-void AddChoices(const StepProblem& step,
-                const std::vector<std::vector<std::vector<int>>>& chunk_ranks,
-                v1::Program* program) {
+// What stands before the actions in a rank's program. Digests have one length,
+// so it is as long with others.
+std::string SerializeHead(const v1::PlanIdentity& identity, int rank,
+                          const std::string& plan_digest,
+                          const std::vector<std::string>& rank_digests,
+                          const std::string& split) {
+  v1::Program head;
+  *head.mutable_identity() = identity;
+  head.set_plan_digest(plan_digest);
+  head.set_rank(rank);
+  for (const std::string& digest : rank_digests) head.add_rank_digests(digest);
+  head.set_split(split);
+  return head.SerializeAsString();
+}
+
+// What stands behind them: the choices of the rank's chunks.
+std::string SerializeTail(
+    const StepProblem& step,
+    const std::vector<std::vector<std::vector<int>>>& chunk_ranks, int rank) {
+  v1::Program tail;
   for (size_t m = 0; m < step.choices.size(); ++m) {
     for (size_t k = 0; k < step.choices[m].size(); ++k) {
       for (size_t c = 0; c < step.choices[m][k].size(); ++c) {
-        if (chunk_ranks[m][k][c] != static_cast<int>(program->rank())) continue;
-        v1::ChunkChoices* chunk = program->add_choices();
+        if (chunk_ranks[m][k][c] != rank) continue;
+        v1::ChunkChoices* chunk = tail.add_choices();
         chunk->set_module(static_cast<uint32_t>(m));
         chunk->set_segment(static_cast<uint32_t>(k));
         chunk->set_chunk(static_cast<uint32_t>(c));
@@ -193,6 +233,7 @@ void AddChoices(const StepProblem& step,
       }
     }
   }
+  return tail.SerializeAsString();
 }
 
 template <typename Value>
@@ -214,34 +255,40 @@ absl::Status CheckLength(absl::string_view field, int length, int expected) {
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
                         const v1::PlanIdentity& identity, int threads) {
   const int ranks = static_cast<int>(programs.ranks.size());
-  std::string split;
-  std::vector<std::vector<std::vector<int>>> chunk_ranks;
-  std::vector<std::string> actions(ranks);
-  std::vector<std::string> digests(ranks);
   WorkerPool pool(std::min(threads, ranks));
-  pool.Run(ranks + 1, [&](int, int r) {
-    if (r == ranks) {
-      split = SplitToProto(step).SerializeAsString();
-      chunk_ranks = ChunkRanks(step);
-    } else {
-      actions[r] = SerializeActions(step, programs, r);
-      digests[r] = Sha256(actions[r]);
-    }
-  });
+  const std::string split = SplitToProto(step).SerializeAsString();
+  const std::vector<std::vector<std::vector<int>>> chunk_ranks =
+      ChunkRanks(step);
+  // Programs are written with blank digests first: the plan's is known once all
+  // actions are.
+  const std::string blank(kDigestBytes, '\0');
+  const std::vector<std::string> blanks(ranks, blank);
   PlanBytes plan;
-  plan.plan_digest = PlanDigest(identity, split, digests);
   plan.programs.resize(ranks);
+  std::vector<std::string> digests(ranks);
   pool.Run(ranks, [&](int, int r) {
-    v1::Program program;
-    *program.mutable_identity() = identity;
-    program.set_plan_digest(plan.plan_digest);
-    program.set_rank(r);
-    for (const std::string& digest : digests) program.add_rank_digests(digest);
-    program.set_split(split);
-    program.set_actions(std::move(actions[r]));
-    AddChoices(step, chunk_ranks, &program);
-    plan.programs[r] = program.SerializeAsString();
+    constexpr int kActions = v1::Program::kActionsFieldNumber;
+    const std::string head = SerializeHead(identity, r, blank, blanks, split);
+    const ActionColumns actions = ColumnsOf(step, programs, r);
+    const size_t size = actions.size();
+    const std::string tail = SerializeTail(step, chunk_ranks, r);
+    std::string& program = plan.programs[r];
+    program.reserve(head.size() + HeadSize(kActions, size) + size +
+                    tail.size());
+    program = head;
+    // A program without actions has no such field.
+    if (size > 0) AppendHead(kActions, size, &program);
+    actions.AppendTo(&program);
+    digests[r] =
+        Sha256(absl::string_view(program).substr(program.size() - size));
+    program += tail;
   });
+  plan.plan_digest = PlanDigest(identity, split, digests);
+  for (int r = 0; r < ranks; ++r) {
+    const std::string head =
+        SerializeHead(identity, r, plan.plan_digest, digests, split);
+    plan.programs[r].replace(0, head.size(), head);
+  }
   return plan;
 }
 

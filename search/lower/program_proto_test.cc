@@ -60,6 +60,7 @@ TEST(ProgramProtoTest, ComesBackAsItWent) {
       v1::ActionColumns columns;
       ASSERT_TRUE(program.ParseFromString(bytes.programs[r]));
       ASSERT_TRUE(columns.ParseFromString(program.actions()));
+      EXPECT_EQ(program.SerializeAsString(), bytes.programs[r]);
       EXPECT_EQ(columns.SerializeAsString(), program.actions());
       EXPECT_EQ(parsed->plan_digest, bytes.plan_digest);
       EXPECT_EQ(parsed->rank, r);
