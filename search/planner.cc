@@ -265,11 +265,15 @@ class Planner : public StepPlanner {
           absl::StrCat("strategy: ", name, ": must be one of ",
                        absl::StrJoin(StrategyNames(), ", ")));
     }
+    std::optional<WorkerPool> own;
+    WorkerPool& pool = options.pool != nullptr
+                           ? *options.pool
+                           : own.emplace(options.search.threads);
     if (options.jitter.duration_noise > 0) {
-      return PlanForJitter(job, batch, *strategy, name, options);
+      return PlanForJitter(job, batch, *strategy, name, options, pool);
     }
     return PlanBySearch(job, batch, *strategy, name, options.search,
-                        /*padding=*/0);
+                        /*padding=*/0, pool);
   }
 
   absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
@@ -278,8 +282,9 @@ class Planner : public StepPlanner {
     // memory.py), so no time may have a say in it.
     StepProblemOptions options;
     options.uniform_choices = true;
+    WorkerPool pool(/*threads=*/1);
     return PlanOffloadingOrNot(
-        job, batch, options, /*threads=*/1,
+        job, batch, options, pool,
         [](const Problem& problem, const ProblemGraph& graph,
            StepPlan& plan) -> absl::Status {
           SetBounds(graph, &plan.report);
@@ -351,18 +356,16 @@ class Planner : public StepPlanner {
 
   // Searches a problem whose transfers between ranks take `padding` mean
   // forwards longer than they do, which keeps dependent stages apart.
-  static absl::StatusOr<StepPlan> PlanBySearch(const PlannableJob& job,
-                                               const semu::Batch& batch,
-                                               const Strategy& strategy,
-                                               const std::string& name,
-                                               SearchOptions search,
-                                               double padding) {
+  static absl::StatusOr<StepPlan> PlanBySearch(
+      const PlannableJob& job, const semu::Batch& batch,
+      const Strategy& strategy, const std::string& name, SearchOptions search,
+      double padding, WorkerPool& pool) {
     std::optional<WallClock::time_point>& deadline = search.budget.deadline;
     const WallClock::duration time =
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
     return PlanOffloadingOrNot(
-        job, batch, StepProblemOptions{}, search.threads,
+        job, batch, StepProblemOptions{}, pool,
         [&](const Problem&, const ProblemGraph& graph,
             StepPlan& plan) -> absl::Status {
           const WallClock::time_point start = WallClock::now();
@@ -393,7 +396,8 @@ class Planner : public StepPlanner {
                                                 const semu::Batch& batch,
                                                 const Strategy& strategy,
                                                 const std::string& name,
-                                                const PlanOptions& options) {
+                                                const PlanOptions& options,
+                                                WorkerPool& pool) {
     // Of padding, and of the budget: the plain plan needs most of it, the
     // others start from that.
     constexpr double kPaddings[] = {0, 0.05, 0.2};
@@ -429,7 +433,7 @@ class Planner : public StepPlanner {
                       std::chrono::duration<double>(*budget.deadline - start)));
       }
       absl::StatusOr<StepPlan> plan =
-          PlanBySearch(job, batch, strategy, name, search, kPaddings[i]);
+          PlanBySearch(job, batch, strategy, name, search, kPaddings[i], pool);
       if (!plan.ok()) {
         if (best) continue;
         return plan.status();
@@ -469,8 +473,7 @@ class Planner : public StepPlanner {
   template <typename Solve>
   static absl::StatusOr<StepPlan> PlanOffloadingOrNot(
       const PlannableJob& job, const semu::Batch& batch,
-      StepProblemOptions options, int threads, const Solve& solve) {
-    WorkerPool pool(threads);
+      StepProblemOptions options, WorkerPool& pool, const Solve& solve) {
     options.pool = &pool;
     options.layer_reserve_bytes = job.layer_reserve_bytes;
     absl::StatusOr<StepPlan> plan =

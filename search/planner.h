@@ -27,6 +27,8 @@
 
 namespace pipeweaver::search {
 
+class WorkerPool;
+
 // A job made ready for planning: layout decided, memory accounted, safe program
 // proven to fit. Immutable.
 struct PlannableJob {
@@ -128,6 +130,9 @@ struct PlanOptions {
   // more room between dependent stages, and the one of least expected makespan
   // is taken. Not for baselines.
   JitterOptions jitter;
+  // For the work before and behind a search, where the caller has more of it;
+  // null: the planner starts one of search.threads. Not owned.
+  WorkerPool* pool = nullptr;
 };
 
 // What the server needs of a planner; tests put a puppet in its place.

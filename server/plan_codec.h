@@ -38,20 +38,21 @@ class PlanCodec {
 
   // Serialises a plan: all fields of the answer but `shadow`, `forward_only`,
   // `job` and `costs`. The digest and the programs depend on `plan` and
-  // `identity` alone, never on `timings` or `threads`, the most that do the
-  // work, the caller's included. `job` is the one that `plan` was made for.
+  // `identity` alone, never on `timings` or `workers`, who help where they are
+  // not null. `job` is the one that `plan` was made for.
   virtual absl::StatusOr<SealedPlan> Seal(
       const search::PlannableJob& job,
       std::shared_ptr<const search::StepPlan> plan,
       const PlanIdentity& identity, const PlanTimings& timings,
-      int threads) const = 0;
+      search::WorkerPool* workers) const = 0;
 
   // Serialises the plans of a step whose microbatches were dealt out, one a
   // replica in order, each as Seal does; they also say where microbatches come
   // from, and name each other.
   virtual absl::StatusOr<std::vector<SealedPlan>> SealDealt(
       const search::PlannableJob& job, const search::DealtBatches& dealt,
-      const std::vector<UnsealedPlan>& plans, int threads) const = 0;
+      const std::vector<UnsealedPlan>& plans,
+      search::WorkerPool* workers) const = 0;
 };
 
 }  // namespace pipeweaver::server

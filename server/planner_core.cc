@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "search/cost_observations.h"
 #include "search/joint_planner.h"
+#include "search/strategy/worker_pool.h"
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 
@@ -756,6 +757,9 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   }
   options.search.budget.deadline = deadline;
   options.jitter.duration_noise = request.duration_noise;
+  // Its threads end once the plan is out.
+  search::WorkerPool workers(options.search.threads);
+  options.pool = &workers;
 
   auto plan = planner_->Plan(*request.job->plannable, request.batch, options);
   if (step->cancelled->load()) return;
@@ -768,10 +772,10 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
                                 : PlanOrigin::kSearchCut;
   const int64_t after_search_ns = plan->report.check_ns + plan->report.lower_ns;
   const Clock::TimePoint planned = clock_->Now();
-  SealPlan(*step, *request.job,
-           std::make_shared<search::StepPlan>(*std::move(plan)), origin,
-           warm == nullptr ? std::string() : warm->plan_digest,
-           /*joint=*/nullptr, Nanoseconds(started - request.submitted_at));
+  SealPlan(
+      *step, *request.job, std::make_shared<search::StepPlan>(*std::move(plan)),
+      origin, warm == nullptr ? std::string() : warm->plan_digest,
+      /*joint=*/nullptr, Nanoseconds(started - request.submitted_at), &workers);
   registry_.NoteSealTime(
       request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
 }
@@ -844,10 +848,13 @@ void PlannerCore::PlanJointSteps(
   if (dealt.has_value()) {
     for (int i = 0; i < count; ++i) batches[i] = &dealt->batches[i];
   }
+  search::WorkerPool workers(options.search.threads);
+  options.pool = &workers;
   std::vector<absl::StatusOr<search::StepPlan>> plans =
       search::PlanJointly(*planner_, plannable, batches, options);
   if (dealt.has_value()) {
-    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint);
+    SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint,
+                   &workers);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -865,7 +872,7 @@ void PlannerCore::PlanJointSteps(
     const Clock::TimePoint planned = clock_->Now();
     SealPlan(step, registered,
              std::make_shared<search::StepPlan>(*std::move(plans[i])), origin,
-             /*warm_start_digest=*/"", &joint, joint.queue_ns);
+             /*warm_start_digest=*/"", &joint, joint.queue_ns, &workers);
     registry_.NoteSealTime(
         job, after_search_ns + Nanoseconds(clock_->Now() - planned));
   }
@@ -895,7 +902,7 @@ void PlannerCore::SealDealtSteps(
     const std::vector<std::shared_ptr<const PendingStep>>& steps,
     const search::DealtBatches& dealt, const RegisteredJob& job,
     std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-    const JointSearch& joint) {
+    const JointSearch& joint, search::WorkerPool* workers) {
   const Clock::TimePoint planned = clock_->Now();
   int64_t after_search_ns = 0;
   const auto fall_back = [&](const absl::Status& status) {
@@ -916,8 +923,7 @@ void PlannerCore::SealDealtSteps(
         Nanoseconds(clock_->Now() - request.submitted_at);
     plan.plan = std::make_shared<search::StepPlan>(*std::move(plans[i]));
   }
-  auto sealed =
-      codec_->SealDealt(*job.plannable, dealt, unsealed, ThreadsForSearch());
+  auto sealed = codec_->SealDealt(*job.plannable, dealt, unsealed, workers);
   if (!sealed.ok()) return fall_back(sealed.status());
   std::vector<std::shared_ptr<const SealedPlan>> values;
   for (size_t i = 0; i < steps.size(); ++i) {
@@ -949,7 +955,8 @@ void PlannerCore::SealPlan(const PendingStep& step, const RegisteredJob& job,
                            std::shared_ptr<const search::StepPlan> plan,
                            PlanOrigin origin, std::string warm_start_digest,
                            const JointSearch* joint,
-                           std::optional<int64_t> queue_ns) {
+                           std::optional<int64_t> queue_ns,
+                           search::WorkerPool* workers) {
   const StepRequest& request = *step.request;
   PlanIdentity identity = IdentityOf(request, job, joint);
   identity.warm_start_digest = std::move(warm_start_digest);
@@ -957,8 +964,8 @@ void PlannerCore::SealPlan(const PendingStep& step, const RegisteredJob& job,
   PlanTimings timings;
   timings.queue_ns = queue_ns;
   timings.submit_to_seal_ns = Nanoseconds(clock_->Now() - request.submitted_at);
-  absl::StatusOr<SealedPlan> sealed = codec_->Seal(
-      *job.plannable, std::move(plan), identity, timings, ThreadsForSearch());
+  absl::StatusOr<SealedPlan> sealed =
+      codec_->Seal(*job.plannable, std::move(plan), identity, timings, workers);
   if (!sealed.ok()) {
     SealFailure(step, sealed.status());
     return;
@@ -990,7 +997,8 @@ void PlannerCore::SealFallback(const PendingStep& step,
   const StepRequest& request = *step.request;
   if (auto like = LikeBatch(request); like != nullptr) {
     SealPlan(step, *request.job, like->plan, PlanOrigin::kCached,
-             like->plan_digest, /*joint=*/nullptr, /*queue_ns=*/std::nullopt);
+             like->plan_digest, /*joint=*/nullptr, /*queue_ns=*/std::nullopt,
+             /*workers=*/nullptr);
     return;
   }
   auto safe = planner_->PlanSafe(*request.job->plannable, request.batch);
@@ -1001,7 +1009,7 @@ void PlannerCore::SealFallback(const PendingStep& step,
   SealPlan(step, *request.job,
            std::make_shared<search::StepPlan>(*std::move(safe)),
            PlanOrigin::kSafe, std::string(), /*joint=*/nullptr,
-           /*queue_ns=*/std::nullopt);
+           /*queue_ns=*/std::nullopt, /*workers=*/nullptr);
 }
 
 void PlannerCore::EnqueueFallback(

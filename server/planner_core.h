@@ -254,7 +254,7 @@ class PlannerCore {
       const std::vector<std::shared_ptr<const PendingStep>>& steps,
       const search::DealtBatches& dealt, const RegisteredJob& job,
       std::vector<absl::StatusOr<search::StepPlan>> plans, bool cut,
-      const JointSearch& joint);
+      const JointSearch& joint, search::WorkerPool* workers);
   // The identity of a step's plan made with `job`, as far as the arguments say;
   // `joint` is null for a step planned alone.
   static PlanIdentity IdentityOf(const StepRequest& request,
@@ -265,7 +265,7 @@ class PlannerCore {
   void SealPlan(const PendingStep& step, const RegisteredJob& job,
                 std::shared_ptr<const search::StepPlan> plan, PlanOrigin origin,
                 std::string warm_start_digest, const JointSearch* joint,
-                std::optional<int64_t> queue_ns);
+                std::optional<int64_t> queue_ns, search::WorkerPool* workers);
   void SealFailure(const PendingStep& step, const absl::Status& status);
   // Seals without a search: a like batch's plan, else the safe program.
   // `why_no_search` is the answer when not even that exists.

@@ -83,13 +83,13 @@ v1::PlanReport ReportToProto(const search::StepReport& report) {
 namespace {
 
 // Serialises programs, and fills `proto` in, whose identity is there already.
-SealedPlan Serialize(const UnsealedPlan& unsealed, int threads,
+SealedPlan Serialize(const UnsealedPlan& unsealed, search::WorkerPool* workers,
                      v1::Plan& proto) {
   const search::StepPlan& plan = *unsealed.plan;
   proto.mutable_identity()->mutable_search_settings()->Add(
       plan.settings.begin(), plan.settings.end());
   search::PlanBytes bytes = search::SerializePlan(plan.step, plan.programs,
-                                                  proto.identity(), threads);
+                                                  proto.identity(), workers);
   proto.set_plan_digest(bytes.plan_digest);
   *proto.mutable_report() = ReportToProto(plan.report);
   proto.mutable_report()->set_queue_ns(unsealed.timings.queue_ns.value_or(0));
@@ -125,18 +125,18 @@ std::string ProgramCodec::ProfileDigest(const search::PlannableJob& job) const {
 absl::StatusOr<SealedPlan> ProgramCodec::Seal(
     const search::PlannableJob&, std::shared_ptr<const search::StepPlan> plan,
     const PlanIdentity& identity, const PlanTimings& timings,
-    int threads) const {
+    search::WorkerPool* workers) const {
   v1::Plan proto;
   *proto.mutable_identity() = IdentityToProto(identity);
   SealedPlan sealed =
-      Serialize({std::move(plan), identity, timings}, threads, proto);
+      Serialize({std::move(plan), identity, timings}, workers, proto);
   sealed.plan_bytes = CanonicalBytes(proto);
   return sealed;
 }
 
 absl::StatusOr<std::vector<SealedPlan>> ProgramCodec::SealDealt(
     const search::PlannableJob& job, const search::DealtBatches& dealt,
-    const std::vector<UnsealedPlan>& plans, int threads) const {
+    const std::vector<UnsealedPlan>& plans, search::WorkerPool* workers) const {
   // What every program has beside that of a plan without moves; fields with
   // higher numbers, so that it may stand behind.
   v1::Program more;
@@ -151,7 +151,7 @@ absl::StatusOr<std::vector<SealedPlan>> ProgramCodec::SealDealt(
     proto.mutable_identity()->set_moves_digest(moves_digest);
     proto.mutable_identity()->set_moved_batch_digest(
         CanonicalDigest(proto.batch()));
-    all.push_back(Serialize(plans[r], threads, proto));
+    all.push_back(Serialize(plans[r], workers, proto));
     all.back().moved = true;
     more.add_replica_plan_digests(all.back().plan_digest);
   }

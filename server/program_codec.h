@@ -25,11 +25,12 @@ class ProgramCodec final : public PlanCodec {
                                   std::shared_ptr<const search::StepPlan> plan,
                                   const PlanIdentity& identity,
                                   const PlanTimings& timings,
-                                  int threads) const override;
+                                  search::WorkerPool* workers) const override;
 
   absl::StatusOr<std::vector<SealedPlan>> SealDealt(
       const search::PlannableJob& job, const search::DealtBatches& dealt,
-      const std::vector<UnsealedPlan>& plans, int threads) const override;
+      const std::vector<UnsealedPlan>& plans,
+      search::WorkerPool* workers) const override;
 };
 
 // A plan's figures; those that a single plan has not (queue, sealing) are 0.

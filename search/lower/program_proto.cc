@@ -1,6 +1,5 @@
 #include "search/lower/program_proto.h"
 
-#include <algorithm>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -253,9 +252,8 @@ absl::Status CheckLength(absl::string_view field, int length, int expected) {
 }  // namespace
 
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
-                        const v1::PlanIdentity& identity, int threads) {
+                        const v1::PlanIdentity& identity, WorkerPool* pool) {
   const int ranks = static_cast<int>(programs.ranks.size());
-  WorkerPool pool(std::min(threads, ranks));
   const std::string split = SplitToProto(step).SerializeAsString();
   const std::vector<std::vector<std::vector<int>>> chunk_ranks =
       ChunkRanks(step);
@@ -266,7 +264,7 @@ PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
   PlanBytes plan;
   plan.programs.resize(ranks);
   std::vector<std::string> digests(ranks);
-  pool.Run(ranks, [&](int, int r) {
+  RunOn(pool, ranks, [&](int, int r) {
     constexpr int kActions = v1::Program::kActionsFieldNumber;
     const std::string head = SerializeHead(identity, r, blank, blanks, split);
     const ActionColumns actions = ColumnsOf(step, programs, r);

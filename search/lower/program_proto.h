@@ -17,16 +17,19 @@
 
 namespace pipeweaver::search {
 
+class WorkerPool;
+
 // A sealed plan as bytes. Equal inputs give equal bytes.
 struct PlanBytes {
   std::string plan_digest;            // 32 bytes
   std::vector<std::string> programs;  // serialised v1::Program, one a rank
 };
 
-// On `threads` >= 1, the caller's included.
+// On the threads of `pool`; null: on the caller's.
 // REQUIRES: the programs passed CheckPrograms on `step`. Thread-safe.
 PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
-                        const v1::PlanIdentity& identity, int threads = 1);
+                        const v1::PlanIdentity& identity,
+                        WorkerPool* pool = nullptr);
 
 // An action as it stands in a serialised program; fields as in plan.proto's
 // ActionColumns, those that do not apply 0.

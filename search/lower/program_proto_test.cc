@@ -13,6 +13,7 @@
 #include "search/lower/lower.h"
 #include "search/plan/plan_checker.h"
 #include "search/plan/testing/random_problem.h"
+#include "search/strategy/worker_pool.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -46,11 +47,12 @@ Lowered RandomLowered(std::mt19937_64& random) {
 
 TEST(ProgramProtoTest, ComesBackAsItWent) {
   std::mt19937_64 random(1);
+  WorkerPool pool(3);
   for (int i = 0; i < 200; ++i) {
     const auto [step, programs] = RandomLowered(random);
     const PlanBytes bytes = SerializePlan(step, programs, Identity());
     EXPECT_EQ(bytes.programs,
-              SerializePlan(step, programs, Identity(), 3).programs);
+              SerializePlan(step, programs, Identity(), &pool).programs);
     ASSERT_EQ(bytes.programs.size(), programs.ranks.size());
     for (int r = 0; r < step.problem.ranks; ++r) {
       const auto parsed = ParseProgram(bytes.programs[r]);

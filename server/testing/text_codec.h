@@ -32,7 +32,8 @@ class TextCodec final : public PlanCodec {
   absl::StatusOr<SealedPlan> Seal(const search::PlannableJob& job,
                                   std::shared_ptr<const search::StepPlan> plan,
                                   const PlanIdentity& identity,
-                                  const PlanTimings&, int) const override {
+                                  const PlanTimings&,
+                                  search::WorkerPool*) const override {
     SealedPlan sealed;
     sealed.identity = identity;
     sealed.plan_digest =
@@ -51,11 +52,12 @@ class TextCodec final : public PlanCodec {
 
   absl::StatusOr<std::vector<SealedPlan>> SealDealt(
       const search::PlannableJob& job, const search::DealtBatches& dealt,
-      const std::vector<UnsealedPlan>& plans, int threads) const override {
+      const std::vector<UnsealedPlan>& plans,
+      search::WorkerPool* workers) const override {
     std::vector<SealedPlan> all;
     for (size_t r = 0; r < plans.size(); ++r) {
       all.push_back(*Seal(job, plans[r].plan, plans[r].identity,
-                          plans[r].timings, threads));
+                          plans[r].timings, workers));
       all.back().moved = true;
       for (const search::MicrobatchOrigin& origin : dealt.moves[r]) {
         absl::StrAppend(&all.back().plan_bytes, " from ", origin.replica, "/",
