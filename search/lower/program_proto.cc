@@ -124,12 +124,11 @@ class PackedColumns {
 
 using ActionColumns = PackedColumns<v1::ActionColumns::kGradientFieldNumber>;
 
-// A rank's program as a v1::ActionColumns.
-ActionColumns ColumnsOf(const StepProblem& step, const StepPrograms& programs,
-                        int rank) {
+// Writes a rank's program to `columns`, which are empty.
+void WriteActions(const StepProblem& step, const StepPrograms& programs,
+                  int rank, ActionColumns& columns) {
   using Columns = v1::ActionColumns;
   const std::vector<Action>& program = programs.ranks[rank];
-  ActionColumns columns(program.size());
   int64_t previous_start_ns = 0;
   for (const Action& a : program) {
     const SweepOrigin& origin = step.sweeps[a.sweep];
@@ -169,7 +168,6 @@ ActionColumns ColumnsOf(const StepProblem& step, const StepPrograms& programs,
     columns.Add(Columns::kGradientFieldNumber, gradient);
     previous_start_ns = a.start_ns;
   }
-  return columns;
 }
 
 // [module][segment][chunk]: the rank it stands on, -1 where no sweep says.
@@ -261,13 +259,19 @@ PlanBytes SerializePlan(const StepProblem& step, const StepPrograms& programs,
   // actions are.
   const std::string blank(kDigestBytes, '\0');
   const std::vector<std::string> blanks(ranks, blank);
+  // Made here, where step after step the same memory serves: a new thread of
+  // the pool would have to get its own from the kernel, page by page.
+  std::vector<ActionColumns> columns;
+  columns.reserve(ranks);
+  for (const auto& rank : programs.ranks) columns.emplace_back(rank.size());
   PlanBytes plan;
   plan.programs.resize(ranks);
   std::vector<std::string> digests(ranks);
   RunOn(pool, ranks, [&](int, int r) {
     constexpr int kActions = v1::Program::kActionsFieldNumber;
     const std::string head = SerializeHead(identity, r, blank, blanks, split);
-    const ActionColumns actions = ColumnsOf(step, programs, r);
+    ActionColumns& actions = columns[r];
+    WriteActions(step, programs, r, actions);
     const size_t size = actions.size();
     const std::string tail = SerializeTail(step, chunk_ranks, r);
     std::string& program = plan.programs[r];
