@@ -56,9 +56,8 @@ constexpr double kEvaluationsPerStart = 330;
 // Schedules improved side by side.
 constexpr int kElites = 3;
 // Share of the walks' budget for short walks from every climb, where it is good
-// for so many rounds of each.
+// for a round of each.
 constexpr double kProbeShare = 0.25;
-constexpr int kProbeRounds = 2;
 constexpr double kProbeCooling = 0.5;  // of the way from hottest to coldest
 // What finding a plan in reversed time may take, in pair steps for every pair:
 // time is better spent on schedules than on one more way to find them.
@@ -567,7 +566,7 @@ class Search {
     const double first = Progress(), until = first + (1 - first) * kProbeShare;
     const double moves =
         (until - first) * ExpectedEvaluations() * kMovesPerEvaluation;
-    if (IsTiny() || moves < kProbeRounds * kMovesPerRound * count) return;
+    if (IsTiny() || moves < kMovesPerRound * count) return;
     std::vector<Walk> walks;
     for (Candidate& climb : climbs_) {
       walks.push_back({.best = std::move(climb.order),
