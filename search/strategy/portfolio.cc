@@ -35,8 +35,8 @@ using Clock = std::chrono::steady_clock;
 
 // Rules get this share of the budget, orders the rest; rules less where all
 // backwards are whole, so that building orders anew finds more, and more where
-// prices of memory are to be found and orders would get less than
-// kLeastWalk moves for every task.
+// prices of memory are to be found and orders would get less than kLeastWalk
+// moves for every task.
 constexpr double kRuleShare = 0.5;
 constexpr double kWholeRuleShare = 0.3;
 constexpr double kLargeRuleShare = 0.85;
@@ -156,7 +156,7 @@ class Search {
   }
 
   SearchResult Run() {
-    TryRules();
+    std::vector<Candidate> climbs = TryRules();
     if (options_.warm_start != nullptr) {
       std::optional<TaskOrder> order =
           FromSchedule(graph_, *options_.warm_start);
@@ -165,7 +165,7 @@ class Search {
         Offer({best.rule, best.reversed, *std::move(order)});
       }
     }
-    WalkOn();
+    WalkOn(std::move(climbs));
     SearchResult result;
     // The rule's numbers, and whether it is for reversed time.
     result.settings = PipelineRules::ToSettings(elites_.front().rule);
@@ -411,7 +411,8 @@ class Search {
     return best;
   }
 
-  void TryRules() {
+  // Returns the best rules of the best starts.
+  std::vector<Candidate> TryRules() {
     std::vector<Candidate> starts = Best(FindStarts());
     Compare(starts);
     const double descents = std::max(
@@ -423,7 +424,7 @@ class Search {
                                                       static_cast<double>(i) /
                                                       kDescents));
     }
-    climbs_ = MutateRules(std::move(starts));
+    return MutateRules(std::move(starts));
   }
 
   static void SortByMakespan(std::vector<Candidate>& candidates) {
@@ -553,22 +554,22 @@ class Search {
 
   // Short walks from the best of every climb: how good the order of a rule is
   // says little about how good it becomes. What they find joins the elites.
-  void Probe() {
+  void Probe(std::vector<Candidate> climbs) {
     for (const Candidate& elite : elites_) {
       if (std::none_of(
-              climbs_.begin(), climbs_.end(), [&elite](const Candidate& climb) {
+              climbs.begin(), climbs.end(), [&elite](const Candidate& climb) {
                 return climb.order.makespan_ns == elite.order.makespan_ns;
               })) {
-        climbs_.push_back(elite);
+        climbs.push_back(elite);
       }
     }
-    const int count = static_cast<int>(climbs_.size());
+    const int count = static_cast<int>(climbs.size());
     const double first = Progress(), until = first + (1 - first) * kProbeShare;
     const double moves =
         (until - first) * ExpectedEvaluations() * kMovesPerEvaluation;
     if (IsTiny() || moves < kMovesPerRound * count) return;
     std::vector<Walk> walks;
-    for (Candidate& climb : climbs_) {
+    for (Candidate& climb : climbs) {
       walks.push_back({.best = std::move(climb.order),
                        .rebuilds = true,
                        .hottest = kHottest});
@@ -583,19 +584,20 @@ class Search {
            (at - first) / (until - first) * kProbeCooling);
     }
     for (int i = 0; i < count; ++i) {
-      climbs_[i].order = std::move(walks[i].best);
-      Offer(std::move(climbs_[i]));
+      climbs[i].order = std::move(walks[i].best);
+      Offer(std::move(climbs[i]));
     }
   }
 
-  // Walks from the elites side by side: the first downhill, the others by
-  // rebuilding; all of a tiny problem's by moves, hotter and hotter.
-  void WalkOn() {
+  // Probes from `climbs`, then walks from the elites side by side: the first
+  // downhill, the others by rebuilding; all of a tiny problem's by moves,
+  // hotter and hotter.
+  void WalkOn(std::vector<Candidate> climbs) {
     if (Progress() >= 1) {
       if (!Stopped()) Polish();
       return;
     }
-    Probe();
+    Probe(std::move(climbs));
     while (elites_.size() < kElites) elites_.push_back(elites_.front());
     std::vector<Walk> walks;
     for (int i = 0; i < kElites; ++i) {
@@ -653,7 +655,6 @@ class Search {
   WorkerPool pool_;
   std::function<bool()> stop_;
   std::vector<Candidate> elites_;  // best first
-  std::vector<Candidate> climbs_;  // the best rules of every start
   int64_t evaluations_ = 0;
   uint64_t walks_begun_ = 0;  // rounds of all walks
 };
