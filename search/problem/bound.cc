@@ -9,161 +9,22 @@
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
+#include "search/problem/chain_bound.h"
+#include "search/problem/path_bound.h"
 #include "search/problem/problem_graph.h"
 
 namespace pipeweaver::search {
 namespace {
 
-// The least lengths of a pair's stages over its choices, each by itself.
-struct LeastLengths {
-  uint64_t forward = std::numeric_limits<uint64_t>::max();
-  uint64_t gradient = std::numeric_limits<uint64_t>::max();  // I or B
-  uint64_t weight_grad = std::numeric_limits<uint64_t>::max();
-  uint64_t work = std::numeric_limits<uint64_t>::max();  // of one choice
-};
-
-LeastLengths LeastOf(const ProblemGraph& graph, int pair) {
-  LeastLengths least;
-  const auto lower = [](uint64_t value, uint64_t& to) {
-    to = std::min(to, value);
-  };
-  for (const GraphChoice& c : graph.choices_of(pair)) {
-    lower(c.forward_ns, least.forward);
-    switch (graph.mode[pair]) {
-      case PairMode::kForwardOnly:
-        lower(0, least.gradient);
-        lower(0, least.weight_grad);
-        lower(c.forward_ns, least.work);
-        break;
-      case PairMode::kWhole:
-        lower(c.backward_ns, least.gradient);
-        lower(0, least.weight_grad);
-        lower(c.forward_ns + c.backward_ns, least.work);
-        break;
-      case PairMode::kSplit:
-        lower(c.input_grad_ns, least.gradient);
-        lower(c.weight_grad_ns, least.weight_grad);
-        lower(c.forward_ns + c.input_grad_ns + c.weight_grad_ns, least.work);
-        if (c.has_backward()) {
-          lower(c.backward_ns, least.gradient);
-          lower(0, least.weight_grad);
-          lower(c.forward_ns + c.backward_ns, least.work);
-        }
-        break;
-    }
-  }
-  return least;
-}
-
-// LowerBound and what it is made of.
-struct PathBound {
-  uint64_t bound = 0;
-  std::vector<LeastLengths> least;         // [pair]
-  std::vector<uint64_t> head, tail, work;  // [rank]
-};
-
-constexpr uint64_t kUnset = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kUnset = PathBound::kUnset;
 // By FlowLowerBound over all ranks, for some tenths of a second.
 constexpr int kMostPairsLookedAt = 20'000'000;
-
-PathBound ComputePathBound(const ProblemGraph& graph) {
-  const int n = graph.pairs;
-  PathBound result;
-  std::vector<LeastLengths>& least = result.least;
-  least.resize(n);
-  for (int p = 0; p < n; ++p) least[p] = LeastOf(graph, p);
-
-  // Heads: the earliest starts along dependency paths.
-  std::vector<uint64_t> forward_head(n, 0), gradient_head(n, 0);
-  for (const int p : graph.topological) {
-    for (const GraphEdge& edge : graph.producers_of(p)) {
-      forward_head[p] = std::max(
-          forward_head[p], forward_head[edge.pair] + least[edge.pair].forward +
-                               static_cast<uint64_t>(edge.delay_ns));
-    }
-  }
-  for (int i = n - 1; i >= 0; --i) {
-    const int p = graph.topological[i];
-    if (!graph.has_backward(p)) continue;
-    gradient_head[p] = forward_head[p] + least[p].forward;
-    for (const GraphEdge& edge : graph.consumers_of(p)) {
-      gradient_head[p] =
-          std::max(gradient_head[p], gradient_head[edge.pair] +
-                                         least[edge.pair].gradient +
-                                         static_cast<uint64_t>(edge.delay_ns));
-    }
-  }
-  // Tails: the longest remainders after a stage's end.
-  std::vector<uint64_t> forward_tail(n, 0), gradient_tail(n, 0);
-  for (const int p : graph.topological) {
-    if (!graph.has_backward(p)) continue;
-    gradient_tail[p] = least[p].weight_grad;
-    for (const GraphEdge& edge : graph.producers_of(p)) {
-      if (!graph.has_backward(edge.pair)) continue;
-      gradient_tail[p] =
-          std::max(gradient_tail[p], gradient_tail[edge.pair] +
-                                         least[edge.pair].gradient +
-                                         static_cast<uint64_t>(edge.delay_ns));
-    }
-  }
-  for (int i = n - 1; i >= 0; --i) {
-    const int p = graph.topological[i];
-    if (graph.has_backward(p)) {
-      forward_tail[p] = least[p].gradient + gradient_tail[p];
-    }
-    for (const GraphEdge& edge : graph.consumers_of(p)) {
-      forward_tail[p] = std::max(
-          forward_tail[p], forward_tail[edge.pair] + least[edge.pair].forward +
-                               static_cast<uint64_t>(edge.delay_ns));
-    }
-  }
-
-  std::vector<uint64_t>&head = result.head, &tail = result.tail;
-  std::vector<uint64_t>& work = result.work;
-  uint64_t& bound = result.bound;
-  head.assign(graph.ranks, kUnset);
-  tail.assign(graph.ranks, kUnset);
-  work.assign(graph.ranks, 0);
-  for (int p = 0; p < n; ++p) {
-    const int r = graph.pair_rank[p];
-    // Every path runs through an F, so these are the longest paths.
-    bound =
-        std::max(bound, forward_head[p] + least[p].forward + forward_tail[p]);
-    head[r] = std::min(head[r], forward_head[p]);
-    tail[r] = std::min(tail[r], forward_tail[p]);
-    work[r] += least[p].work;
-    if (!graph.has_backward(p)) continue;
-    tail[r] = std::min(tail[r], gradient_tail[p]);
-    if (graph.mode[p] == PairMode::kSplit) tail[r] = 0;  // after W
-  }
-  for (int r = 0; r < graph.ranks; ++r) {
-    if (head[r] != kUnset) bound = std::max(bound, head[r] + work[r] + tail[r]);
-  }
-  return result;
-}
 
 // Idle time at one end of a rank's order.
 struct EndIdle {
   uint64_t ns = 0;
   bool nothing_taken_off = false;
 };
-
-// [pair]: the same number where the ranks that the sweep comes over are the
-// same.
-std::vector<int32_t> RoutesOf(const ProblemGraph& graph) {
-  std::vector<int32_t> routes(graph.pairs, 0);
-  // By the route to the stage before and its rank.
-  absl::flat_hash_map<std::pair<int32_t, int32_t>, int32_t> numbers;
-  for (int p = 1; p < graph.pairs; ++p) {
-    if (graph.stage_index(p) == 0) continue;
-    const auto [number, inserted] =
-        numbers.try_emplace(std::pair(routes[p - 1], graph.pair_rank[p - 1]),
-                            static_cast<int32_t>(numbers.size()) + 1);
-    routes[p] = number->second;
-  }
-  return routes;
-}
 
 // The claim of FlowLowerBound for rank b: at the start (F), or at the end with
 // time reversed (B, `reversed`).
@@ -177,7 +38,7 @@ class FlowEnd {
     way_.assign(graph.pairs, 0);
     for (int p = 1; p < graph.pairs; ++p) {
       if (graph.stage_index(p) == 0) continue;
-      way_[p] = way_[p - 1] + Length(p - 1) + TransferAfter(p - 1);
+      way_[p] = way_[p - 1] + Length(p - 1) + TransferAfter(graph_, p - 1);
     }
   }
 
@@ -274,13 +135,6 @@ class FlowEnd {
     return rest;
   }
 
-  // The transfer between stage p and the next of its sweep.
-  uint64_t TransferAfter(int p) const {
-    for (const GraphEdge& edge : graph_.consumers_of(p)) {
-      if (edge.pair == p + 1) return static_cast<uint64_t>(edge.delay_ns);
-    }
-    return 0;
-  }
   bool SameWay(int p, int q) const { return route_[p] == route_[q]; }
 
   // Marks F and gradients that descend from the F of X (reversed: from which
@@ -327,7 +181,7 @@ class FlowEnd {
   EndIdle IdleFor(const std::vector<int32_t>& jobs, int x, uint64_t way_ns,
                   int set, uint64_t known_ns) const {
     const auto has = [set](Set sets) { return (sets >> set & 1) != 0; };
-    // The least transfers along the way over X and A.
+    // The least transfers along the way: of X, or of A after its own stage.
     const int first_x = graph_.sweep_first_pair[graph_.pair_sweep[x]];
     std::vector<uint64_t> transfer(x - first_x, kUnset);
     uint64_t taken_off = 0;
@@ -352,7 +206,8 @@ class FlowEnd {
       for (int q = first; q < p; ++q) {
         shortest = std::min(shortest, Length(q));
         uint64_t& least = transfer[q - first];
-        least = std::min(least, TransferAfter(q));
+        least =
+            std::min(least, TransferAfter(graph_, q) + (in_x ? 0 : Length(q)));
       }
       if (!in_x) taken_off += work - std::min(work, shortest + Rest(p));
     }
@@ -419,6 +274,7 @@ LowerBounds FindLowerBounds(const ProblemGraph& graph) {
       bound = std::max(bound, head + path.work[r] + tail);
     }
   }
+  bound = ChainLowerBound(graph, path, routes, bound);
   return {static_cast<int64_t>(path.bound), static_cast<int64_t>(bound)};
 }
 

@@ -27,9 +27,10 @@ int64_t LowerBound(const ProblemGraph& graph);
 // on b, at s. Each a of A that runs on b before s precedes x there. Let k be
 // the first rank on x's way on which a precedes x. If k = r_0, a runs on it
 // before x does. Otherwise a follows x on the rank before k, so a runs on k
-// after x has ended there, and after a transfer: in x's way. Either way x waits
-// for a on k for a's length there, in addition to its own stages and transfers,
-// and for different a at one k these waits add up. So
+// after x has ended there, its own F there and its transfer: in x's way. Either
+// way x waits for a on k for a's length there, in addition to its own stages,
+// and to its own transfer or a's F and transfer, whichever is less; for
+// different a at one k these waits add up. So
 //     s >= sum over r_i of (F of x + transfer) + sum over such a of F of a
 // with a's least F over its ranks. On b itself only such a run before s, so the
 // makespan is at least the first sum (the least of X), plus all work of b, with
@@ -37,7 +38,8 @@ int64_t LowerBound(const ProblemGraph& graph);
 // of b neither descend from X nor came over the same ranks, their whole work
 // may fall before s and is taken off. The same holds for the end with time
 // reversed, B for F; both ends add up when nothing had to be taken off. The
-// bound is the best over sets X = {F on b whose way is at least so long}.
+// bound is the best over sets X = {F on b whose way is at least so long}, or
+// that by one long chain (chain_bound.h) where that is better.
 //
 // O(ranks * edges); of ranks for which that would take long only those are
 // looked at whose bound is the highest without it. As times, it may need all 64

@@ -73,6 +73,22 @@ TEST(FlowLowerBoundTest, ShortSweepsInFrontDoNotFillThePipeline) {
   EXPECT_EQ(both.flow_ns, 159);
 }
 
+TEST(FlowLowerBoundTest, WhatFillsTheWaitForALongChainIsInItsWay) {
+  // Rank 1 waits 10 for the long F, and rank 0 at the end 20 for the long B. Of
+  // each short sweep, rank 1 can run F and B before the long F, which then
+  // comes by the short F later: all four make the chain of 60 one of 64.
+  const ProblemGraph graph = BuildProblemGraph(
+      Pipeline(2, {{10, 10}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}));
+  EXPECT_EQ(LowerBound(graph), 60);
+  EXPECT_EQ(FlowLowerBound(graph), 64);
+  // A fifth takes 1 off the wait of 9 that the four leave 1 of. At the end, the
+  // short F fill and the short B are in the way: the work of rank 1 is down to
+  // 66, the chain up to 64, and they meet after 2 / 3 of one more F.
+  const ProblemGraph more = BuildProblemGraph(
+      Pipeline(2, {{10, 10}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}));
+  EXPECT_EQ(FlowLowerBound(more), 65);
+}
+
 // Not rank by rank over all pairs: that would be minutes.
 TEST(FlowLowerBoundTest, ManyRanksTakeNoLonger) {
   std::vector<std::vector<int64_t>> forwards(30);
@@ -82,7 +98,8 @@ TEST(FlowLowerBoundTest, ManyRanksTakeNoLonger) {
   const ProblemGraph graph = BuildProblemGraph(Pipeline(4096, forwards));
   const LowerBounds bounds = FindLowerBounds(graph);
   EXPECT_EQ(bounds.path_ns, 3 * 3 * 4096);  // the longest path
-  EXPECT_EQ(bounds.flow_ns, bounds.path_ns);
+  // The other 29 sweeps' F on the last rank, 57 in all, are in its way.
+  EXPECT_EQ(bounds.flow_ns, bounds.path_ns + 57);
 }
 
 // Not stage by stage from the first of a sweep on, which would take a minute.
