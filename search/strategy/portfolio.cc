@@ -26,6 +26,7 @@
 #include "search/strategy/safe_plan.h"
 #include "search/strategy/strategy.h"
 #include "search/strategy/worker_pool.h"
+#include "semu/base/mutex.h"
 #include "semu/base/status_macros.h"
 
 namespace pipeweaver::search {
@@ -73,6 +74,8 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
+// Rounds of every walk between looks at the clock.
+constexpr int64_t kRoundsATime = 2;
 // How hot walks that rebuild start, and how cold all that are hot end
 // (WalkOptions::temperature).
 constexpr double kHottest = 1e-3;
@@ -523,33 +526,65 @@ class Search {
     if (walk.orders->makespan_ns() < best.makespan_ns) walk.orders->Save(best);
   }
 
-  // A round of the first `walking` of `walks` side by side, each of so many
+  // Rounds of the first `walking` of `walks` side by side, each of so many
   // moves. `walked`: 0 when walks are as hot as ever, 1 when they are as cold.
-  void GoOn(std::vector<Walk>& walks, int walking, int64_t moves,
-            double walked) {
-    std::vector<int64_t> made(walking, 0);
-    pool_.Run(walking, [&](int worker, int i) {
-      if (Stopped()) return;
-      Walk& walk = walks[i];
-      if (walk.orders == nullptr && walk.rebuilt == nullptr) Load(walk);
-      WalkOptions options;
-      options.moves = moves;
-      options.seed = options_.seed * 0x9e3779b97f4a7c15u + walks_begun_ + i;
-      options.stop_at_ns = bound_ns_;
-      options.stop = &stop_;
-      if (walk.hottest > 0) {
-        options.temperature =
-            walk.hottest * std::pow(kColdest / walk.hottest, walked);
+  // Threads take turns, always at the walk that has made the fewest rounds, so
+  // that all threads are busy though walks are few.
+  void GoOn(std::vector<Walk>& walks, int walking, int64_t rounds,
+            int64_t moves, double walked) {
+    struct Turn {
+      int64_t rounds = 0;
+      bool taken = false;
+    };
+    Mutex mutex;
+    std::vector<Turn> turns(walking);
+    std::vector<int64_t> made(walking * rounds, 0);
+    // The walk whose turn is next; none when all are done or taken, and then
+    // those that took them go on.
+    const auto next = [&]() -> int {
+      int next = -1;
+      for (int i = 0; i < walking; ++i) {
+        if (turns[i].taken || turns[i].rounds == rounds) continue;
+        if (next < 0 || turns[i].rounds < turns[next].rounds) next = i;
       }
-      made[i] = walk.rebuilds
-                    ? walk.rebuilt->Walk(options, forward_.scheduler(worker),
-                                         walk.best)
-                    : walk.orders->Anneal(options, walk.best);
+      return next;
+    };
+    pool_.Run(std::min(walking, options_.threads), [&](int worker, int) {
+      MutexLock lock(&mutex);
+      for (int i = next(); i >= 0 && !Stopped(); i = next()) {
+        turns[i].taken = true;
+        mutex.Unlock();
+        made[turns[i].rounds * walking + i] =
+            Go(walks[i], worker, moves,
+               walks_begun_ + turns[i].rounds * walking + i, walked);
+        mutex.Lock();
+        turns[i].taken = false;
+        ++turns[i].rounds;
+      }
     });
-    walks_begun_ += walking;
-    for (int i = 0; i < walking; ++i) {
-      evaluations_ += std::max<int64_t>(1, made[i] / kMovesPerEvaluation);
+    walks_begun_ += made.size();
+    for (const int64_t moves_made : made) {
+      evaluations_ += std::max<int64_t>(1, moves_made / kMovesPerEvaluation);
     }
+  }
+
+  // Returns the moves made, of `moves` at most; `number`: that no other round
+  // has.
+  int64_t Go(Walk& walk, int worker, int64_t moves, uint64_t number,
+             double walked) {
+    if (walk.orders == nullptr && walk.rebuilt == nullptr) Load(walk);
+    WalkOptions options;
+    options.moves = moves;
+    options.seed = options_.seed * 0x9e3779b97f4a7c15u + number;
+    options.stop_at_ns = bound_ns_;
+    options.stop = &stop_;
+    if (walk.hottest > 0) {
+      options.temperature =
+          walk.hottest * std::pow(kColdest / walk.hottest, walked);
+    }
+    return walk.rebuilds ? walk.rebuilt->Walk(
+                               options, forward_.scheduler(worker), walk.best)
+                         : walk.orders->Anneal(options, walk.best);
   }
 
   // Short walks from the best of every climb: how good the order of a rule is
@@ -580,7 +615,7 @@ class Search {
     for (double at = first;
          at < until && std::none_of(walks.begin(), walks.end(), at_bound);
          at = Progress()) {
-      GoOn(walks, count, kMovesPerRound,
+      GoOn(walks, count, /*rounds=*/1, kMovesPerRound,
            (at - first) / (until - first) * kProbeCooling);
     }
     for (int i = 0; i < count; ++i) {
@@ -621,9 +656,11 @@ class Search {
               RebuildSearch::kMovesPerRebuild) {
         walking = 1;
       }
-      GoOn(walks, walking,
-           std::min(IsTiny() ? kTinyMovesPerRound : kMovesPerRound,
-                    EvaluationsLeft() / walking * kMovesPerEvaluation),
+      // What is left for every walk.
+      const int64_t left = EvaluationsLeft() / walking * kMovesPerEvaluation;
+      const int64_t moves =
+          std::min(IsTiny() ? kTinyMovesPerRound : kMovesPerRound, left);
+      GoOn(walks, walking, std::min<int64_t>(left / moves, kRoundsATime), moves,
            walked);
       int best = 0, worst = 0;
       const auto makespan_ns = [&](int i) { return walks[i].best.makespan_ns; };
