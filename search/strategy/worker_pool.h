@@ -4,6 +4,7 @@
 #ifndef SEARCH_STRATEGY_WORKER_POOL_H_
 #define SEARCH_STRATEGY_WORKER_POOL_H_
 
+#include <atomic>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -33,12 +34,16 @@ class WorkerPool {
   void Work(int worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   Mutex mutex_;
-  CondVar changed_;
+  // When there are jobs to take, or the end; when all are done.
+  CondVar work_, done_;
   const std::function<void(int, int)>* job_ ABSL_GUARDED_BY(mutex_) = nullptr;
   int jobs_ ABSL_GUARDED_BY(mutex_) = 0;
   int next_ ABSL_GUARDED_BY(mutex_) = 0;
   int unfinished_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  // The same for those that wait awake, without the mutex.
+  std::atomic<bool> to_serve_ = false;  // jobs to take, or the end
+  std::atomic<bool> all_done_ = true;
   std::vector<std::thread> threads_;
 };
 
