@@ -612,7 +612,6 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
 // Whether the rule in the header still holds after the component of `cell`
 // holds `bytes` more on its rank.
 bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
-  const int component = model_.cells_[cell].component;
   const int rank = model_.cells_[cell].rank;
   const int64_t limit = graph_.limit_bytes[rank];
   const CellState& own = cells_[cell];
@@ -621,14 +620,15 @@ bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
     return false;
   }
   if (held_[rank] + bytes + most_need_[rank] <= limit) return true;
-  int64_t behind = 0;
-  bool older = is_begun_[component] == 0;
+  // From the oldest on, ever less is behind, so that in the end all is safe.
   const std::vector<int32_t>& begun = begun_on_[rank];
-  for (size_t i = begun.size(); i-- > 0;) {
-    const CellState& state = cells_[begun[i]];
-    if (older && behind + bytes + state.need_now > limit) return false;
-    behind += state.held;
-    if (begun[i] == cell) older = true;
+  int64_t behind = held_[rank] + bytes;
+  for (const int older : begun) {
+    if (older == cell) break;
+    const CellState& state = cells_[older];
+    behind -= state.held;
+    if (behind + state.need_now > limit) return false;
+    if (behind + most_need_[rank] <= limit) break;
   }
   // A component that is older than all that stand on this rank needs what is
   // behind it to fit.
@@ -636,7 +636,7 @@ bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
       begun_.empty() ||
       (!begun.empty() &&
        model_.cells_[begun.front()].component == begun_.front());
-  return oldest_stands_here || behind + bytes <= limit;
+  return oldest_stands_here || held_[rank] + bytes <= limit;
 }
 
 ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
