@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -170,6 +171,7 @@ void OrderSearch::ForwardPass(size_t first_word) {
       const int64_t old_ns = end_ns_[task], new_ns = EndOf(task);
       if (new_ns == old_ns) continue;
       end_ns_[task] = new_ns;
+      replaced_.push_back({task, old_ns});
       // Those that start later now, or that waited for just this.
       const Task next = rank_next_[task];
       if (next >= 0 && (new_ns > StartOf(next) || old_ns == StartOf(next))) {
@@ -233,25 +235,51 @@ int64_t OrderSearch::LeftOf(Task task) const {
   return left + length_ns_[task];
 }
 
+// Marks what changed as dirty; returns the first and the last word marked.
+std::pair<size_t, size_t> OrderSearch::MarkChanged() {
+  size_t first_word = dirty_.size(), last_word = 0;
+  for (const Task task : changed_) {
+    if (task < 0 || !Exists(task)) continue;
+    MarkDirty(task);
+    const size_t word = position_[task] / kBits;
+    first_word = std::min(first_word, word);
+    last_word = std::max(last_word, word);
+  }
+  return {first_word, last_word};
+}
+
 // Brings times up to date after tasks changed their lengths or their neighbours
 // on the rank.
 void OrderSearch::Refresh() {
-  size_t first_word = dirty_.size(), last_word = 0;
-  const auto mark = [&] {
-    for (const Task task : changed_) {
-      if (task < 0 || !Exists(task)) continue;
-      MarkDirty(task);
-      const size_t word = position_[task] / kBits;
-      first_word = std::min(first_word, word);
-      last_word = std::max(last_word, word);
-    }
-  };
-  mark();
-  ForwardPass(first_word);
-  mark();
-  if (first_word <= last_word) BackwardPass(last_word);
-  changed_.clear();
+  RefreshEnds();
+  RefreshLefts();
+}
+
+void OrderSearch::RefreshEnds() {
+  replaced_.clear();
+  ForwardPass(MarkChanged().first);
   FindMakespan();
+}
+
+void OrderSearch::RefreshLefts() {
+  BackwardPass(MarkChanged().second);
+  changed_.clear();
+}
+
+// As Refresh where the makespan then is accepted; else all times stay as they
+// were, and the caller takes back the change.
+bool OrderSearch::RefreshIfAccepted(double temperature) {
+  const int64_t old_ns = makespan_ns_;
+  RefreshEnds();
+  const int64_t new_ns = makespan_ns_;
+  makespan_ns_ = old_ns;
+  if (Accept(new_ns, temperature)) {
+    makespan_ns_ = new_ns;
+    RefreshLefts();
+    return true;
+  }
+  for (const End& end : replaced_) end_ns_[end.task] = end.ns;
+  return false;
 }
 
 void OrderSearch::RefreshAll() {
@@ -664,21 +692,14 @@ bool OrderSearch::ProposeFuse(double temperature) {
   LinkAfter(weight, before);
   live_before_[weight] = live_before_[before] + BytesOf(before).after;
   SetPair(pair);
-  const int64_t old_makespan = makespan_ns_;
-  Refresh();
-  const int64_t estimate = makespan_ns_;
-  makespan_ns_ = old_makespan;
-  if (Accept(estimate, temperature)) {
-    makespan_ns_ = estimate;
-    return true;
-  }
+  if (RefreshIfAccepted(temperature)) return true;
   for (Task at = rank_next_[gradient]; at != weight; at = rank_next_[at]) {
     live_before_[at] -= choice.weight_grad_bytes;
   }
   Unlink(weight);
   ways_.fused[pair] = 1;
   SetPair(pair);
-  Refresh();
+  changed_.clear();
   return false;
 }
 
@@ -722,20 +743,16 @@ bool OrderSearch::ProposeWay(double temperature) {
   const Task gradient = 3 * pair + kGradientTask;
   const Task weight = 3 * pair + kWeightTask;
   const Task weight_prev = was_fused ? gradient : rank_prev_[weight];
-  const int64_t old_makespan = makespan_ns_;
+  const int64_t weight_end_ns = end_ns_[weight];
+  const int64_t weight_left_ns = left_ns_[weight];
   SaveBest();
   ChangeWay(pair, choice, !was_fused, gradient);
-  bool good = MemoryAllowsPair(pair);
-  if (good) {
-    Refresh();
-    const int64_t makespan = makespan_ns_;
-    makespan_ns_ = old_makespan;
-    good = Accept(makespan, temperature);
-    makespan_ns_ = makespan;
-  }
-  if (good) return true;
+  if (MemoryAllowsPair(pair) && RefreshIfAccepted(temperature)) return true;
   ChangeWay(pair, old_choice, was_fused, weight_prev);
-  Refresh();
+  end_ns_[weight] = weight_end_ns;
+  left_ns_[weight] = weight_left_ns;
+  changed_.clear();
+  critical_.clear();
   return false;
 }
 

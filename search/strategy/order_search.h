@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -69,6 +70,10 @@ class OrderSearch {
     Task task;
     int64_t delay_ns;
   };
+  struct End {
+    Task task;
+    int64_t ns;
+  };
   struct Bytes {
     int64_t peak;   // above what is live before the task
     int64_t after;  // change once it has ended
@@ -88,7 +93,11 @@ class OrderSearch {
   void BackwardPass(size_t last_word);
   int64_t EndOf(Task task) const;
   int64_t LeftOf(Task task) const;
+  std::pair<size_t, size_t> MarkChanged();
   void Refresh();
+  void RefreshEnds();
+  void RefreshLefts();
+  bool RefreshIfAccepted(double temperature);
   void RefreshAll();
   void FindMakespan();
   Task PickCritical();
@@ -137,6 +146,7 @@ class OrderSearch {
   // Tasks whose lengths or neighbours changed since times were up to date; may
   // name a task twice, and -1 or a W that is fused away for none.
   std::vector<Task> changed_;
+  std::vector<End> replaced_;  // those that the last refresh changed
   int64_t makespan_ns_ = 0;
   std::vector<Task> critical_;   // one critical path, from the end, or empty
   std::vector<uint8_t> marked_;  // [task]
