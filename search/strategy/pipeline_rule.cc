@@ -384,6 +384,23 @@ std::vector<int32_t> PipelineRules::ToSettings(const PipelineRule& rule) {
   return settings;
 }
 
+std::vector<int32_t> PipelineRules::KeyOf(const PipelineRule& rule) {
+  std::vector<int32_t> key = {
+      static_cast<int32_t>(rule.rhythm),
+      rule.rhythm == PipelineRule::Rhythm::kLag     ? rule.lag
+      : rule.rhythm == PipelineRule::Rhythm::kPaced ? rule.stretch
+                                                    : 0,
+      static_cast<int32_t>(rule.sweep_order),
+      rule.by_hold ? 1 : 0,
+      rule.patience,
+      rule.split_groups,
+      rule.reserve,
+      rule.open};
+  key.insert(key.end(), rule.price.begin(), rule.price.end());
+  key.insert(key.end(), rule.groups.begin(), rule.groups.end());
+  return key;
+}
+
 std::optional<PipelineRule> PipelineRules::FromSettings(
     const std::vector<int32_t>& settings) const {
   constexpr size_t kNumbers = 10;

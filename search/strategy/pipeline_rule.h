@@ -79,6 +79,9 @@ class PipelineRules {
   std::optional<PipelineRule> FromSettings(
       const std::vector<int32_t>& settings) const;
 
+  // All that Build makes of a rule: rules with equal keys are the same.
+  static std::vector<int32_t> KeyOf(const PipelineRule& rule);
+
   // What a rule is made of, in the order in which to vary it.
   enum class Part : uint8_t {
     kRhythm,

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
@@ -88,6 +90,32 @@ constexpr double kTinyHottest = 1;
 // Share of the walks between exchanges.
 constexpr double kExchangeEvery = 0.15;
 
+// How long the orders of rules are at least, as far as they were built: climbs
+// come back to the same rules again and again. Thread-safe.
+class KnownMakespans {
+ public:
+  // 0 where nothing is known.
+  int64_t LeastNs(const std::vector<int32_t>& key) {
+    const MutexLock lock(&mutex_);
+    const auto known = least_ns_.find(key);
+    return known == least_ns_.end() ? 0 : known->second;
+  }
+
+  void Add(std::vector<int32_t> key, int64_t least_ns) {
+    const MutexLock lock(&mutex_);
+    if (least_ns_.size() * key.size() > kMostNumbers) least_ns_.clear();
+    int64_t& known_ns = least_ns_[std::move(key)];
+    known_ns = std::max(known_ns, least_ns);
+  }
+
+ private:
+  static constexpr size_t kMostNumbers = size_t{1} << 20;  // of all keys
+
+  Mutex mutex_;
+  absl::flat_hash_map<std::vector<int32_t>, int64_t> least_ns_
+      ABSL_GUARDED_BY(mutex_);  // by PipelineRules::KeyOf
+};
+
 // Builds orders by rules in one direction of time. Thread-safe, each worker
 // with a number of its own.
 class Direction {
@@ -105,19 +133,28 @@ class Direction {
   ListScheduler& scheduler(int worker) const { return *schedulers_[worker]; }
 
   // The order by `rule`, in this direction; no tasks where the makespan is over
-  // `worth_ns`.
+  // `worth_ns`. Builds no order anew that is known to be.
   void Build(int worker, const PipelineRule& rule, int64_t worth_ns,
-             TaskOrder& order) const {
+             TaskOrder& order) {
+    std::vector<int32_t> key = PipelineRules::KeyOf(rule);
+    if (known_.LeastNs(key) > worth_ns) {
+      order.tasks.clear();
+      order.makespan_ns = kEndless;
+      return;
+    }
     thread_local ListRule list;
     thread_local Ways ways;
     rules_.Build(rule, list, ways);
     scheduler(worker).Run(list, ways, order, worth_ns);
+    known_.Add(std::move(key),
+               order.tasks.empty() ? worth_ns + 1 : order.makespan_ns);
   }
 
  private:
   const ListModel model_;
   const PipelineRules rules_;
   std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
+  KnownMakespans known_;
 };
 
 // Reversed time, with the problem and the plan that it needs.
@@ -129,7 +166,7 @@ struct ReversedDirection {
 
   const ProblemGraph graph;
   const SafePlan plan;
-  const Direction direction;
+  Direction direction;
 };
 
 struct Candidate {
@@ -249,21 +286,21 @@ class Search {
     absl::StatusOr<SafePlan> plan = FindSafePlan(
         *graph, options_.budget, kReversedWorkPerPair * graph_.pairs);
     if (!plan.ok()) return false;
-    reversed_ = std::make_unique<const ReversedDirection>(
+    reversed_ = std::make_unique<ReversedDirection>(
         *std::move(graph), *std::move(plan), options_.threads);
     return true;
   }
 
-  const Direction& DirectionOf(bool reversed) const {
+  Direction& DirectionOf(bool reversed) {
     return reversed ? reversed_->direction : forward_;
   }
-  const PipelineRules& RulesOf(const Candidate& candidate) const {
+  const PipelineRules& RulesOf(const Candidate& candidate) {
     return DirectionOf(candidate.reversed).rules();
   }
 
   // Fills in the order of `candidate`; no tasks where the makespan is over
   // `worth_ns`.
-  void Schedule(int worker, int64_t worth_ns, Candidate& candidate) const {
+  void Schedule(int worker, int64_t worth_ns, Candidate& candidate) {
     DirectionOf(candidate.reversed)
         .Build(worker, candidate.rule, worth_ns, candidate.order);
     if (candidate.reversed) ReverseTime(candidate.order);
@@ -683,9 +720,9 @@ class Search {
 
   const ProblemGraph& graph_;
   const SearchOptions& options_;
-  const Direction forward_;
+  Direction forward_;
   bool reversal_tried_ = false;
-  std::unique_ptr<const ReversedDirection> reversed_;  // may be null
+  std::unique_ptr<ReversedDirection> reversed_;  // may be null
   const bool whole_;  // every pair has a whole backward
   const int64_t bound_ns_;
   const Clock::time_point start_;
