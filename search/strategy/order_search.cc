@@ -142,15 +142,18 @@ void OrderSearch::Load(const TaskOrder& order) {
     if (Exists(task)) end_ns_[task] = EndOf(task);
   }
   // In order of start times, what a move must reorder stands close together.
-  std::vector<int32_t> place = position_;
-  const auto start_of = [this](Task task) {
-    return Exists(task) ? StartOf(task)
-                        : end_ns_[3 * TaskPair(task) + kGradientTask];
-  };
-  std::stable_sort(sequence_.begin(), sequence_.end(), [&](Task a, Task b) {
-    const int64_t start_a = start_of(a), start_b = start_of(b);
-    return start_a != start_b ? start_a < start_b : place[a] < place[b];
-  });
+  std::vector<std::pair<int64_t, Task>> starts;
+  starts.reserve(sequence_.size());
+  for (const Task task : sequence_) {
+    starts.emplace_back(Exists(task)
+                            ? StartOf(task)
+                            : end_ns_[3 * TaskPair(task) + kGradientTask],
+                        task);
+  }
+  std::stable_sort(
+      starts.begin(), starts.end(),
+      [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (size_t i = 0; i < starts.size(); ++i) sequence_[i] = starts[i].second;
   link();
   RefreshAll();
 }

@@ -13,17 +13,28 @@
 
 namespace pipeweaver::search {
 
-bool OrderTimes::Later(const Entry& a, const Entry& b) {
-  return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.task > b.task;
+struct OrderTimes::Later {
+  bool operator()(const Entry& a, const Entry& b) const {
+    return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.task > b.task;
+  }
+};
+
+struct OrderTimes::LessUrgent {
+  bool operator()(const Entry& a, const Entry& b) const {
+    return a.at_ns != b.at_ns ? a.at_ns < b.at_ns : a.task < b.task;
+  }
+};
+
+template <typename Less>
+void OrderTimes::Put(Heap& heap, const Entry& entry) {
+  heap.push_back(entry);
+  std::push_heap(heap.begin(), heap.end(), Less());
 }
 
-bool OrderTimes::LessUrgent(const Entry& a, const Entry& b) {
-  return a.at_ns != b.at_ns ? a.at_ns < b.at_ns : a.task < b.task;
-}
-
-Task OrderTimes::Take(Heap& heap, bool (*less)(const Entry&, const Entry&)) {
+template <typename Less>
+Task OrderTimes::Take(Heap& heap) {
   const Task task = heap[0].task;
-  std::pop_heap(heap.begin(), heap.end(), less);
+  std::pop_heap(heap.begin(), heap.end(), Less());
   heap.pop_back();
   return task;
 }
@@ -93,8 +104,7 @@ void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
 
 void OrderTimes::Arrive(Task task) {
   Heap& waiting = ranks_[graph_.pair_rank[TaskPair(task)]].waiting;
-  waiting.push_back({may_run_ns_[task], task});
-  std::push_heap(waiting.begin(), waiting.end(), Later);
+  Put<Later>(waiting, {may_run_ns_[task], task});
 }
 
 // Takes back what was held, as far as there is room for its activations.
@@ -104,7 +114,7 @@ void OrderTimes::Admit(Rank& rank, const TaskOrder& order, int64_t at_ns) {
     const Task task = rank.held[0].task;
     live_bytes += BytesOf(order, task);
     if (live_bytes > LimitOf(task)) return;
-    Take(rank.held, LessUrgent);
+    Take<LessUrgent>(rank.held);
     may_run_ns_[task] = std::max(may_run_ns_[task], at_ns);
     Arrive(task);
   }
@@ -129,29 +139,27 @@ Task OrderTimes::TakeHeld() {
   Rank* most = nullptr;
   for (Rank& rank : ranks_) {
     if (!rank.held.empty() &&
-        (most == nullptr || LessUrgent(most->held[0], rank.held[0]))) {
+        (most == nullptr || LessUrgent()(most->held[0], rank.held[0]))) {
       most = &rank;
     }
   }
   PW_CHECK(most != nullptr);
-  return Take(most->held, LessUrgent);
+  return Take<LessUrgent>(most->held);
 }
 
 // Takes the most urgent of what may run on `rank` at `at_ns`; -1 when memory
 // does not admit it, so that it is held.
 Task OrderTimes::TakeReady(Rank& rank, const TaskOrder& order, int64_t at_ns) {
   while (!rank.waiting.empty() && rank.waiting[0].at_ns <= at_ns) {
-    const Task task = Take(rank.waiting, Later);
-    rank.ready.push_back({end_ns_[task], task});
-    std::push_heap(rank.ready.begin(), rank.ready.end(), LessUrgent);
+    const Task task = Take<Later>(rank.waiting);
+    Put<LessUrgent>(rank.ready, {end_ns_[task], task});
   }
-  const Task task = Take(rank.ready, LessUrgent);
+  const Task task = Take<LessUrgent>(rank.ready);
   if (TaskKind(task) != kGradientTask ||
       rank.live_bytes + BytesOf(order, task) <= LimitOf(task)) {
     return task;
   }
-  rank.held.push_back({end_ns_[task], task});
-  std::push_heap(rank.held.begin(), rank.held.end(), LessUrgent);
+  Put<LessUrgent>(rank.held, {end_ns_[task], task});
   return -1;
 }
 

@@ -43,10 +43,13 @@ class OrderTimes {
     Heap held;     // backwards that memory did not admit
     int64_t free_ns = 0, live_bytes = 0;
   };
-  static bool Later(const Entry& a, const Entry& b);
-  static bool LessUrgent(const Entry& a, const Entry& b);
-  // Takes the first of a heap that is ordered by `less`.
-  static Task Take(Heap& heap, bool (*less)(const Entry&, const Entry&));
+  struct Later;
+  struct LessUrgent;
+  // Of a heap whose first is that which is least Less than others.
+  template <typename Less>
+  static void Put(Heap& heap, const Entry& entry);
+  template <typename Less>
+  static Task Take(Heap& heap);
 
   // Calls visit(task, delay) for what `task` waits for, but its rank's order.
   template <typename Visitor>
