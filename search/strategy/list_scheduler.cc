@@ -1,4 +1,7 @@
 // The list scheduling engine; see list_scheduler.h.
+//
+// What runs for every stage is inline where that pays: functions of this size
+// the compiler calls otherwise.
 
 #include "search/strategy/list_scheduler.h"
 
@@ -217,7 +220,7 @@ void ListScheduler::Queue::Clear() {
   front_ = 0;
 }
 
-void ListScheduler::Queue::Insert(const Entry& entry) {
+inline void ListScheduler::Queue::Insert(const Entry& entry) {
   // Entries move towards the nearer end.
   if (front_ > 0 && entry < entries_[front_ + size() / 2]) {
     size_t at = --front_;
@@ -246,7 +249,7 @@ void ListScheduler::Queue::SortAppended() {
   appended_ = 0;
 }
 
-ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
+inline ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
   const auto first = entries_.begin() + static_cast<int64_t>(front_);
   const auto taken = first + static_cast<int64_t>(i);
   const Entry entry = *taken;
@@ -541,7 +544,7 @@ void ListScheduler::Begin(int component) {
   }
 }
 
-void ListScheduler::Push(Task task, int64_t arrival_ns) {
+inline void ListScheduler::Push(Task task, int64_t arrival_ns) {
   const int r = graph_.pair_rank[TaskPair(task)];
   Queue& queue = TaskKind(task) == kWeightTask ? weights_[r] : queue_[r];
   const Entry entry = {rule_->key[task], arrival_ns, task};
@@ -563,7 +566,7 @@ void ListScheduler::EndPushes() {
 }
 
 // While F are left to run, a component may need all it ever needs.
-void ListScheduler::UpdateNeed(int cell) {
+inline void ListScheduler::UpdateNeed(int cell) {
   CellState& state = cells_[cell];
   if (state.frozen_left > 0) {
     state.need_now = std::max(state.need, state.frozen_peak);
@@ -611,7 +614,7 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
 
 // Whether the rule in the header still holds after the component of `cell`
 // holds `bytes` more on its rank.
-bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
+inline bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
   const int rank = model_.cells_[cell].rank;
   const int64_t limit = graph_.limit_bytes[rank];
   const CellState& own = cells_[cell];
@@ -639,7 +642,8 @@ bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
   return oldest_stands_here || held_[rank] + bytes <= limit;
 }
 
-ListScheduler::Admission ListScheduler::Admit(int rank, Task task) const {
+inline ListScheduler::Admission ListScheduler::Admit(int rank,
+                                                     Task task) const {
   const int pair = TaskPair(task);
   const int kind = TaskKind(task);
   const int component = model_.component_[pair];
@@ -703,7 +707,7 @@ void ListScheduler::SettleForward(int rank, int pair) {
   UpdateNeed(model_.pair_cell_[pair]);
 }
 
-void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
+inline void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
   const int component = model_.component_[pair];
   if (--backwards_left_[component] == 0) Finish(component, end_ns);
   if (constrained_[rank] == 0) return;
@@ -786,7 +790,7 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
   UpdateNextStart(rank);
 }
 
-void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
+inline void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
   PairWaits& waits = waits_[pair];
   waits.gradient_ready_ns = std::max(waits.gradient_ready_ns, at_ns);
   if (--waits.gradient == 0) {
@@ -794,7 +798,7 @@ void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
   }
 }
 
-void ListScheduler::UpdateNextStart(int rank) {
+inline void ListScheduler::UpdateNextStart(int rank) {
   if (!weights_[rank].empty()) {
     next_start_ns_[rank] = free_ns_[rank];
     return;

@@ -76,7 +76,7 @@ int64_t OrderSearch::LengthOf(Task task) const {
   return TaskLength(graph_, ways_, task);
 }
 
-OrderSearch::Bytes OrderSearch::BytesOf(Task task) const {
+inline OrderSearch::Bytes OrderSearch::BytesOf(Task task) const {
   const int pair = TaskPair(task);
   const GraphChoice& choice = graph_.choices_of(pair)[ways_.choice[pair]];
   const bool splits =
@@ -158,7 +158,7 @@ void OrderSearch::Load(const TaskOrder& order) {
   RefreshAll();
 }
 
-void OrderSearch::MarkDirty(Task task) {
+inline void OrderSearch::MarkDirty(Task task) {
   const int at = position_[task];
   dirty_[at / kBits] |= uint64_t{1} << (at % kBits);
 }
@@ -192,7 +192,7 @@ void OrderSearch::ForwardPass(size_t first_word) {
   }
 }
 
-int64_t OrderSearch::EndOf(Task task) const {
+inline int64_t OrderSearch::EndOf(Task task) const {
   const Task prev = rank_prev_[task];
   int64_t start = prev >= 0 ? end_ns_[prev] : 0;
   for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
@@ -228,7 +228,7 @@ void OrderSearch::BackwardPass(size_t last_word) {
   }
 }
 
-int64_t OrderSearch::LeftOf(Task task) const {
+inline int64_t OrderSearch::LeftOf(Task task) const {
   const Task next = rank_next_[task];
   int64_t left = next >= 0 ? left_ns_[next] : 0;
   for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
