@@ -76,8 +76,7 @@ constexpr int64_t kNoLimit = int64_t{1} << 48;
 constexpr int kPairsPerJob = 1024;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
-// Rounds of every walk between looks at the clock.
-constexpr int64_t kRoundsATime = 2;
+constexpr int64_t kTurnsPerRound = 2;  // of a full one; else 1
 // How hot walks that rebuild start, and how cold all that are hot end
 // (WalkOptions::temperature).
 constexpr double kHottest = 1e-3;
@@ -563,26 +562,27 @@ class Search {
     if (walk.orders->makespan_ns() < best.makespan_ns) walk.orders->Save(best);
   }
 
-  // Rounds of the first `walking` of `walks` side by side, each of so many
+  // A round of the first `walking` of `walks` side by side, each of so many
   // moves. `walked`: 0 when walks are as hot as ever, 1 when they are as cold.
-  // Threads take turns, always at the walk that has made the fewest rounds, so
-  // that all threads are busy though walks are few.
-  void GoOn(std::vector<Walk>& walks, int walking, int64_t rounds,
-            int64_t moves, double walked) {
-    struct Turn {
-      int64_t rounds = 0;
+  // Threads go by turns, always to the walk that has had the fewest, so that
+  // all threads are busy though walks are few.
+  void GoOn(std::vector<Walk>& walks, int walking, int64_t moves,
+            double walked) {
+    struct Turns {
+      int64_t had = 0;
       bool taken = false;
     };
+    const int64_t most = moves < kMovesPerRound ? 1 : kTurnsPerRound;
     Mutex mutex;
-    std::vector<Turn> turns(walking);
-    std::vector<int64_t> made(walking * rounds, 0);
+    std::vector<Turns> turns(walking);
+    std::vector<int64_t> made(walking * most, 0);
     // The walk whose turn is next; none when all are done or taken, and then
     // those that took them go on.
     const auto next = [&]() -> int {
       int next = -1;
       for (int i = 0; i < walking; ++i) {
-        if (turns[i].taken || turns[i].rounds == rounds) continue;
-        if (next < 0 || turns[i].rounds < turns[next].rounds) next = i;
+        if (turns[i].taken || turns[i].had == most) continue;
+        if (next < 0 || turns[i].had < turns[next].had) next = i;
       }
       return next;
     };
@@ -591,12 +591,12 @@ class Search {
       for (int i = next(); i >= 0 && !Stopped(); i = next()) {
         turns[i].taken = true;
         mutex.Unlock();
-        made[turns[i].rounds * walking + i] =
-            Go(walks[i], worker, moves,
-               walks_begun_ + turns[i].rounds * walking + i, walked);
+        const int64_t number = turns[i].had * walking + i;
+        made[number] =
+            Go(walks[i], worker, moves / most, walks_begun_ + number, walked);
         mutex.Lock();
         turns[i].taken = false;
-        ++turns[i].rounds;
+        ++turns[i].had;
       }
     });
     walks_begun_ += made.size();
@@ -605,7 +605,7 @@ class Search {
     }
   }
 
-  // Returns the moves made, of `moves` at most; `number`: that no other round
+  // Returns the moves made, of `moves` at most; `number`: that no other turn
   // has.
   int64_t Go(Walk& walk, int worker, int64_t moves, uint64_t number,
              double walked) {
@@ -652,7 +652,7 @@ class Search {
     for (double at = first;
          at < until && std::none_of(walks.begin(), walks.end(), at_bound);
          at = Progress()) {
-      GoOn(walks, count, /*rounds=*/1, kMovesPerRound,
+      GoOn(walks, count, kMovesPerRound,
            (at - first) / (until - first) * kProbeCooling);
     }
     for (int i = 0; i < count; ++i) {
@@ -693,11 +693,9 @@ class Search {
               RebuildSearch::kMovesPerRebuild) {
         walking = 1;
       }
-      // What is left for every walk.
-      const int64_t left = EvaluationsLeft() / walking * kMovesPerEvaluation;
-      const int64_t moves =
-          std::min(IsTiny() ? kTinyMovesPerRound : kMovesPerRound, left);
-      GoOn(walks, walking, std::min<int64_t>(left / moves, kRoundsATime), moves,
+      GoOn(walks, walking,
+           std::min(IsTiny() ? kTinyMovesPerRound : kMovesPerRound,
+                    EvaluationsLeft() / walking * kMovesPerEvaluation),
            walked);
       int best = 0, worst = 0;
       const auto makespan_ns = [&](int i) { return walks[i].best.makespan_ns; };
@@ -730,7 +728,7 @@ class Search {
   std::function<bool()> stop_;
   std::vector<Candidate> elites_;  // best first
   int64_t evaluations_ = 0;
-  uint64_t walks_begun_ = 0;  // rounds of all walks
+  uint64_t walks_begun_ = 0;  // turns of all walks
 };
 
 // Sums of times in a search stay below 2^63 when those of the problem stay
