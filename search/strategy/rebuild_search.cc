@@ -21,8 +21,10 @@ namespace {
 constexpr double kFarthestShift = 0.3;
 constexpr double kNearShift = 0.09;
 constexpr double kTwoShifts = 0.2;
-// Orders this much longer than the present one are not worth a descent.
+// Orders longer than the present one by more than the first are not worth the
+// second schedule, those by more than the second are not worth a descent.
 constexpr double kWorth = 1.02;
+constexpr double kWorthDescent = 1.001;
 // ListRule::patience is 0, once or twice this.
 constexpr int kPatience = 64;
 
@@ -89,11 +91,12 @@ int64_t RebuildSearch::Walk(const WalkOptions& options,
                   static_cast<int64_t>(makespan_ns * kWorth));
     made += kMovesPerSchedule;
     if (next_.tasks.empty()) continue;
-    if (RandomBelow(2) == 0) {
-      times_.Latest(next_, list_.key);
-      scheduler.Run(list_, next_.ways, again_, next_.makespan_ns);
-      made += kMovesPerSchedule;
-      if (!again_.tasks.empty()) std::swap(next_, again_);
+    times_.Latest(next_, list_.key);
+    scheduler.Run(list_, next_.ways, again_, next_.makespan_ns);
+    made += kMovesPerSchedule;
+    if (!again_.tasks.empty()) std::swap(next_, again_);
+    if (static_cast<double>(next_.makespan_ns) > makespan_ns * kWorthDescent) {
+      continue;
     }
     orders_.Load(next_);
     orders_.SpeedUpWhereMemoryAllows(options.stop);
