@@ -121,7 +121,7 @@ TEST(PlanEvaluatorTest, HostCopiesCountOnce) {
   l.step.choices = {{{{memory}}}};
   l.step.sub_microbatches = {{0, 0, {0}, 1}};
   l.step.sweeps = {{0, 0}};
-  l.step.output_bytes = {{0}};
+  l.step.output_bytes = {0};
   l.step.after_bytes = {{}};
   l.schedule = *SafeOrder(l.step.problem);
   l.times = CheckSchedule(l.step.problem, l.schedule)->times;

@@ -26,7 +26,7 @@ int64_t StepBytes(const search::StepProblem& step) {
   for (const search::SubMicrobatch& part : step.sub_microbatches) {
     bytes += VectorBytes(part.items);
   }
-  bytes += NestedBytes(step.output_bytes) + NestedBytes(step.after_bytes);
+  bytes += VectorBytes(step.output_bytes) + NestedBytes(step.after_bytes);
   absl::flat_hash_set<const search::Choice*> counted;
   counted.reserve(step.problem.sweeps.size());
   const search::Choice* last = nullptr;

@@ -350,7 +350,7 @@ class Lowering {
     x.gradient = gradient;
     x.duration_ns = edge.delay_ns;
     if (x.to_sweep == s.sweep) {
-      x.bytes = step_.output_bytes[s.sweep][std::min(s.stage, x.to_stage)];
+      x.bytes = step_.output_bytes[s.sweep];
     } else if (gradient) {
       const GraphEdge* first = graph_.producers_of(pair).begin();
       x.bytes = step_.after_bytes[s.sweep][&edge - first];

@@ -107,7 +107,7 @@ struct Workload {
     step.problem.sweeps.push_back(sweep);
     step.sweeps.push_back(
         {static_cast<int>(step.sub_microbatches.size()) - 1, segment});
-    step.output_bytes.push_back({4 << 20, 4 << 20, 4 << 20, 0});
+    step.output_bytes.push_back(4 << 20);
     step.after_bytes.emplace_back(after.size(), 4 << 20);
   }
 };

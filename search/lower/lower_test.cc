@@ -119,7 +119,7 @@ StepProblem TwoRanks(int microbatches, MemoryChoice memory) {
     problem.sweeps.push_back(sweep);
     step.sub_microbatches.push_back({0, i, {0}, 1});
     step.sweeps.push_back({i, 0});
-    step.output_bytes.push_back({5, 0});
+    step.output_bytes.push_back(5);
     step.after_bytes.push_back({});
   }
   return step;

@@ -200,7 +200,7 @@ class ProgramChecker {
       if (producer == consumer) {
         if (consumer_stage == producer_stage + 1) {
           edge = first_pair_[producer] + producer_stage;
-          bytes = step_.output_bytes[producer][producer_stage];
+          bytes = step_.output_bytes[producer];
         }
       } else if (producer_stage == NumStages(producer) - 1 &&
                  consumer_stage == 0) {

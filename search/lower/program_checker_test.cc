@@ -291,7 +291,7 @@ TEST(ProgramCheckerTest, RefusesWhatHangsOnARendezvous) {
     step.problem.sweeps.push_back(sweep);
     step.sub_microbatches.push_back({m, 0, {0}, 1});
     step.sweeps.push_back({m, 0});
-    step.output_bytes.push_back({5, 0});
+    step.output_bytes.push_back(5);
     step.after_bytes.push_back({});
   }
   Schedule schedule;

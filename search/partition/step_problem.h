@@ -49,9 +49,9 @@ struct StepProblem {
   std::vector<semu::Shape> shapes;
   // One a sweep of `problem`.
   std::vector<SweepOrigin> sweeps;
-  // [sweep][stage]: bytes per GPU of the stage's output, as it crosses to the
-  // next stage of the sweep (0 for the last), and of the gradient that answers.
-  std::vector<std::vector<int64_t>> output_bytes;
+  // [sweep]: bytes per GPU of a stage's output, as it crosses to the next stage
+  // of the sweep, and of the gradient that answers.
+  std::vector<int64_t> output_bytes;
   // [sweep][k]: bytes per GPU that cross to the sweep from its k-th `after`.
   std::vector<std::vector<int64_t>> after_bytes;
   // [module][segment][chunk][choice]: what Stage::choices stand for.

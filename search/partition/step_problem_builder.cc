@@ -613,9 +613,7 @@ class Builder {
         sweep.after.assign(1, number_of_sweep - 1);
         after_bytes.assign(1, costs.output_bytes);
       }
-      std::vector<int64_t>& output = step_.output_bytes[number_of_sweep];
-      output.assign(chunks.size(), costs.output_bytes);
-      output.back() = 0;
+      step_.output_bytes[number_of_sweep] = costs.output_bytes;
       sweep.stages.resize(chunks.size());
       for (size_t c = 0; c < chunks.size(); ++c) {
         Stage& stage = sweep.stages[c];

@@ -121,7 +121,7 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
               }
             }
           }
-          std::vector<int64_t> output_bytes;
+          int64_t output_bytes = 0;
           const std::vector<int>& ranks = chunk_ranks[m][k];
           for (size_t c = 0; c < ranks.size(); ++c) {
             Stage stage;
@@ -133,12 +133,11 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
                   RandomChoice(random, frozen[m], static_cast<int>(n)));
             }
             sweep.stages.push_back(std::move(stage));
-            output_bytes.push_back(c + 1 < ranks.size() ? Uniform(random, 0, 9)
-                                                        : 0);
+            if (c + 1 < ranks.size()) output_bytes = Uniform(random, 0, 9);
           }
           problem.sweeps.push_back(std::move(sweep));
           step.sweeps.push_back({sub, static_cast<int>(k)});
-          step.output_bytes.push_back(std::move(output_bytes));
+          step.output_bytes.push_back(output_bytes);
           step.after_bytes.push_back(std::move(after_bytes));
         }
         last_sweeps[m].push_back(static_cast<int>(problem.sweeps.size()) - 1);
