@@ -265,15 +265,17 @@ class Planner : public StepPlanner {
           absl::StrCat("strategy: ", name, ": must be one of ",
                        absl::StrJoin(StrategyNames(), ", ")));
     }
-    std::optional<WorkerPool> own;
-    WorkerPool& pool = options.pool != nullptr
-                           ? *options.pool
-                           : own.emplace(options.search.threads);
+    if (options.search.pool == nullptr) {
+      WorkerPool pool(options.search.threads);
+      PlanOptions with_pool = options;
+      with_pool.search.pool = &pool;
+      return Plan(job, batch, with_pool);
+    }
     if (options.jitter.duration_noise > 0) {
-      return PlanForJitter(job, batch, *strategy, name, options, pool);
+      return PlanForJitter(job, batch, *strategy, name, options);
     }
     return PlanBySearch(job, batch, *strategy, name, options.search,
-                        /*padding=*/0, pool);
+                        /*padding=*/0);
   }
 
   absl::StatusOr<StepPlan> PlanSafe(const PlannableJob& job,
@@ -356,16 +358,18 @@ class Planner : public StepPlanner {
 
   // Searches a problem whose transfers between ranks take `padding` mean
   // forwards longer than they do, which keeps dependent stages apart.
-  static absl::StatusOr<StepPlan> PlanBySearch(
-      const PlannableJob& job, const semu::Batch& batch,
-      const Strategy& strategy, const std::string& name, SearchOptions search,
-      double padding, WorkerPool& pool) {
+  static absl::StatusOr<StepPlan> PlanBySearch(const PlannableJob& job,
+                                               const semu::Batch& batch,
+                                               const Strategy& strategy,
+                                               const std::string& name,
+                                               SearchOptions search,
+                                               double padding) {
     std::optional<WallClock::time_point>& deadline = search.budget.deadline;
     const WallClock::duration time =
         deadline ? *deadline - WallClock::now() : WallClock::duration::zero();
     bool again = false;
     return PlanOffloadingOrNot(
-        job, batch, StepProblemOptions{}, pool,
+        job, batch, StepProblemOptions{}, *search.pool,
         [&](const Problem&, const ProblemGraph& graph,
             StepPlan& plan) -> absl::Status {
           const WallClock::time_point start = WallClock::now();
@@ -396,8 +400,7 @@ class Planner : public StepPlanner {
                                                 const semu::Batch& batch,
                                                 const Strategy& strategy,
                                                 const std::string& name,
-                                                const PlanOptions& options,
-                                                WorkerPool& pool) {
+                                                const PlanOptions& options) {
     // Of padding, and of the budget: the plain plan needs most of it, the
     // others start from that.
     constexpr double kPaddings[] = {0, 0.05, 0.2};
@@ -433,7 +436,7 @@ class Planner : public StepPlanner {
                       std::chrono::duration<double>(*budget.deadline - start)));
       }
       absl::StatusOr<StepPlan> plan =
-          PlanBySearch(job, batch, strategy, name, search, kPaddings[i], pool);
+          PlanBySearch(job, batch, strategy, name, search, kPaddings[i]);
       if (!plan.ok()) {
         if (best) continue;
         return plan.status();

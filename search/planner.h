@@ -27,8 +27,6 @@
 
 namespace pipeweaver::search {
 
-class WorkerPool;
-
 // A job made ready for planning: layout decided, memory accounted, safe program
 // proven to fit. Immutable.
 struct PlannableJob {
@@ -122,6 +120,7 @@ struct PlanOptions {
   // Name of a strategy (StepPlanner::StrategyNames); empty: the default
   // portfolio.
   std::string strategy;
+  // Its pool does the work before and behind the search, too.
   SearchOptions search;
   // The batch for whose mean baselines divide layers; null: the one to be
   // planned, which favours them. Not owned.
@@ -130,9 +129,6 @@ struct PlanOptions {
   // more room between dependent stages, and the one of least expected makespan
   // is taken. Not for baselines.
   JitterOptions jitter;
-  // For the work before and behind a search, where the caller has more of it;
-  // null: the planner starts one of search.threads. Not owned.
-  WorkerPool* pool = nullptr;
 };
 
 // What the server needs of a planner; tests put a puppet in its place.

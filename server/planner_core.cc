@@ -690,6 +690,25 @@ bool PlannerCore::Reprice(const std::string& name) {
   return true;
 }
 
+std::shared_ptr<search::WorkerPool> PlannerCore::TakeWorkers(int threads) {
+  std::unique_ptr<search::WorkerPool> workers;
+  {
+    MutexLock lock(&workers_mutex_);
+    if (idle_workers_ != nullptr && idle_workers_->threads() == threads) {
+      workers = std::move(idle_workers_);
+    }
+  }
+  if (workers == nullptr) {
+    workers = std::make_unique<search::WorkerPool>(threads);
+  }
+  return {workers.release(), [this](search::WorkerPool* used) {
+            // What is given up ends when the lock is free again.
+            std::unique_ptr<search::WorkerPool> idle(used);
+            MutexLock lock(&workers_mutex_);
+            idle_workers_.swap(idle);
+          }};
+}
+
 int PlannerCore::ThreadsForSearch() const {
   const PlanningPool::Load load = pool_.load();
   return std::max(1, pool_.threads() / std::max(1, load.running + load.queued));
@@ -757,9 +776,8 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
   }
   options.search.budget.deadline = deadline;
   options.jitter.duration_noise = request.duration_noise;
-  // Its threads end once the plan is out.
-  search::WorkerPool workers(options.search.threads);
-  options.pool = &workers;
+  const auto workers = TakeWorkers(options.search.threads);
+  options.search.pool = workers.get();
 
   auto plan = planner_->Plan(*request.job->plannable, request.batch, options);
   if (step->cancelled->load()) return;
@@ -772,10 +790,11 @@ void PlannerCore::PlanStep(const std::shared_ptr<const PendingStep>& step) {
                                 : PlanOrigin::kSearchCut;
   const int64_t after_search_ns = plan->report.check_ns + plan->report.lower_ns;
   const Clock::TimePoint planned = clock_->Now();
-  SealPlan(
-      *step, *request.job, std::make_shared<search::StepPlan>(*std::move(plan)),
-      origin, warm == nullptr ? std::string() : warm->plan_digest,
-      /*joint=*/nullptr, Nanoseconds(started - request.submitted_at), &workers);
+  SealPlan(*step, *request.job,
+           std::make_shared<search::StepPlan>(*std::move(plan)), origin,
+           warm == nullptr ? std::string() : warm->plan_digest,
+           /*joint=*/nullptr, Nanoseconds(started - request.submitted_at),
+           workers.get());
   registry_.NoteSealTime(
       request.key.job, after_search_ns + Nanoseconds(clock_->Now() - planned));
 }
@@ -848,13 +867,13 @@ void PlannerCore::PlanJointSteps(
   if (dealt.has_value()) {
     for (int i = 0; i < count; ++i) batches[i] = &dealt->batches[i];
   }
-  search::WorkerPool workers(options.search.threads);
-  options.pool = &workers;
+  const auto workers = TakeWorkers(options.search.threads);
+  options.search.pool = workers.get();
   std::vector<absl::StatusOr<search::StepPlan>> plans =
       search::PlanJointly(*planner_, plannable, batches, options);
   if (dealt.has_value()) {
     SealDealtSteps(steps, *dealt, registered, std::move(plans), cut, joint,
-                   &workers);
+                   workers.get());
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -872,7 +891,7 @@ void PlannerCore::PlanJointSteps(
     const Clock::TimePoint planned = clock_->Now();
     SealPlan(step, registered,
              std::make_shared<search::StepPlan>(*std::move(plans[i])), origin,
-             /*warm_start_digest=*/"", &joint, joint.queue_ns, &workers);
+             /*warm_start_digest=*/"", &joint, joint.queue_ns, workers.get());
     registry_.NoteSealTime(
         job, after_search_ns + Nanoseconds(clock_->Now() - planned));
   }

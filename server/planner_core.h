@@ -273,6 +273,9 @@ class PlannerCore {
   // Of a step, beside the other steps; of a question, beside steps and
   // questions.
   int ThreadsForSearch() const;
+  // So many threads for a step, on top of the calling one's; they wait for the
+  // next step when this one has let go of them.
+  std::shared_ptr<search::WorkerPool> TakeWorkers(int threads);
   int ThreadsForQuestion() const;
   // Why a pool had no place.
   absl::Status QueueFull() const;
@@ -322,6 +325,10 @@ class PlannerCore {
   // What runs and may be ended, apart from searches for one step or a layout.
   Mutex running_mutex_;
   std::list<Running*> running_ ABSL_GUARDED_BY(running_mutex_);
+
+  Mutex workers_mutex_;
+  std::unique_ptr<search::WorkerPool> idle_workers_
+      ABSL_GUARDED_BY(workers_mutex_);  // of the last step, or null
 
   mutable Mutex joint_mutex_;
   std::map<JointKey, JointSteps> joint_ ABSL_GUARDED_BY(joint_mutex_);

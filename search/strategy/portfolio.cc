@@ -185,12 +185,13 @@ class Search {
          const SearchOptions& options)
       : graph_(graph),
         options_(options),
-        forward_(graph, plan, options.threads),
+        pool_(options.pool != nullptr ? *options.pool
+                                      : own_pool_.emplace(options.threads)),
+        forward_(graph, plan, pool_.threads()),
         whole_(IsWhole(graph)),
         bound_ns_(options.lower_bound_ns ? *options.lower_bound_ns
                                          : LowerBound(graph)),
-        start_(Clock::now()),
-        pool_(options.threads) {
+        start_(Clock::now()) {
     stop_ = [this] { return Stopped(); };
   }
 
@@ -286,7 +287,7 @@ class Search {
         *graph, options_.budget, kReversedWorkPerPair * graph_.pairs);
     if (!plan.ok()) return false;
     reversed_ = std::make_unique<ReversedDirection>(
-        *std::move(graph), *std::move(plan), options_.threads);
+        *std::move(graph), *std::move(plan), pool_.threads());
     return true;
   }
 
@@ -586,7 +587,7 @@ class Search {
       }
       return next;
     };
-    pool_.Run(std::min(walking, options_.threads), [&](int worker, int) {
+    pool_.Run(std::min(walking, pool_.threads()), [&](int worker, int) {
       MutexLock lock(&mutex);
       for (int i = next(); i >= 0 && !Stopped(); i = next()) {
         turns[i].taken = true;
@@ -718,13 +719,14 @@ class Search {
 
   const ProblemGraph& graph_;
   const SearchOptions& options_;
+  std::optional<WorkerPool> own_pool_;
+  WorkerPool& pool_;
   Direction forward_;
   bool reversal_tried_ = false;
   std::unique_ptr<ReversedDirection> reversed_;  // may be null
   const bool whole_;  // every pair has a whole backward
   const int64_t bound_ns_;
   const Clock::time_point start_;
-  WorkerPool pool_;
   std::function<bool()> stop_;
   std::vector<Candidate> elites_;  // best first
   int64_t evaluations_ = 0;

@@ -20,6 +20,8 @@
 
 namespace pipeweaver::search {
 
+class WorkerPool;
+
 // When a search ends. It also ends when its makespan meets the lower bound.
 struct SearchBudget {
   // Most schedules evaluated; 0: no such limit. With this limit alone the
@@ -44,6 +46,9 @@ struct SearchOptions {
   SearchBudget budget;
   uint64_t seed = 1;
   int threads = 1;  // >= 1
+  // Whose threads search, where the caller has more work for them; null: the
+  // search starts `threads` of its own. Not owned.
+  WorkerPool* pool = nullptr;
   // A schedule to start from; may be null. Of this very problem, nothing worse
   // is returned; of one like it, the order of its sweeps is tried. Not owned.
   const Schedule* warm_start = nullptr;
