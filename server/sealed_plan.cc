@@ -3,6 +3,7 @@
 #include "server/sealed_plan.h"
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 
 namespace pipeweaver::server {
@@ -13,10 +14,17 @@ int64_t VectorBytes(const std::vector<T>& values) {
   return static_cast<int64_t>(values.capacity() * sizeof(T));
 }
 
-template <typename T>
-int64_t NestedBytes(const std::vector<std::vector<T>>& rows) {
+template <typename T, size_t kInline>
+int64_t VectorBytes(const absl::InlinedVector<T, kInline>& values) {
+  return values.capacity() <= kInline
+             ? 0
+             : static_cast<int64_t>(values.capacity() * sizeof(T));
+}
+
+template <typename Row>
+int64_t NestedBytes(const std::vector<Row>& rows) {
   int64_t bytes = VectorBytes(rows);
-  for (const std::vector<T>& row : rows) bytes += VectorBytes(row);
+  for (const Row& row : rows) bytes += VectorBytes(row);
   return bytes;
 }
 

@@ -115,7 +115,7 @@ class Coverage {
 
   // Whether sweep `s` waits for sweep `producer`.
   bool Waits(int s, int producer) const {
-    const std::vector<int>& after = step_.problem.sweeps[s].after;
+    const auto& after = step_.problem.sweeps[s].after;
     return std::find(after.begin(), after.end(), producer) != after.end();
   }
 

@@ -122,7 +122,7 @@ class Lowering {
     place_in_after_.resize(graph_.consumers.size());
     std::vector<int> consumers_found(sweeps.size(), 0);
     for (size_t s = 0; s < sweeps.size(); ++s) {
-      const std::vector<int>& after = sweeps[s].after;
+      const auto& after = sweeps[s].after;
       for (size_t k = 0; k < after.size(); ++k) {
         const int last = graph_.sweep_first_pair[after[k] + 1] - 1;
         place_in_after_[graph_.consumer_begin[last] +

@@ -87,7 +87,7 @@ struct Workload {
     Sweep sweep;
     sweep.id = absl::StrCat("mb", microbatch, "/", module, "/", segment);
     sweep.microbatch = microbatch;
-    sweep.after = after;
+    sweep.after.assign(after.begin(), after.end());
     for (int r = 0; r < kRanks; ++r) {
       Stage stage;
       stage.rank = r;

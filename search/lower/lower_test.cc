@@ -120,7 +120,7 @@ StepProblem TwoRanks(int microbatches, MemoryChoice memory) {
     step.sub_microbatches.push_back({0, i, {0}, 1});
     step.sweeps.push_back({i, 0});
     step.output_bytes.push_back(5);
-    step.after_bytes.push_back({});
+    step.after_bytes.emplace_back();
   }
   return step;
 }

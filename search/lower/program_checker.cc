@@ -204,7 +204,7 @@ class ProgramChecker {
         }
       } else if (producer_stage == NumStages(producer) - 1 &&
                  consumer_stage == 0) {
-        const std::vector<int>& after = problem_.sweeps[consumer].after;
+        const auto& after = problem_.sweeps[consumer].after;
         const auto it = std::find(after.begin(), after.end(), producer);
         if (it != after.end()) {
           const int k = static_cast<int>(it - after.begin());
@@ -255,7 +255,7 @@ class ProgramChecker {
       for (int k = 0; k + 1 < NumStages(s); ++k) {
         PW_RETURN_IF_ERROR(missing(first_pair_[s] + k, s, k, s, k + 1));
       }
-      const std::vector<int>& after = problem_.sweeps[s].after;
+      const auto& after = problem_.sweeps[s].after;
       for (size_t k = 0; k < after.size(); ++k) {
         PW_RETURN_IF_ERROR(
             missing(stage_edges + first_after_[s] + static_cast<int>(k),

@@ -292,7 +292,7 @@ TEST(ProgramCheckerTest, RefusesWhatHangsOnARendezvous) {
     step.sub_microbatches.push_back({m, 0, {0}, 1});
     step.sweeps.push_back({m, 0});
     step.output_bytes.push_back(5);
-    step.after_bytes.push_back({});
+    step.after_bytes.emplace_back();
   }
   Schedule schedule;
   schedule.ranks = {

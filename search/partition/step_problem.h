@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "search/problem/problem.h"
 #include "semu/cost/cost_model.h"
 
@@ -53,7 +54,7 @@ struct StepProblem {
   // of the sweep, and of the gradient that answers.
   std::vector<int64_t> output_bytes;
   // [sweep][k]: bytes per GPU that cross to the sweep from its k-th `after`.
-  std::vector<std::vector<int64_t>> after_bytes;
+  std::vector<absl::InlinedVector<int64_t, 2>> after_bytes;
   // [module][segment][chunk][choice]: what Stage::choices stand for.
   std::vector<std::vector<std::vector<std::vector<MemoryChoice>>>> choices;
   // Pairs (microbatch, module) without items, hence without sweeps.

@@ -596,7 +596,7 @@ class Builder {
                        "/", number, "/s", s);
       sweep.microbatch = sub.microbatch;
       sweep.backward = info.mode.backward;
-      std::vector<int64_t>& after_bytes = step_.after_bytes[number_of_sweep];
+      auto& after_bytes = step_.after_bytes[number_of_sweep];
       if (s == 0) {
         const auto [begin, end] =
             std::equal_range(inputs.begin(), inputs.end(), EdgeInput{index},

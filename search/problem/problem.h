@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
+
 namespace pipeweaver::search {
 
 // One way to run a stage pair (a forward with its backward): a trade of time
@@ -93,7 +95,7 @@ struct Sweep {
   bool backward = true;
   // Indices of the sweeps whose last forward the first forward waits for; their
   // last stage's backward waits for this sweep's first. Without repeats.
-  std::vector<int> after;
+  absl::InlinedVector<int, 4> after;
   std::vector<Stage> stages;  // never empty
 };
 

@@ -42,7 +42,7 @@ TEST(ParseProblemJsonTest, FillsDefaults) {
   const Sweep& b = problem->sweeps[1];
   EXPECT_TRUE(b.backward);
   EXPECT_EQ(b.microbatch, 3);
-  EXPECT_EQ(b.after, std::vector<int>{0});
+  EXPECT_EQ(b.after, (absl::InlinedVector<int, 4>{0}));
   EXPECT_EQ(b.stages[0].transfer_ns, 5);
   const Choice& choice = b.stages[0].choices[0];
   EXPECT_EQ(choice.forward_ns, 7);

@@ -35,7 +35,7 @@ Problem OneRank(int64_t limit_bytes, std::vector<std::vector<Choice>> choices,
   for (size_t s = 0; s < choices.size(); ++s) {
     Sweep sweep;
     sweep.id = std::to_string(s);
-    sweep.after = after[s];
+    sweep.after.assign(after[s].begin(), after[s].end());
     sweep.stages = {{.rank = 0, .choices = std::move(choices[s])}};
     problem.sweeps.push_back(std::move(sweep));
   }

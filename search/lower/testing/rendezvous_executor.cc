@@ -89,7 +89,7 @@ class Values {
       if (!Has(a, a.sweep, a.stage + 1, true)) return Missing(a);
     } else {
       for (int c = 0; c < static_cast<int>(problem_.sweeps.size()); ++c) {
-        const std::vector<int>& after = problem_.sweeps[c].after;
+        const auto& after = problem_.sweeps[c].after;
         if (std::find(after.begin(), after.end(), a.sweep) != after.end() &&
             !Has(a, c, 0, true)) {
           return Missing(a);

@@ -108,16 +108,16 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
           sweep.id = absl::StrCat("mb", i, "/m", m, "/", j, "/", k);
           sweep.microbatch = i;
           sweep.backward = backward[m] && !forward_only;
-          std::vector<int64_t> after_bytes;
+          step.after_bytes.emplace_back();
           if (k > 0) {
             sweep.after.push_back(static_cast<int>(problem.sweeps.size()) - 1);
-            after_bytes.push_back(Uniform(random, 0, 9));
+            step.after_bytes.back().push_back(Uniform(random, 0, 9));
           } else {
             for (int p : producers[m]) {
               for (int producer : last_sweeps[p]) {
                 if (Uniform(random, 0, 2) == 0) continue;
                 sweep.after.push_back(producer);
-                after_bytes.push_back(Uniform(random, 0, 9));
+                step.after_bytes.back().push_back(Uniform(random, 0, 9));
               }
             }
           }
@@ -138,7 +138,6 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
           problem.sweeps.push_back(std::move(sweep));
           step.sweeps.push_back({sub, static_cast<int>(k)});
           step.output_bytes.push_back(output_bytes);
-          step.after_bytes.push_back(std::move(after_bytes));
         }
         last_sweeps[m].push_back(static_cast<int>(problem.sweeps.size()) - 1);
       }
@@ -202,7 +201,7 @@ Schedule RandomSchedule(const Problem& problem, std::mt19937_64& random) {
       return pairs[t.sweep][t.stage + 1].gradient_done;
     }
     for (int c = 0; c < num_sweeps; ++c) {
-      const std::vector<int>& after = problem.sweeps[c].after;
+      const auto& after = problem.sweeps[c].after;
       if (std::find(after.begin(), after.end(), t.sweep) != after.end() &&
           !pairs[c].front().gradient_done) {
         return false;

@@ -149,7 +149,7 @@ TEST(ListSchedulerTest, FanOutsMayBeWide) {
   constexpr int kWidth = 200'000;
   Problem problem = SingleStages(/*ranks=*/2, kWidth + 2);
   problem.memory_limit_bytes.assign(2, kWidth);
-  std::vector<int>& last_after = problem.sweeps[kWidth + 1].after;
+  auto& last_after = problem.sweeps[kWidth + 1].after;
   for (int s = 1; s <= kWidth; ++s) {
     problem.sweeps[s].after = {0};
     last_after.push_back(s);
