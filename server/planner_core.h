@@ -273,10 +273,10 @@ class PlannerCore {
   // Of a step, beside the other steps; of a question, beside steps and
   // questions.
   int ThreadsForSearch() const;
-  // So many threads for a step, on top of the calling one's; they wait for the
+  int ThreadsForQuestion() const;
+  // So many threads for a step, the calling one included; they wait for the
   // next step when this one has let go of them.
   std::shared_ptr<search::WorkerPool> TakeWorkers(int threads);
-  int ThreadsForQuestion() const;
   // Why a pool had no place.
   absl::Status QueueFull() const;
   // What checking, lowering and serialising a plan of the job will take, by

@@ -14,9 +14,10 @@
 namespace pipeweaver::search {
 namespace {
 
-// Chains looked at, and pairs over all of them: some tens of milliseconds.
+// Chains looked at, and pairs and edges over all of them: about a tenth of a
+// second at most.
 constexpr size_t kMostChains = 16;
-constexpr size_t kMostPairsLookedAt = 4'000'000;
+constexpr size_t kMostLookedAt = 8'000'000;
 
 // What a pair takes off the wait for the chain, more than 0, and what it adds
 // to the chain.
@@ -70,7 +71,8 @@ class ChainBound {
   uint64_t Compute(uint64_t known) {
     std::vector<int32_t> candidates = Candidates(known);
     const size_t most = std::clamp<size_t>(
-        kMostPairsLookedAt / std::max(1, graph_.pairs), 1, kMostChains);
+        kMostLookedAt / (1 + graph_.pairs + graph_.producers.size()), 1,
+        kMostChains);
     if (candidates.size() > most) candidates.resize(most);
     for (const int32_t p : candidates) {
       known = std::max(known, BoundFor(p));

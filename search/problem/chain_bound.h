@@ -38,8 +38,8 @@ namespace pipeweaver::search {
 // their toll do best by both; with those, the last in part, for which (1') and
 // (2') are equal, this value is a bound whatever runs where.
 //
-// Returns the best of these over pairs p, for some of the longest chains, or
-// `known` where none is above it. As times, it may need all 64 bits. `routes`:
+// Returns the best of these over some pairs p, of each of the sweeps with the
+// longest chains one, or `known` where none is above it. As times, it may need all 64 bits. `routes`:
 // RoutesOf(graph).
 uint64_t ChainLowerBound(const ProblemGraph& graph, const PathBound& path,
                          const std::vector<int32_t>& routes, uint64_t known);

@@ -270,7 +270,7 @@ void OrderSearch::RefreshLefts() {
 }
 
 // As Refresh where the makespan then is accepted; else all times stay as they
-// were, and the caller takes back the change.
+// were, and the caller takes back the change and clears changed_.
 bool OrderSearch::RefreshIfAccepted(double temperature) {
   const int64_t old_ns = makespan_ns_;
   RefreshEnds();

@@ -146,7 +146,7 @@ class OrderSearch {
   // Tasks whose lengths or neighbours changed since times were up to date; may
   // name a task twice, and -1 or a W that is fused away for none.
   std::vector<Task> changed_;
-  std::vector<End> replaced_;  // those that the last refresh changed
+  std::vector<End> replaced_;  // what the last refresh changed, as it was
   int64_t makespan_ns_ = 0;
   std::vector<Task> critical_;   // one critical path, from the end, or empty
   std::vector<uint8_t> marked_;  // [task]

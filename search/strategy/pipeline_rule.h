@@ -79,7 +79,7 @@ class PipelineRules {
   std::optional<PipelineRule> FromSettings(
       const std::vector<int32_t>& settings) const;
 
-  // All that Build makes of a rule: rules with equal keys are the same.
+  // All that Build takes from a rule: rules with equal keys build the same.
   static std::vector<int32_t> KeyOf(const PipelineRule& rule);
 
   // What a rule is made of, in the order in which to vary it.

@@ -132,7 +132,7 @@ class Direction {
   ListScheduler& scheduler(int worker) const { return *schedulers_[worker]; }
 
   // The order by `rule`, in this direction; no tasks where the makespan is over
-  // `worth_ns`. Builds no order anew that is known to be.
+  // `worth_ns`. Does not build again what is known to be over it.
   void Build(int worker, const PipelineRule& rule, int64_t worth_ns,
              TaskOrder& order) {
     std::vector<int32_t> key = PipelineRules::KeyOf(rule);
@@ -579,7 +579,7 @@ class Search {
     std::vector<int64_t> made(walking * most, 0);
     // The walk whose turn is next; none when all are done or taken, and then
     // those that took them go on.
-    const auto next = [&]() -> int {
+    const auto next_walk = [&]() -> int {
       int next = -1;
       for (int i = 0; i < walking; ++i) {
         if (turns[i].taken || turns[i].had == most) continue;
@@ -589,18 +589,18 @@ class Search {
     };
     pool_.Run(std::min(walking, pool_.threads()), [&](int worker, int) {
       MutexLock lock(&mutex);
-      for (int i = next(); i >= 0 && !Stopped(); i = next()) {
+      for (int i = next_walk(); i >= 0 && !Stopped(); i = next_walk()) {
         turns[i].taken = true;
         mutex.Unlock();
         const int64_t number = turns[i].had * walking + i;
         made[number] =
-            Go(walks[i], worker, moves / most, walks_begun_ + number, walked);
+            Go(walks[i], worker, moves / most, turns_begun_ + number, walked);
         mutex.Lock();
         turns[i].taken = false;
         ++turns[i].had;
       }
     });
-    walks_begun_ += made.size();
+    turns_begun_ += made.size();
     for (const int64_t moves_made : made) {
       evaluations_ += std::max<int64_t>(1, moves_made / kMovesPerEvaluation);
     }
@@ -730,7 +730,7 @@ class Search {
   std::function<bool()> stop_;
   std::vector<Candidate> elites_;  // best first
   int64_t evaluations_ = 0;
-  uint64_t walks_begun_ = 0;  // turns of all walks
+  uint64_t turns_begun_ = 0;  // turns of all walks
 };
 
 // Sums of times in a search stay below 2^63 when those of the problem stay

@@ -11,10 +11,12 @@
 //     tiny problem's are annealed.
 //
 // Anytime: returns the best so far when the budget ends, at once when
-// cancelled, early at the lower bound. Deterministic: all parallel work is
-// batches of numbered jobs that start from the same frozen state and are taken
-// over in their order; under an evaluation budget alone, the size of every
-// batch depends on problem and budget only.
+// cancelled, early at the lower bound. Deterministic: parallel work is batches
+// of numbered jobs that start from the same frozen state and are taken over in
+// their order, or turns of walks that know nothing of each other, numbered
+// likewise. What threads tell each other meanwhile (which rules are too long)
+// only saves work of known result. Under an evaluation budget alone, the size
+// of every batch depends on problem and budget only.
 
 #ifndef SEARCH_STRATEGY_PORTFOLIO_H_
 #define SEARCH_STRATEGY_PORTFOLIO_H_

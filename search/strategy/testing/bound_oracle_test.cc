@@ -28,7 +28,7 @@ uint64_t FuzzProblems() {
 }
 
 // Two or three sweeps over all ranks, one or two of them long and mostly in a
-// chain.
+// chain; now and then with split backwards, or one that comes the other way.
 Problem LongChainProblem(uint64_t seed) {
   std::mt19937_64 random(seed);
   const auto below = [&random](int64_t bound) {
@@ -39,6 +39,8 @@ Problem LongChainProblem(uint64_t seed) {
   problem.ranks = chance(60) ? 2 : 3;
   problem.memory_limit_bytes.assign(problem.ranks, 100);
   const bool uneven = chance(50), transfers = chance(50), frozen = chance(15);
+  const bool backwards = chance(20);  // the last sweep comes the other way
+  problem.split_backward = chance(15);
   const int sweeps = problem.ranks == 2 ? 3 : 2;
   const int longs = sweeps == 2 ? 1 : static_cast<int>(1 + below(2));
   for (int s = 0; s < sweeps; ++s) {
@@ -52,12 +54,13 @@ Problem LongChainProblem(uint64_t seed) {
     }
     for (int r = 0; r < problem.ranks; ++r) {
       Stage stage;
-      stage.rank = r;
+      stage.rank = backwards && s == sweeps - 1 ? problem.ranks - 1 - r : r;
       stage.transfer_ns = transfers ? below(4) : 0;
       for (int c = chance(30) ? 2 : 1; c > 0; --c) {
         Choice choice;
         choice.forward_ns = length + (uneven ? below(3) : 0);
         choice.input_grad_ns = back * length + (uneven ? below(3) : 0);
+        choice.weight_grad_ns = problem.split_backward ? 1 + below(length) : 0;
         stage.choices.Mutable().push_back(std::move(choice));
       }
       sweep.stages.push_back(std::move(stage));
