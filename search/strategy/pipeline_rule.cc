@@ -385,18 +385,11 @@ std::vector<int32_t> PipelineRules::ToSettings(const PipelineRule& rule) {
 }
 
 std::vector<int32_t> PipelineRules::KeyOf(const PipelineRule& rule) {
-  std::vector<int32_t> key = {
-      static_cast<int32_t>(rule.rhythm),
-      rule.rhythm == PipelineRule::Rhythm::kLag     ? rule.lag
-      : rule.rhythm == PipelineRule::Rhythm::kPaced ? rule.stretch
-                                                    : 0,
-      static_cast<int32_t>(rule.sweep_order),
-      rule.by_hold ? 1 : 0,
-      rule.patience,
-      rule.split_groups,
-      rule.reserve,
-      rule.open};
-  key.insert(key.end(), rule.price.begin(), rule.price.end());
+  PipelineRule alike = rule;
+  alike.group_order = PipelineRule::GroupOrder::kAsGiven;
+  if (rule.rhythm != PipelineRule::Rhythm::kLag) alike.lag = 0;
+  if (rule.rhythm != PipelineRule::Rhythm::kPaced) alike.stretch = 0;
+  std::vector<int32_t> key = ToSettings(alike);
   key.insert(key.end(), rule.groups.begin(), rule.groups.end());
   return key;
 }
