@@ -39,8 +39,8 @@ namespace pipeweaver::search {
 // (2') are equal, this value is a bound whatever runs where.
 //
 // Returns the best of these over some pairs p, of each of the sweeps with the
-// longest chains one, or `known` where none is above it. As times, it may need all 64 bits. `routes`:
-// RoutesOf(graph).
+// longest chains one, or `known` where none is above it. As times, it may need
+// all 64 bits. `routes`: RoutesOf(graph).
 uint64_t ChainLowerBound(const ProblemGraph& graph, const PathBound& path,
                          const std::vector<int32_t>& routes, uint64_t known);
 
