@@ -642,6 +642,7 @@ class Search {
         (until - first) * ExpectedEvaluations() * kMovesPerEvaluation;
     if (IsTiny() || moves < kMovesPerRound * count) return;
     std::vector<Walk> walks;
+    walks.reserve(climbs.size());
     for (Candidate& climb : climbs) {
       walks.push_back({.best = std::move(climb.order),
                        .rebuilds = true,
