@@ -257,7 +257,7 @@ void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
   }
   RunOn(pool, name, cancelled,
         [this, cancelled, registration = std::move(registration),
-         done = std::move(done)](absl::Status status) {
+         done = std::move(done)](const absl::Status& status) {
           if (!status.ok()) {
             done(status);
             return;
@@ -593,10 +593,10 @@ absl::Status PlannerCore::ReportStep(StepReportIn report) {
   // Nobody executes a shadow step's programs.
   if (sealed->shadow) return absl::OkStatus();
   const std::string job = report.key.job;
-  RunLearning(job,
-              [this, sealed, report = std::move(report)](absl::Status status) {
-                if (status.ok()) Learn(*sealed, report);
-              });
+  RunLearning(job, [this, sealed,
+                    report = std::move(report)](const absl::Status& status) {
+    if (status.ok()) Learn(*sealed, report);
+  });
   return absl::OkStatus();
 }
 
@@ -646,7 +646,7 @@ absl::Status PlannerCore::AddMeasuredLayers(
 void PlannerCore::RepriceIfDue(
     const std::shared_ptr<const RegisteredJob>& job) {
   if (!job->costs->TakeDue(*job->cost_version)) return;
-  RunLearning(job->name, [this, job](absl::Status status) {
+  RunLearning(job->name, [this, job](const absl::Status& status) {
     const bool priced = status.ok() && Reprice(job->name);
     job->costs->EndPricing();
     if (!priced) return;
@@ -823,6 +823,7 @@ void PlannerCore::PlanJointSteps(
   options.search.threads = ThreadsForSearch();
   const auto ended = std::make_shared<std::atomic<bool>>(false);
   std::vector<CancelFlag> wanted_by;
+  wanted_by.reserve(steps.size());
   for (const auto& step : steps) wanted_by.push_back(step->cancelled);
   const Running running(this, std::move(wanted_by), ended);
   budget.cancelled = ended.get();
@@ -1135,7 +1136,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
   comparison->options.search.budget.evaluations = budget_evaluations;
   comparison->options.search.budget.cancelled = cancelled.get();
   comparison->deadline = deadline;
-  comparison->cancelled = cancelled;
+  comparison->cancelled = std::move(cancelled);
   comparison->done = std::move(done);
   {
     MutexLock lock(&comparison->mutex);
@@ -1149,7 +1150,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
   for (int i = 0; i < count; ++i) {
     PlanningPool::Task task;
     task.job = comparison->job->name;
-    task.cancelled = cancelled;
+    task.cancelled = comparison->cancelled;
     task.run = [this, comparison, i, strategy = strategies[i]](bool dropped) {
       absl::StatusOr<search::StepReport> report =
           absl::CancelledError("not planned: the call was cancelled");
