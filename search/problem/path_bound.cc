@@ -119,8 +119,8 @@ PathBound ComputePathBound(const ProblemGraph& graph) {
     if (graph.mode[p] == PairMode::kSplit) tail[r] = 0;  // after W
   }
   for (int r = 0; r < graph.ranks; ++r) {
-    if (head[r] != PathBound::kUnset)
-      bound = std::max(bound, head[r] + work[r] + tail[r]);
+    if (head[r] == PathBound::kUnset) continue;
+    bound = std::max(bound, head[r] + work[r] + tail[r]);
   }
   return result;
 }

@@ -1,13 +1,9 @@
 // Lower bounds against the exhaustive oracle, on small pipelines with one long
 // chain, where the bounds beyond the problem format's matter most.
-//
-// PIPEWEAVER_FUZZ_PROBLEMS: how many random problems (default 400).
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <utility>
@@ -18,14 +14,10 @@
 #include "search/problem/problem_graph.h"
 #include "search/problem/problem_validation.h"
 #include "search/strategy/testing/oracle.h"
+#include "search/strategy/testing/random_problem.h"
 
 namespace pipeweaver::search {
 namespace {
-
-uint64_t FuzzProblems() {
-  const char* text = std::getenv("PIPEWEAVER_FUZZ_PROBLEMS");
-  return text == nullptr ? 400 : std::strtoull(text, nullptr, 10);
-}
 
 // Two or three sweeps over all ranks, one or two of them long and mostly in a
 // chain; now and then with split backwards, or one that comes the other way.

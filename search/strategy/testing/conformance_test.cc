@@ -1,7 +1,5 @@
 // One suite for all strategies: against the exhaustive oracle on small problems
 // of every shape, for any thread count, cancelled, out of time.
-//
-// PIPEWEAVER_FUZZ_PROBLEMS: how many random problems (default 400).
 
 #include <gtest/gtest.h>
 
@@ -9,7 +7,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -27,11 +24,6 @@
 
 namespace pipeweaver::search {
 namespace {
-
-uint64_t FuzzProblems() {
-  const char* text = std::getenv("PIPEWEAVER_FUZZ_PROBLEMS");
-  return text == nullptr ? 400 : std::strtoull(text, nullptr, 10);
-}
 
 // The schedule is complete, runs, fits and takes as long as it says.
 void ExpectValid(const ProblemGraph& graph, const SearchResult& result) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <random>
 #include <utility>
 
@@ -11,6 +12,11 @@
 #include "search/problem/problem.h"
 
 namespace pipeweaver::search {
+
+uint64_t FuzzProblems() {
+  const char* text = std::getenv("PIPEWEAVER_FUZZ_PROBLEMS");
+  return text == nullptr ? 400 : std::strtoull(text, nullptr, 10);
+}
 
 Problem RandomProblem(uint64_t seed, const RandomProblemOptions& options) {
   std::mt19937_64 random(seed);

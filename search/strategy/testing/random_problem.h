@@ -21,6 +21,10 @@ struct RandomProblemOptions {
 // backward, zero durations and transfers, limits of zero, tight, loose.
 Problem RandomProblem(uint64_t seed, const RandomProblemOptions& options = {});
 
+// How many random problems a test is to try: $PIPEWEAVER_FUZZ_PROBLEMS, 400 by
+// default.
+uint64_t FuzzProblems();
+
 }  // namespace pipeweaver::search
 
 #endif  // SEARCH_STRATEGY_TESTING_RANDOM_PROBLEM_H_
