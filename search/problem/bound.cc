@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "search/problem/chain_bound.h"
 #include "search/problem/path_bound.h"
 #include "search/problem/problem_graph.h"
+#include "search/problem/ramp_bound.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -274,7 +274,7 @@ LowerBounds FindLowerBounds(const ProblemGraph& graph) {
       bound = std::max(bound, head + path.work[r] + tail);
     }
   }
-  bound = ChainLowerBound(graph, path, routes, bound);
+  bound = RampLowerBound(graph, path, routes, bound);
   return {static_cast<int64_t>(path.bound), static_cast<int64_t>(bound)};
 }
 

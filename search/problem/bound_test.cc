@@ -81,12 +81,44 @@ TEST(FlowLowerBoundTest, WhatFillsTheWaitForALongChainIsInItsWay) {
       Pipeline(2, {{10, 10}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}));
   EXPECT_EQ(LowerBound(graph), 60);
   EXPECT_EQ(FlowLowerBound(graph), 64);
-  // A fifth takes 1 off the wait of 9 that the four leave 1 of. At the end, the
-  // short F fill and the short B are in the way: the work of rank 1 is down to
-  // 66, the chain up to 64, and they meet after 2 / 3 of one more F.
+  // With a fifth, rank 1 has work of 45. Its wait for the long F could be
+  // filled but for the 1 in which nothing can be there; then the end is not.
   const ProblemGraph more = BuildProblemGraph(
       Pipeline(2, {{10, 10}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}));
-  EXPECT_EQ(FlowLowerBound(more), 65);
+  EXPECT_EQ(FlowLowerBound(more), 66);
+}
+
+TEST(FlowLowerBoundTest, NoGroupFillsBothTheStartAndTheEnd) {
+  // Rank 1 has work of 63. Before the first F of 9, B of the short group takes
+  // 6 off the wait of 9; at the end, where the last B of 9 makes it wait for
+  // 18, F of the short group would take 3 off.
+  const ProblemGraph graph =
+      BuildProblemGraph(Pipeline(2, {{9, 9}, {9, 9}, {3, 3}}));
+  EXPECT_EQ(LowerBound(graph), 3 + 63 + 6);
+  EXPECT_EQ(FlowLowerBound(graph), 3 + 63 + 18);
+}
+
+TEST(FlowLowerBoundTest, WhatFillsHasToGetThereBefore) {
+  // Rank 1 has work of 87. With B of 2 and 8 before it, an F of 12 waits for 2;
+  // so does F of 4, with B of 2 before it; F of 1 is there by then.
+  const ProblemGraph graph =
+      BuildProblemGraph(Pipeline(2, {{12, 12}, {12, 12}, {4, 4}, {1, 1}}));
+  EXPECT_EQ(FlowLowerBound(graph), 2 + 87 + 24);
+  // Without it, F of 4 waits for 4.
+  const ProblemGraph less =
+      BuildProblemGraph(Pipeline(2, {{12, 12}, {12, 12}, {4, 4}}));
+  EXPECT_EQ(FlowLowerBound(less), 4 + 84 + 24);
+}
+
+TEST(FlowLowerBoundTest, ComponentsWithTwoLastStagesFillBothEnds) {
+  // As the groups above, but two short sweeps with a common encoder.
+  Problem problem = Pipeline(2, {{1, 1}, {20, 20}, {20, 20}, {3, 3}, {3, 3}});
+  problem.sweeps[3].after = {0};
+  problem.sweeps[4].after = {0};
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  // Rank 1 has work of 141. All B of the component may come before F of 20, and
+  // all F after B of 40: 20 - 14 and 40 - 7.
+  EXPECT_EQ(FlowLowerBound(graph), 6 + 141 + 33);
 }
 
 // Not rank by rank over all pairs: that would be minutes.
@@ -98,8 +130,10 @@ TEST(FlowLowerBoundTest, ManyRanksTakeNoLonger) {
   const ProblemGraph graph = BuildProblemGraph(Pipeline(4096, forwards));
   const LowerBounds bounds = FindLowerBounds(graph);
   EXPECT_EQ(bounds.path_ns, 3 * 3 * 4096);  // the longest path
-  // The other 29 sweeps' F on the last rank, 57 in all, are in its way.
-  EXPECT_EQ(bounds.flow_ns, bounds.path_ns + 57);
+  // The last rank has work of 180, 9 of it in the longest chain. Of the rest,
+  // it can run 60 while it waits for that chain: B of the sweeps that are
+  // shorter.
+  EXPECT_EQ(bounds.flow_ns, bounds.path_ns + 111);
 }
 
 // Not stage by stage from the first of a sweep on, which would take a minute.
