@@ -40,23 +40,23 @@ void SortUnique(std::vector<int32_t>& numbers) {
 ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
     : graph_(graph), plan_(plan) {
   const int components = static_cast<int>(plan.components.size());
-  backward_step_.assign(graph.pairs, -1);
-  component_.resize(graph.pairs);
+  places_.resize(graph.pairs);
   rank_roots_.resize(graph.ranks);
   roots_.resize(components);
-  pair_cell_.assign(graph.pairs, -1);
   frozen_for_.resize(graph.pairs);
   frozen_before_.resize(graph.pairs);
   component_work_ns_.assign(components, 0);
   for (int p = 0; p < graph.pairs; ++p) {
-    component_[p] = plan.component_of_sweep[graph.pair_sweep[p]];
-    if (component_[p] >= 0) {
-      component_work_ns_[component_[p]] += graph.choices_of(p)[0].forward_ns;
-    }
-    if (graph.producers_of(p).size() == 0) {
-      rank_roots_[graph.pair_rank[p]].push_back(p);
-      if (component_[p] >= 0) roots_[component_[p]].push_back(p);
-    }
+    Place& place = places_[p];
+    place.rank = graph.pair_rank[p];
+    place.component = plan.component_of_sweep[graph.pair_sweep[p]];
+    place.mode = graph.mode[p];
+    place.is_root = graph.producers_of(p).size() == 0;
+    if (place.is_root) rank_roots_[place.rank].push_back(p);
+    if (place.component < 0) continue;
+    place.forwards_first = plan.components[place.component].forwards_first;
+    component_work_ns_[place.component] += graph.choices_of(p)[0].forward_ns;
+    if (place.is_root) roots_[place.component].push_back(p);
   }
   std::vector<std::vector<SafeStep>> by_rank(graph.ranks);
   std::vector<int32_t> cell_on(graph.ranks, -1);  // of the component at hand
@@ -89,7 +89,7 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
       const int r = graph.pair_rank[step.pair];
       if (!step.backward) {
         ++cells_[cell_on[r]].forwards;
-        pair_cell_[step.pair] = cell_on[r];
+        places_[step.pair].cell = cell_on[r];
       }
       if (step.backward || !component.forwards_first) {
         by_rank[r].push_back(step);
@@ -100,7 +100,8 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
       cell.steps_begin = static_cast<int32_t>(steps_.size());
       for (const SafeStep& step : by_rank[r]) {
         if (step.backward) {
-          backward_step_[step.pair] = static_cast<int32_t>(steps_.size());
+          places_[step.pair].backward_step =
+              static_cast<int32_t>(steps_.size());
         }
         steps_.push_back(step);
       }
@@ -192,32 +193,19 @@ ListScheduler::ListScheduler(const ListModel& model)
   suffix_need_.resize(model.steps_.size());
   step_done_.resize(model.steps_.size());
   cells_.resize(model.cells_.size());
-  constrained_.resize(graph_.ranks);
-  most_need_.resize(graph_.ranks);
-  live_.resize(graph_.ranks);
-  held_.resize(graph_.ranks);
-  pending_weights_.resize(graph_.ranks);
-  pending_weights_ns_.resize(graph_.ranks);
-  queue_.resize(graph_.ranks);
-  weights_.resize(graph_.ranks);
-  left_ns_.resize(graph_.ranks);
-  strict_order_.resize(graph_.ranks);
-  strict_next_.resize(graph_.ranks);
-  last_was_forward_.resize(graph_.ranks);
-  free_ns_.resize(graph_.ranks);
+  ranks_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
-  sorted_roots_ = model.rank_roots_;
-  next_root_.resize(graph_.ranks);
-  queued_roots_.resize(graph_.ranks);
+  std::vector<size_t> pairs_on(graph_.ranks, 0);
+  for (const int rank : graph_.pair_rank) ++pairs_on[rank];
+  for (int r = 0; r < graph_.ranks; ++r) {
+    ranks_[r].limit_bytes = graph_.limit_bytes[r];
+    ranks_[r].sorted_roots = model.rank_roots_[r];
+    ranks_[r].queue.Reserve(2 * pairs_on[r]);
+    ranks_[r].weights.Reserve(pairs_on[r]);
+  }
   fed_.resize(graph_.pairs);
-  begun_on_.resize(graph_.ranks);
   is_begun_.resize(components);
   backwards_left_.resize(components);
-}
-
-void ListScheduler::Queue::Clear() {
-  entries_.clear();
-  front_ = 0;
 }
 
 inline void ListScheduler::Queue::Insert(const Entry& entry) {
@@ -231,8 +219,7 @@ inline void ListScheduler::Queue::Insert(const Entry& entry) {
     entries_[at] = entry;
     return;
   }
-  size_t at = entries_.size();
-  entries_.push_back(entry);
+  size_t at = back_++;
   while (at > front_ && entry < entries_[at - 1]) {
     entries_[at] = entries_[at - 1];
     --at;
@@ -242,20 +229,20 @@ inline void ListScheduler::Queue::Insert(const Entry& entry) {
 
 void ListScheduler::Queue::SortAppended() {
   if (appended_ == 0) return;
-  const auto first = entries_.end() - static_cast<int64_t>(appended_);
-  std::sort(first, entries_.end());
-  std::inplace_merge(entries_.begin() + static_cast<int64_t>(front_), first,
-                     entries_.end());
+  const auto begin = entries_.begin();
+  const auto end = begin + static_cast<int64_t>(back_);
+  const auto first = end - static_cast<int64_t>(appended_);
+  std::sort(first, end);
+  std::inplace_merge(begin + static_cast<int64_t>(front_), first, end);
   appended_ = 0;
 }
 
 inline ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
-  const auto first = entries_.begin() + static_cast<int64_t>(front_);
-  const auto taken = first + static_cast<int64_t>(i);
-  const Entry entry = *taken;
-  std::move_backward(first, taken, taken + 1);
-  ++front_;
-  if (front_ == entries_.size()) Clear();
+  const Entry entry = entries_[front_ + i];
+  for (size_t at = front_ + i; at > front_; --at) {
+    entries_[at] = entries_[at - 1];
+  }
+  if (++front_ == back_) Clear();
   return entry;
 }
 
@@ -336,7 +323,7 @@ int ListScheduler::FastestThatFits(int pair) const {
 
 void ListScheduler::PrepareMemory(Ways& ways) {
   const SafePlan& plan = model_.plan();
-  for (int r = 0; r < graph_.ranks; ++r) live_[r] = 0;
+  for (Rank& rank : ranks_) rank.live_bytes = 0;
   // A rank on which everything fits at once needs no further care.
   for (int p = 0; p < graph_.pairs; ++p) {
     int64_t most = std::max(runs_[p].activation_bytes, runs_[p].gradient_bytes);
@@ -344,14 +331,14 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
       if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
     }
-    live_[graph_.pair_rank[p]] += most;
+    ranks_[model_.places_[p].rank].live_bytes += most;
   }
-  for (int r = 0; r < graph_.ranks; ++r) {
-    constrained_[r] = live_[r] > graph_.limit_bytes[r] ? 1 : 0;
-    live_[r] = held_[r] = most_need_[r] = 0;
-    begun_on_[r].clear();
-    pending_weights_[r] = 0;
-    pending_weights_ns_[r] = 0;
+  for (Rank& rank : ranks_) {
+    rank.constrained = rank.live_bytes > rank.limit_bytes;
+    rank.live_bytes = rank.held_bytes = rank.most_need = 0;
+    rank.begun.clear();
+    rank.pending_weights = 0;
+    rank.pending_weights_ns = 0;
   }
   for (size_t c = 0; c < plan.components.size(); ++c) {
     backwards_left_[c] = 0;
@@ -359,9 +346,9 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     for (int index = model_.cell_begin_[c]; index < model_.cell_begin_[c + 1];
          ++index) {
       const ListModel::Cell& cell = model_.cells_[index];
-      const int r = cell.rank;
+      const Rank& rank = ranks_[cell.rank];
       backwards_left_[c] += cell.forwards;
-      if (constrained_[r] == 0) continue;
+      if (!rank.constrained) continue;
       CellState& state = cells_[index];
       state.held = 0;
       state.frozen_peak = 0;
@@ -369,21 +356,21 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       state.steps_end = cell.steps_end;
       state.forwards_left = cell.forwards;
       state.frozen_left = cell.frozen;
-      if (PrepareCell(index, graph_.limit_bytes[r])) continue;
+      if (PrepareCell(index, rank.limit_bytes)) continue;
       for (int i = cell.steps_begin; i < cell.steps_end; ++i) {
         const int p = model_.steps_[i].pair;
         ways.choice[p] = plan.choice[p];
         ways.fused[p] = plan.fused[p];
         SetPair(p, ways);
       }
-      PW_CHECK(PrepareCell(index, graph_.limit_bytes[r]));
+      PW_CHECK(PrepareCell(index, rank.limit_bytes));
     }
   }
   std::fill(step_done_.begin(), step_done_.end(), 0);
   for (const int p : graph_.topological) {
-    const int r = graph_.pair_rank[p];
-    if (graph_.has_backward(p) || constrained_[r] == 0) continue;
-    if (runs_[p].activation_bytes > graph_.limit_bytes[r]) {
+    const Rank& rank = ranks_[model_.places_[p].rank];
+    if (model_.places_[p].has_backward() || !rank.constrained) continue;
+    if (runs_[p].activation_bytes > rank.limit_bytes) {
       ways.choice[p] = FastestThatFits(p);
       SetPair(p, ways);
     }
@@ -397,10 +384,10 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     }
   }
   for (size_t i = 0; i < cells_.size(); ++i) {
-    const int r = model_.cells_[i].rank;
-    if (constrained_[r] == 0) continue;
-    most_need_[r] =
-        std::max({most_need_[r], cells_[i].need, cells_[i].frozen_peak});
+    Rank& rank = ranks_[model_.cells_[i].rank];
+    if (!rank.constrained) continue;
+    rank.most_need =
+        std::max({rank.most_need, cells_[i].need, cells_[i].frozen_peak});
     UpdateNeed(static_cast<int>(i));
   }
   begun_.clear();
@@ -416,46 +403,48 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
   order.makespan_ns = 0;
   for (int p = 0; p < graph_.pairs; ++p) SetPair(p, ways);
   PrepareMemory(order.ways);
-  std::fill(left_ns_.begin(), left_ns_.end(), 0);
+  for (Rank& rank : ranks_) rank.left_ns = 0;
   for (int p = 0; p < graph_.pairs; ++p) {
     waits_[p] = {0, 0, graph_.producers_of(p).size(),
                  1 + graph_.consumers_of(p).size()};
-    left_ns_[graph_.pair_rank[p]] +=
+    const ListModel::Place& place = model_.places_[p];
+    ranks_[place.rank].left_ns +=
         runs_[p].length_ns[kForwardTask] +
-        (graph_.has_backward(p) ? runs_[p].least_backward_ns : 0);
+        (place.has_backward() ? runs_[p].least_backward_ns : 0);
   }
   worthless_ = false;
   std::fill(fed_.begin(), fed_.end(), 0);
   std::fill(frozen_fed_.begin(), frozen_fed_.end(), 0);
   for (int r = 0; r < graph_.ranks; ++r) {
-    queue_[r].Clear();
-    weights_[r].Clear();
-    free_ns_[r] = 0;
-    last_was_forward_[r] = 0;
+    Rank& rank = ranks_[r];
+    rank.queue.Clear();
+    rank.weights.Clear();
+    rank.free_ns = 0;
+    rank.last_was_forward = false;
     next_start_ns_[r] = kNever;
-    next_root_[r] = 0;
-    queued_roots_[r] = 0;
-    std::sort(sorted_roots_[r].begin(), sorted_roots_[r].end(),
+    rank.next_root = 0;
+    rank.queued_roots = 0;
+    std::sort(rank.sorted_roots.begin(), rank.sorted_roots.end(),
               [&rule](int a, int b) {
                 const int64_t key_a = rule.key[3 * a], key_b = rule.key[3 * b];
                 return key_a != key_b ? key_a < key_b : a < b;
               });
-    FeedRoots(r);
+    FeedRoots(rank);
   }
   strict_ = rule.strict;
   if (strict_) SortStrict();
 }
 
 void ListScheduler::SortStrict() {
-  for (int r = 0; r < graph_.ranks; ++r) {
-    strict_order_[r].clear();
-    strict_next_[r] = 0;
+  for (Rank& rank : ranks_) {
+    rank.strict_order.clear();
+    rank.strict_next = 0;
   }
   for (int p = 0; p < graph_.pairs; ++p) {
     const int kinds = graph_.mode[p] == PairMode::kForwardOnly ? 1
                       : graph_.mode[p] == PairMode::kWhole     ? 2
                                                                : 3;
-    std::vector<Task>& order = strict_order_[graph_.pair_rank[p]];
+    std::vector<Task>& order = ranks_[graph_.pair_rank[p]].strict_order;
     for (int kind = 0; kind < kinds; ++kind) {
       const size_t place = rule_->key[3 * p + kind];
       if (place >= order.size()) order.resize(place + 1, -1);
@@ -463,18 +452,15 @@ void ListScheduler::SortStrict() {
       order[place] = 3 * p + kind;
     }
   }
-  for (int r = 0; r < graph_.ranks; ++r) {
-    while (next_root_[r] < sorted_roots_[r].size()) {
-      Feed(sorted_roots_[r][next_root_[r]++]);
-    }
-  }
+  for (Rank& rank : ranks_) FeedAllRoots(rank);
 }
 
 // Starts the rank's next stage by key; false (and no next start until another
 // arrives) when it is not there yet.
-bool ListScheduler::DispatchStrict(int rank) {
-  size_t& next = strict_next_[rank];
-  const std::vector<Task>& order = strict_order_[rank];
+bool ListScheduler::DispatchStrict(int r) {
+  Rank& rank = ranks_[r];
+  size_t& next = rank.strict_next;
+  const std::vector<Task>& order = rank.strict_order;
   while (next < order.size() &&
          (order[next] < 0 ||
           (TaskKind(order[next]) == kWeightTask &&
@@ -483,36 +469,40 @@ bool ListScheduler::DispatchStrict(int rank) {
   }
   if (next < order.size()) {
     const Task task = order[next];
-    Queue& queue =
-        TaskKind(task) == kWeightTask ? weights_[rank] : queue_[rank];
+    Queue& queue = TaskKind(task) == kWeightTask ? rank.weights : rank.queue;
     const size_t at = queue.Find(task);
     if (at < queue.size()) {
       if (Admit(rank, task) != Admission::kYes) {
         strict_ = false;
-        UpdateNextStart(rank);
+        UpdateNextStart(r);
         return true;
       }
       ++next;
-      Execute(rank, queue.Take(at));
+      Execute(r, queue.Take(at));
       return true;
     }
   }
-  next_start_ns_[rank] = kNever;
+  next_start_ns_[r] = kNever;
   return false;
 }
 
 void ListScheduler::Feed(int pair) {
   if (fed_[pair] != 0) return;
   fed_[pair] = 1;
-  ++queued_roots_[graph_.pair_rank[pair]];
+  ++ranks_[model_.places_[pair].rank].queued_roots;
   Push(3 * pair + kForwardTask, 0);
 }
 
-void ListScheduler::FeedRoots(int rank) {
-  const std::vector<int32_t>& roots = sorted_roots_[rank];
-  while (queued_roots_[rank] < kQueuedRoots &&
-         next_root_[rank] < roots.size()) {
-    Feed(roots[next_root_[rank]++]);
+void ListScheduler::FeedRoots(Rank& rank) {
+  while (rank.queued_roots < kQueuedRoots &&
+         rank.next_root < rank.sorted_roots.size()) {
+    Feed(rank.sorted_roots[rank.next_root++]);
+  }
+}
+
+void ListScheduler::FeedAllRoots(Rank& rank) {
+  while (rank.next_root < rank.sorted_roots.size()) {
+    Feed(rank.sorted_roots[rank.next_root++]);
   }
 }
 
@@ -521,7 +511,7 @@ void ListScheduler::Begin(int component) {
   begun_.push_back(component);
   for (int cell = model_.cell_begin_[component];
        cell < model_.cell_begin_[component + 1]; ++cell) {
-    begun_on_[model_.cells_[cell].rank].push_back(cell);
+    ranks_[model_.cells_[cell].rank].begun.push_back(cell);
   }
   open_work_ns_ += model_.component_work_ns(component);
   const std::vector<int32_t>& roots = model_.roots_[component];
@@ -545,8 +535,9 @@ void ListScheduler::Begin(int component) {
 }
 
 inline void ListScheduler::Push(Task task, int64_t arrival_ns) {
-  const int r = graph_.pair_rank[TaskPair(task)];
-  Queue& queue = TaskKind(task) == kWeightTask ? weights_[r] : queue_[r];
+  const int r = model_.places_[TaskPair(task)].rank;
+  Rank& rank = ranks_[r];
+  Queue& queue = TaskKind(task) == kWeightTask ? rank.weights : rank.queue;
   const Entry entry = {rule_->key[task], arrival_ns, task};
   if (append_) {
     queue.Append(entry);
@@ -554,7 +545,7 @@ inline void ListScheduler::Push(Task task, int64_t arrival_ns) {
     queue.Insert(entry);
   }
   next_start_ns_[r] =
-      std::min(next_start_ns_[r], std::max(free_ns_[r], arrival_ns));
+      std::min(next_start_ns_[r], std::max(rank.free_ns, arrival_ns));
 }
 
 void ListScheduler::BeginPushes(int count) { append_ = count > kManyReady; }
@@ -562,7 +553,7 @@ void ListScheduler::BeginPushes(int count) { append_ = count > kManyReady; }
 void ListScheduler::EndPushes() {
   if (!append_) return;
   append_ = false;
-  for (Queue& queue : queue_) queue.SortAppended();
+  for (Rank& rank : ranks_) rank.queue.SortAppended();
 }
 
 // While F are left to run, a component may need all it ever needs.
@@ -590,7 +581,7 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
   begun_.erase(std::find(begun_.begin(), begun_.end(), component));
   for (int cell = model_.cell_begin_[component];
        cell < model_.cell_begin_[component + 1]; ++cell) {
-    std::vector<int32_t>& begun = begun_on_[model_.cells_[cell].rank];
+    std::vector<int32_t>& begun = ranks_[model_.cells_[cell].rank].begun;
     begun.erase(std::find(begun.begin(), begun.end(), cell));
   }
   const bool was_full = open_work_ns_ >= rule_->open_work_ns;
@@ -598,11 +589,12 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
   if (!was_full) return;
   for (int r = 0; r < graph_.ranks; ++r) {
     bool waits = false;
-    for (size_t i = 0; i < queue_[r].size(); ++i) {
-      Entry& entry = queue_[r][i];
-      const int pair = TaskPair(entry.task);
-      if (TaskKind(entry.task) != kForwardTask || model_.component_[pair] < 0 ||
-          is_begun_[model_.component_[pair]] != 0) {
+    Queue& queue = ranks_[r].queue;
+    for (size_t i = 0; i < queue.size(); ++i) {
+      Entry& entry = queue[i];
+      const int waiting = model_.places_[TaskPair(entry.task)].component;
+      if (TaskKind(entry.task) != kForwardTask || waiting < 0 ||
+          is_begun_[waiting] != 0) {
         continue;
       }
       entry.arrival_ns = std::max(entry.arrival_ns, now_ns);
@@ -613,117 +605,117 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
 }
 
 // Whether the rule in the header still holds after the component of `cell`
-// holds `bytes` more on its rank.
-inline bool ListScheduler::SafeToHold(int cell, int64_t bytes) const {
-  const int rank = model_.cells_[cell].rank;
-  const int64_t limit = graph_.limit_bytes[rank];
+// holds `bytes` more on `rank`, its own.
+inline bool ListScheduler::SafeToHold(const Rank& rank, int cell,
+                                      int64_t bytes) const {
+  const int64_t limit = rank.limit_bytes;
   const CellState& own = cells_[cell];
   if (own.frozen_left > 0 && own.held + bytes + own.frozen_peak >
                                  std::max(own.need, own.frozen_peak)) {
     return false;
   }
-  if (held_[rank] + bytes + most_need_[rank] <= limit) return true;
+  int64_t behind = rank.held_bytes + bytes;
+  if (behind + rank.most_need <= limit) return true;
   // From the oldest on, ever less is behind, so that in the end all is safe.
-  const std::vector<int32_t>& begun = begun_on_[rank];
-  int64_t behind = held_[rank] + bytes;
-  for (const int older : begun) {
+  for (const int older : rank.begun) {
     if (older == cell) break;
     const CellState& state = cells_[older];
     behind -= state.held;
     if (behind + state.need_now > limit) return false;
-    if (behind + most_need_[rank] <= limit) break;
+    if (behind + rank.most_need <= limit) break;
   }
   // A component that is older than all that stand on this rank needs what is
   // behind it to fit.
   const bool oldest_stands_here =
       begun_.empty() ||
-      (!begun.empty() &&
-       model_.cells_[begun.front()].component == begun_.front());
-  return oldest_stands_here || held_[rank] + bytes <= limit;
+      (!rank.begun.empty() &&
+       model_.cells_[rank.begun.front()].component == begun_.front());
+  return oldest_stands_here || rank.held_bytes + bytes <= limit;
 }
 
-inline ListScheduler::Admission ListScheduler::Admit(int rank,
+inline ListScheduler::Admission ListScheduler::Admit(const Rank& rank,
                                                      Task task) const {
   const int pair = TaskPair(task);
   const int kind = TaskKind(task);
-  const int component = model_.component_[pair];
-  if (kind == kForwardTask && component >= 0 && !MayBegin(component)) {
-    return Admission::kNo;
-  }
-  if (constrained_[rank] == 0 || kind == kWeightTask) return Admission::kYes;
+  const ListModel::Place& place = model_.places_[pair];
+  const bool begins = kind == kForwardTask && place.component >= 0;
+  if (begins && !MayBegin(place.component)) return Admission::kNo;
+  if (!rank.constrained || kind == kWeightTask) return Admission::kYes;
   const PairRun& run = runs_[pair];
-  if (component >= 0 && !model_.plan().components[component].forwards_first) {
-    const SafeStep& step = model_.steps_[cells_[model_.pair_cell_[pair]].next];
+  if (place.component >= 0 && !place.forwards_first) {
+    const SafeStep& step = model_.steps_[cells_[place.cell].next];
     if (step.pair != pair || step.backward != (kind == kGradientTask)) {
       return Admission::kNo;
     }
   }
-  int64_t live = live_[rank];
-  if (kind == kForwardTask) {
-    live += run.activation_bytes;
-    if (component >= 0 &&
-        !SafeToHold(model_.pair_cell_[pair], run.activation_bytes)) {
-      return Admission::kNo;
-    }
-  } else {
-    live += run.gradient_bytes - run.activation_bytes;
+  if (begins && !SafeToHold(rank, place.cell, run.activation_bytes)) {
+    return Admission::kNo;
   }
-  if (live <= graph_.limit_bytes[rank]) return Admission::kYes;
-  return pending_weights_[rank] > 0 ? Admission::kAfterWeightGrad
-                                    : Admission::kNo;
+  const int64_t more = kind == kForwardTask
+                           ? run.activation_bytes
+                           : run.gradient_bytes - run.activation_bytes;
+  if (rank.live_bytes + more <= rank.limit_bytes) return Admission::kYes;
+  return rank.pending_weights > 0 ? Admission::kAfterWeightGrad
+                                  : Admission::kNo;
 }
 
-void ListScheduler::DecideFused(int rank, int pair) {
+void ListScheduler::DecideFused(const Rank& rank, int pair) {
   Ways& ways = order_->ways;
   const GraphChoice& choice = graph_.choices_of(pair)[ways.choice[pair]];
   const bool fuse =
       graph_.mode[pair] == PairMode::kSplit && choice.has_backward() &&
-      pending_weights_ns_[rank] >= rule_->weight_reserve_ns &&
-      (constrained_[rank] == 0 ||
-       live_[rank] - choice.activation_bytes + choice.backward_bytes <=
-           graph_.limit_bytes[rank]);
+      rank.pending_weights_ns >= rule_->weight_reserve_ns &&
+      (!rank.constrained ||
+       rank.live_bytes - choice.activation_bytes + choice.backward_bytes <=
+           rank.limit_bytes);
   ways.fused[pair] = fuse ? Ways::kFused : Ways::kApart;
   if (fuse) SetPair(pair, ways);
 }
 
-void ListScheduler::SettleForward(int rank, int pair) {
-  const int component = model_.component_[pair];
-  if (component >= 0 && is_begun_[component] == 0) Begin(component);
-  if (constrained_[rank] == 0) return;
-  if (component < 0) {
+inline void ListScheduler::SettleForward(Rank& rank, int pair) {
+  const ListModel::Place& place = model_.places_[pair];
+  if (place.component >= 0 && is_begun_[place.component] == 0) {
+    Begin(place.component);
+  }
+  if (!rank.constrained) return;
+  if (place.component < 0) {
     for (const int cell : model_.frozen_for_[pair]) {
       --cells_[cell].frozen_left;
       UpdateNeed(cell);
     }
     return;
   }
-  CellState& state = cells_[model_.pair_cell_[pair]];
+  CellState& state = cells_[place.cell];
   const int64_t bytes = runs_[pair].activation_bytes;
   state.held += bytes;
-  held_[rank] += bytes;
-  live_[rank] += bytes;
+  rank.held_bytes += bytes;
+  rank.live_bytes += bytes;
   --state.forwards_left;
-  if (!model_.plan().components[component].forwards_first) ++state.next;
-  UpdateNeed(model_.pair_cell_[pair]);
+  if (!place.forwards_first) ++state.next;
+  UpdateNeed(place.cell);
 }
 
-inline void ListScheduler::SettleGradient(int rank, int pair, int64_t end_ns) {
-  const int component = model_.component_[pair];
-  if (--backwards_left_[component] == 0) Finish(component, end_ns);
-  if (constrained_[rank] == 0) return;
+inline void ListScheduler::SettleGradient(Rank& rank, int pair,
+                                          int64_t end_ns) {
+  const ListModel::Place& place = model_.places_[pair];
+  if (--backwards_left_[place.component] == 0) {
+    Finish(place.component, end_ns);
+  }
+  if (!rank.constrained) return;
   const PairRun& run = runs_[pair];
-  CellState& state = cells_[model_.pair_cell_[pair]];
+  CellState& state = cells_[place.cell];
   state.held -= run.activation_bytes;
-  held_[rank] -= run.activation_bytes;
-  live_[rank] += run.weight_bytes - run.activation_bytes;
-  step_done_[model_.backward_step_[pair]] = 1;
+  rank.held_bytes -= run.activation_bytes;
+  rank.live_bytes += run.weight_bytes - run.activation_bytes;
+  step_done_[place.backward_step] = 1;
   while (state.next < state.steps_end && step_done_[state.next] != 0) {
     ++state.next;
   }
-  UpdateNeed(model_.pair_cell_[pair]);
+  UpdateNeed(place.cell);
 }
 
-void ListScheduler::Execute(int rank, const Entry& entry) {
+void ListScheduler::Execute(int r, const Entry& entry) {
+  Rank& rank = ranks_[r];
   const int pair = TaskPair(entry.task);
   const int kind = TaskKind(entry.task);
   if (kind == kGradientTask && order_->ways.fused[pair] == Ways::kEither) {
@@ -731,23 +723,23 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
     DecideFused(rank, pair);
     runs_[pair].least_backward_ns = least_ns;
   }
+  const ListModel::Place& place = model_.places_[pair];
   const PairRun& run = runs_[pair];
   // A component that had to wait for others could have begun before: nothing in
   // the schedule keeps it.
   const int64_t arrival_ns =
       kind == kForwardTask ? waits_[pair].forward_ready_ns : entry.arrival_ns;
   const int64_t end =
-      std::max(free_ns_[rank], arrival_ns) + run.length_ns[kind];
-  free_ns_[rank] = end;
+      std::max(rank.free_ns, arrival_ns) + run.length_ns[kind];
+  rank.free_ns = end;
   order_->tasks.push_back(entry.task);
-  order_->makespan_ns = std::max(order_->makespan_ns, end);
 
-  if (kind != kWeightTask) last_was_forward_[rank] = kind == kForwardTask;
+  if (kind != kWeightTask) rank.last_was_forward = kind == kForwardTask;
   if (kind == kForwardTask) {
-    left_ns_[rank] -= run.length_ns[kForwardTask];
+    rank.left_ns -= run.length_ns[kForwardTask];
     SettleForward(rank, pair);
-    if (graph_.producers_of(pair).size() == 0) {
-      --queued_roots_[rank];
+    if (place.is_root) {
+      --rank.queued_roots;
       FeedRoots(rank);
     }
     const auto consumers = graph_.consumers_of(pair);
@@ -761,33 +753,33 @@ void ListScheduler::Execute(int rank, const Entry& entry) {
       }
     }
     EndPushes();
-    if (graph_.has_backward(pair)) ArriveGradient(pair, end);
+    if (place.has_backward()) ArriveGradient(pair, end);
   } else if (kind == kGradientTask) {
-    left_ns_[rank] -= run.least_backward_ns;
+    rank.left_ns -= run.least_backward_ns;
     SettleGradient(rank, pair, end);
-    if (graph_.mode[pair] == PairMode::kSplit &&
+    if (place.mode == PairMode::kSplit &&
         order_->ways.fused[pair] == Ways::kApart) {
-      left_ns_[rank] += run.length_ns[kWeightTask];
-      ++pending_weights_[rank];
-      pending_weights_ns_[rank] += run.length_ns[kWeightTask];
+      rank.left_ns += run.length_ns[kWeightTask];
+      ++rank.pending_weights;
+      rank.pending_weights_ns += run.length_ns[kWeightTask];
       Push(3 * pair + kWeightTask, end);
     }
     const auto producers = graph_.producers_of(pair);
     BeginPushes(producers.size());
     for (const GraphEdge& edge : producers) {
-      if (graph_.has_backward(edge.pair)) {
+      if (model_.places_[edge.pair].has_backward()) {
         ArriveGradient(edge.pair, end + edge.delay_ns);
       }
     }
     EndPushes();
   } else {
-    left_ns_[rank] -= run.length_ns[kWeightTask];
-    --pending_weights_[rank];
-    pending_weights_ns_[rank] -= run.length_ns[kWeightTask];
-    live_[rank] -= run.weight_bytes;
+    rank.left_ns -= run.length_ns[kWeightTask];
+    --rank.pending_weights;
+    rank.pending_weights_ns -= run.length_ns[kWeightTask];
+    rank.live_bytes -= run.weight_bytes;
   }
-  worthless_ = worthless_ || end + left_ns_[rank] > worth_ns_;
-  UpdateNextStart(rank);
+  worthless_ = worthless_ || end + rank.left_ns > worth_ns_;
+  UpdateNextStart(r);
 }
 
 inline void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
@@ -798,46 +790,48 @@ inline void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
   }
 }
 
-inline void ListScheduler::UpdateNextStart(int rank) {
-  if (!weights_[rank].empty()) {
-    next_start_ns_[rank] = free_ns_[rank];
+inline void ListScheduler::UpdateNextStart(int r) {
+  const Rank& rank = ranks_[r];
+  if (!rank.weights.empty()) {
+    next_start_ns_[r] = rank.free_ns;
     return;
   }
   int64_t next = kNever;
-  const Queue& queue = queue_[rank];
+  const Queue& queue = rank.queue;
   for (size_t i = 0; i < queue.size(); ++i) {
-    if (queue[i].arrival_ns <= free_ns_[rank]) {
-      next_start_ns_[rank] = free_ns_[rank];
+    if (queue[i].arrival_ns <= rank.free_ns) {
+      next_start_ns_[r] = rank.free_ns;
       return;
     }
     next = std::min(next, queue[i].arrival_ns);
   }
-  next_start_ns_[rank] = next;
+  next_start_ns_[r] = next;
 }
 
 // Starts the first stage that is ready of the kind that did not run last.
-bool ListScheduler::DispatchInTurn(int rank) {
-  const int wanted =
-      last_was_forward_[rank] != 0 ? kGradientTask : kForwardTask;
-  Queue& queue = queue_[rank];
+bool ListScheduler::DispatchInTurn(int r) {
+  Rank& rank = ranks_[r];
+  const int wanted = rank.last_was_forward ? kGradientTask : kForwardTask;
+  Queue& queue = rank.queue;
   for (size_t at = 0; at < queue.size(); ++at) {
     if (TaskKind(queue[at].task) == wanted &&
-        queue[at].arrival_ns <= next_start_ns_[rank] &&
+        queue[at].arrival_ns <= next_start_ns_[r] &&
         Admit(rank, queue[at].task) == Admission::kYes) {
-      Execute(rank, queue.Take(at));
+      Execute(r, queue.Take(at));
       return true;
     }
   }
   return false;
 }
 
-// Starts a stage on `rank` at next_start_ns_; false (and a later next start)
+// Starts a stage on rank `r` at next_start_ns_; false (and a later next start)
 // when none is to start then.
-bool ListScheduler::Dispatch(int rank) {
-  if (rule_->alternate && DispatchInTurn(rank)) return true;
-  const int64_t now = next_start_ns_[rank];
-  Queue& queue = queue_[rank];
-  Queue& weights = weights_[rank];
+bool ListScheduler::Dispatch(int r) {
+  if (rule_->alternate && DispatchInTurn(r)) return true;
+  const int64_t now = next_start_ns_[r];
+  Rank& rank = ranks_[r];
+  Queue& queue = rank.queue;
+  Queue& weights = rank.weights;
   int64_t awaited_ns = kNever;  // the least arrival among those of less key
   int64_t later_ns = kNever;    // the least arrival after now
   const auto wait_instead = [&](Task task) {
@@ -854,7 +848,7 @@ bool ListScheduler::Dispatch(int rank) {
         ++weight;
         continue;
       }
-      Execute(rank, weights.Take(weight));
+      Execute(r, weights.Take(weight));
       return true;
     }
     const Entry& entry = queue[at];
@@ -869,16 +863,16 @@ bool ListScheduler::Dispatch(int rank) {
     }
     const Admission admission = Admit(rank, entry.task);
     if (admission == Admission::kAfterWeightGrad) {
-      Execute(rank, weights.Take(0));
+      Execute(r, weights.Take(0));
       return true;
     }
     if (admission == Admission::kYes && !wait_instead(entry.task)) {
-      Execute(rank, queue.Take(at));
+      Execute(r, queue.Take(at));
       return true;
     }
     ++at;
   }
-  next_start_ns_[rank] = later_ns;
+  next_start_ns_[r] = later_ns;
   return false;
 }
 
@@ -905,9 +899,9 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
       continue;
     }
     bool left = false;
-    for (int r = 0; r < graph_.ranks; ++r) {
-      left =
-          left || !queue_[r].empty() || next_root_[r] < sorted_roots_[r].size();
+    for (const Rank& rank : ranks_) {
+      left = left || !rank.queue.empty() ||
+             rank.next_root < rank.sorted_roots.size();
     }
     if (!left) break;
     if (strict_) {
@@ -921,11 +915,12 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
     PW_CHECK(!all_fed);
     all_fed = true;
     for (int r = 0; r < graph_.ranks; ++r) {
-      while (next_root_[r] < sorted_roots_[r].size()) {
-        Feed(sorted_roots_[r][next_root_[r]++]);
-      }
+      FeedAllRoots(ranks_[r]);
       UpdateNextStart(r);
     }
+  }
+  for (const Rank& rank : ranks_) {
+    order.makespan_ns = std::max(order.makespan_ns, rank.free_ns);
   }
 }
 

@@ -99,7 +99,7 @@ class ListModel {
   int cells() const { return static_cast<int>(cells_.size()); }
   int cell_rank(int cell) const { return cells_[cell].rank; }
   // Of a pair's component on its rank; -1 without a backward.
-  int cell_of(int pair) const { return pair_cell_[pair]; }
+  int cell_of(int pair) const { return places_[pair].cell; }
   // The most bytes that a cell holds while its component runs alone in the
   // order of its safe plan, its pairs run as `ways` say.
   int64_t NeedAlone(int cell_index, const Ways& ways) const;
@@ -119,6 +119,17 @@ class ListModel {
   void AddFrozenProducers(const std::vector<std::vector<int32_t>>& last_frozen,
                           int sweep, std::vector<int32_t>& pairs) const;
 
+  // What every step of a schedule asks of a pair.
+  struct Place {
+    int32_t rank = 0;
+    int32_t component = -1, cell = -1;  // without a backward -1
+    int32_t backward_step = -1;         // in steps_
+    PairMode mode = PairMode::kForwardOnly;
+    bool is_root = false;         // nothing comes before its F
+    bool forwards_first = false;  // of its component
+
+    bool has_backward() const { return mode != PairMode::kForwardOnly; }
+  };
   struct Cell {
     int32_t component = 0, rank = 0;
     int32_t steps_begin = 0, steps_end = 0;  // in steps_
@@ -130,12 +141,10 @@ class ListModel {
   const SafePlan& plan_;
   std::vector<Cell> cells_;          // by component, then rank
   std::vector<int32_t> cell_begin_;  // [component], and the total at the end
-  std::vector<int32_t> pair_cell_;   // [pair], or -1
+  std::vector<Place> places_;        // [pair]
   // Per cell the steps of its safe plan on that rank: only the backwards where
   // all F come first.
   std::vector<SafeStep> steps_;
-  std::vector<int32_t> backward_step_;  // [pair]: index in steps_
-  std::vector<int32_t> component_;      // [pair], or -1
   std::vector<int64_t> component_work_ns_;
   // Per component, the pairs of its first stages.
   std::vector<std::vector<int32_t>> roots_;
@@ -173,15 +182,17 @@ class ListScheduler {
   // Entries by key; taken mostly from the front.
   class Queue {
    public:
-    size_t size() const { return entries_.size() - front_; }
-    bool empty() const { return size() == 0; }
+    // For so many entries until it is cleared, those taken included.
+    void Reserve(size_t count) { entries_.resize(count); }
+    size_t size() const { return back_ - front_; }
+    bool empty() const { return front_ == back_; }
     const Entry& operator[](size_t i) const { return entries_[front_ + i]; }
     Entry& operator[](size_t i) { return entries_[front_ + i]; }
-    void Clear();
+    void Clear() { front_ = back_ = 0; }
     void Insert(const Entry& entry);
     // Appended entries must be sorted in before anything else is asked.
     void Append(const Entry& entry) {
-      entries_.push_back(entry);
+      entries_[back_++] = entry;
       ++appended_;
     }
     void SortAppended();
@@ -191,8 +202,27 @@ class ListScheduler {
 
    private:
     std::vector<Entry> entries_;
-    size_t front_ = 0;
+    size_t front_ = 0, back_ = 0;  // in entries_
     size_t appended_ = 0;
+  };
+  struct Rank {
+    int64_t free_ns = 0;
+    int64_t left_ns = 0;  // at least so much work to come
+    int64_t limit_bytes = 0;
+    int64_t live_bytes = 0, held_bytes = 0;
+    int64_t most_need = 0;
+    int64_t pending_weights_ns = 0;
+    int32_t pending_weights = 0;
+    bool constrained = false;
+    bool last_was_forward = false;
+    Queue queue;    // F, I, B
+    Queue weights;  // W, ready
+    std::vector<int32_t> begun;  // cells, oldest first
+    std::vector<int32_t> sorted_roots;
+    size_t next_root = 0;
+    int32_t queued_roots = 0;
+    std::vector<Task> strict_order;
+    size_t strict_next = 0;
   };
   struct CellState {
     int64_t held = 0;
@@ -222,28 +252,29 @@ class ListScheduler {
   int FastestThatFits(int pair) const;
   void PrepareMemory(Ways& ways);
   bool PrepareCell(int cell_index, int64_t limit);
-  void FeedRoots(int rank);
+  void FeedRoots(Rank& rank);
+  void FeedAllRoots(Rank& rank);
   void Feed(int pair);
   void Begin(int component);
   void Push(Task task, int64_t arrival_ns);
   // Around up to `count` calls of Push.
   void BeginPushes(int count);
   void EndPushes();
-  bool Dispatch(int rank);
-  Admission Admit(int rank, Task task) const;
+  bool Dispatch(int r);
+  Admission Admit(const Rank& rank, Task task) const;
   bool MayBegin(int component) const;
   void Finish(int component, int64_t now_ns);
-  bool SafeToHold(int cell, int64_t bytes) const;
+  bool SafeToHold(const Rank& rank, int cell, int64_t bytes) const;
   void UpdateNeed(int cell);
-  void Execute(int rank, const Entry& entry);
+  void Execute(int r, const Entry& entry);
   void SortStrict();
-  bool DispatchStrict(int rank);
-  bool DispatchInTurn(int rank);
+  bool DispatchStrict(int r);
+  bool DispatchInTurn(int r);
   void ArriveGradient(int pair, int64_t at_ns);
-  void DecideFused(int rank, int pair);
-  void SettleForward(int rank, int pair);
-  void SettleGradient(int rank, int pair, int64_t end_ns);
-  void UpdateNextStart(int rank);
+  void DecideFused(const Rank& rank, int pair);
+  void SettleForward(Rank& rank, int pair);
+  void SettleGradient(Rank& rank, int pair, int64_t end_ns);
+  void UpdateNextStart(int r);
 
   const ListModel& model_;
   const ProblemGraph& graph_;
@@ -258,31 +289,15 @@ class ListScheduler {
   std::vector<int64_t> suffix_need_;  // [step]
   std::vector<uint8_t> step_done_;    // [step]
   std::vector<CellState> cells_;
-  std::vector<uint8_t> constrained_;         // [rank]
-  std::vector<int64_t> most_need_;           // [rank]
-  std::vector<int64_t> live_;                // [rank]
-  std::vector<int64_t> held_;                // [rank]
-  std::vector<int32_t> pending_weights_;     // [rank]
-  std::vector<int64_t> pending_weights_ns_;  // [rank]
+  std::vector<Rank> ranks_;
 
   bool strict_ = false;                          // so far
-  std::vector<std::vector<Task>> strict_order_;  // [rank]
-  std::vector<size_t> strict_next_;              // [rank]
-  std::vector<uint8_t> last_was_forward_;        // [rank]
-  std::vector<Queue> queue_;                     // [rank]: F, I, B
-  std::vector<Queue> weights_;                   // [rank]: W, ready
-  bool append_ = false;                 // Push leaves the sorting to EndPushes
-  std::vector<int64_t> free_ns_;        // [rank]
-  std::vector<int64_t> left_ns_;        // [rank]: at least so much work to come
+  bool append_ = false;  // Push leaves the sorting to EndPushes
   std::vector<int64_t> next_start_ns_;  // [rank]
-  std::vector<std::vector<int32_t>> sorted_roots_;  // [rank]
-  std::vector<size_t> next_root_;                   // [rank]
-  std::vector<int32_t> queued_roots_;               // [rank]
   std::vector<uint8_t> fed_;                        // [pair]
   std::vector<uint8_t> frozen_fed_;                 // [sweep]: by Begin
   std::vector<int64_t> frozen_peak_;  // [pair]: of it and those before it
   std::vector<int32_t> begun_;        // components, oldest first
-  std::vector<std::vector<int32_t>> begun_on_;  // [rank]: cells, oldest first
   std::vector<uint8_t> is_begun_;               // [component]
   int64_t open_work_ns_ = 0;                    // of those begun
   std::vector<int32_t> backwards_left_;         // [component]
