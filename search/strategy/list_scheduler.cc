@@ -85,9 +85,11 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
       cell_on[r] = static_cast<int32_t>(cells_.size());
       cells_.push_back({.component = c, .rank = r});
     }
+    backwards_.push_back(0);
     for (const SafeStep& step : component.steps) {
       const int r = graph.pair_rank[step.pair];
       if (!step.backward) {
+        ++backwards_[c];
         ++cells_[cell_on[r]].forwards;
         places_[step.pair].cell = cell_on[r];
       }
@@ -188,11 +190,15 @@ ListScheduler::ListScheduler(const ListModel& model)
   const int components = static_cast<int>(model.plan().components.size());
   runs_.resize(graph_.pairs);
   waits_.resize(graph_.pairs);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    first_waits_.push_back({0, 0, graph_.producers_of(p).size(),
+                            1 + graph_.consumers_of(p).size()});
+  }
   frozen_peak_.resize(graph_.pairs);
   frozen_fed_.resize(graph_.sweeps);
   suffix_need_.resize(model.steps_.size());
   step_done_.resize(model.steps_.size());
-  cells_.resize(model.cells_.size());
+  first_cells_.resize(model.cells_.size());
   ranks_.resize(graph_.ranks);
   next_start_ns_.resize(graph_.ranks);
   std::vector<size_t> pairs_on(graph_.ranks, 0);
@@ -205,7 +211,6 @@ ListScheduler::ListScheduler(const ListModel& model)
   }
   fed_.resize(graph_.pairs);
   is_begun_.resize(components);
-  backwards_left_.resize(components);
 }
 
 inline void ListScheduler::Queue::Insert(const Entry& entry) {
@@ -272,11 +277,8 @@ void ListScheduler::SetPair(int pair, const Ways& ways) {
   run.weight_bytes = splits ? choice.weight_grad_bytes : 0;
 }
 
-// Computes the need of a cell from the steps of its safe plan; false when it is
-// over the limit.
-bool ListScheduler::PrepareCell(int cell_index, int64_t limit) {
-  const ListModel::Cell& cell = model_.cells_[cell_index];
-  CellState& state = cells_[cell_index];
+// The need of a cell by the steps of its safe plan; fills in suffix_need_.
+int64_t ListScheduler::FindNeed(const ListModel::Cell& cell) {
   int64_t need = 0;
   if (model_.plan().components[cell.component].forwards_first) {
     // Backwards from the last on: held is what the later ones still hold.
@@ -302,8 +304,7 @@ bool ListScheduler::PrepareCell(int cell_index, int64_t limit) {
       suffix_need_[i] = need;
     }
   }
-  state.need = need;
-  return need <= limit;
+  return need;
 }
 
 // Of a pair without a backward, which holds its bytes during F only.
@@ -321,6 +322,27 @@ int ListScheduler::FastestThatFits(int pair) const {
   return best;
 }
 
+// Finds what follows from the ways to run pairs alone, unless they are those
+// asked for last.
+void ListScheduler::PrepareWays(const Ways& ways) {
+  if (ways.choice == asked_.choice && ways.fused == asked_.fused) {
+    for (const int pair : decided_) SetPair(pair, taken_);
+    decided_.clear();
+    return;
+  }
+  decided_.clear();
+  asked_ = taken_ = ways;
+  for (int p = 0; p < graph_.pairs; ++p) SetPair(p, taken_);
+  PrepareMemory(taken_);
+  for (Rank& rank : ranks_) rank.work_ns = 0;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const ListModel::Place& place = model_.places_[p];
+    ranks_[place.rank].work_ns +=
+        runs_[p].length_ns[kForwardTask] +
+        (place.has_backward() ? runs_[p].least_backward_ns : 0);
+  }
+}
+
 void ListScheduler::PrepareMemory(Ways& ways) {
   const SafePlan& plan = model_.plan();
   for (Rank& rank : ranks_) rank.live_bytes = 0;
@@ -335,38 +357,29 @@ void ListScheduler::PrepareMemory(Ways& ways) {
   }
   for (Rank& rank : ranks_) {
     rank.constrained = rank.live_bytes > rank.limit_bytes;
-    rank.live_bytes = rank.held_bytes = rank.most_need = 0;
-    rank.begun.clear();
-    rank.pending_weights = 0;
-    rank.pending_weights_ns = 0;
+    rank.most_need = 0;
   }
-  for (size_t c = 0; c < plan.components.size(); ++c) {
-    backwards_left_[c] = 0;
-    is_begun_[c] = 0;
-    for (int index = model_.cell_begin_[c]; index < model_.cell_begin_[c + 1];
-         ++index) {
-      const ListModel::Cell& cell = model_.cells_[index];
-      const Rank& rank = ranks_[cell.rank];
-      backwards_left_[c] += cell.forwards;
-      if (!rank.constrained) continue;
-      CellState& state = cells_[index];
-      state.held = 0;
-      state.frozen_peak = 0;
-      state.next = cell.steps_begin;
-      state.steps_end = cell.steps_end;
-      state.forwards_left = cell.forwards;
-      state.frozen_left = cell.frozen;
-      if (PrepareCell(index, rank.limit_bytes)) continue;
-      for (int i = cell.steps_begin; i < cell.steps_end; ++i) {
-        const int p = model_.steps_[i].pair;
-        ways.choice[p] = plan.choice[p];
-        ways.fused[p] = plan.fused[p];
-        SetPair(p, ways);
-      }
-      PW_CHECK(PrepareCell(index, rank.limit_bytes));
+  for (size_t i = 0; i < first_cells_.size(); ++i) {
+    const ListModel::Cell& cell = model_.cells_[i];
+    const Rank& rank = ranks_[cell.rank];
+    if (!rank.constrained) continue;
+    CellState& state = first_cells_[i];
+    state.frozen_peak = 0;
+    state.next = cell.steps_begin;
+    state.steps_end = cell.steps_end;
+    state.forwards_left = cell.forwards;
+    state.frozen_left = cell.frozen;
+    state.need = FindNeed(cell);
+    if (state.need <= rank.limit_bytes) continue;
+    for (int step = cell.steps_begin; step < cell.steps_end; ++step) {
+      const int p = model_.steps_[step].pair;
+      ways.choice[p] = plan.choice[p];
+      ways.fused[p] = plan.fused[p];
+      SetPair(p, ways);
     }
+    state.need = FindNeed(cell);
+    PW_CHECK(state.need <= rank.limit_bytes);
   }
-  std::fill(step_done_.begin(), step_done_.end(), 0);
   for (const int p : graph_.topological) {
     const Rank& rank = ranks_[model_.places_[p].rank];
     if (model_.places_[p].has_backward() || !rank.constrained) continue;
@@ -379,40 +392,36 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       frozen_peak_[p] = std::max(frozen_peak_[p], frozen_peak_[before]);
     }
     for (const int cell : model_.frozen_for_[p]) {
-      CellState& state = cells_[cell];
+      CellState& state = first_cells_[cell];
       state.frozen_peak = std::max(state.frozen_peak, frozen_peak_[p]);
     }
   }
-  for (size_t i = 0; i < cells_.size(); ++i) {
-    Rank& rank = ranks_[model_.cells_[i].rank];
+  for (size_t i = 0; i < first_cells_.size(); ++i) {
+    const ListModel::Cell& cell = model_.cells_[i];
+    Rank& rank = ranks_[cell.rank];
     if (!rank.constrained) continue;
-    rank.most_need =
-        std::max({rank.most_need, cells_[i].need, cells_[i].frozen_peak});
-    UpdateNeed(static_cast<int>(i));
+    CellState& state = first_cells_[i];
+    rank.most_need = std::max({rank.most_need, state.need, state.frozen_peak});
+    UpdateNeed(cell, state);
   }
-  begun_.clear();
-  open_work_ns_ = 0;
 }
 
 void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
                             TaskOrder& order) {
   rule_ = &rule;
   order_ = &order;
+  PrepareWays(ways);
   order.tasks.clear();
-  order.ways = ways;
+  order.ways = taken_;
   order.makespan_ns = 0;
-  for (int p = 0; p < graph_.pairs; ++p) SetPair(p, ways);
-  PrepareMemory(order.ways);
-  for (Rank& rank : ranks_) rank.left_ns = 0;
-  for (int p = 0; p < graph_.pairs; ++p) {
-    waits_[p] = {0, 0, graph_.producers_of(p).size(),
-                 1 + graph_.consumers_of(p).size()};
-    const ListModel::Place& place = model_.places_[p];
-    ranks_[place.rank].left_ns +=
-        runs_[p].length_ns[kForwardTask] +
-        (place.has_backward() ? runs_[p].least_backward_ns : 0);
-  }
+  waits_ = first_waits_;
+  cells_ = first_cells_;
+  backwards_left_ = model_.backwards_;
+  begun_.clear();
+  open_work_ns_ = 0;
   worthless_ = false;
+  std::fill(is_begun_.begin(), is_begun_.end(), 0);
+  std::fill(step_done_.begin(), step_done_.end(), 0);
   std::fill(fed_.begin(), fed_.end(), 0);
   std::fill(frozen_fed_.begin(), frozen_fed_.end(), 0);
   for (int r = 0; r < graph_.ranks; ++r) {
@@ -420,7 +429,12 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
     rank.queue.Clear();
     rank.weights.Clear();
     rank.free_ns = 0;
+    rank.left_ns = rank.work_ns;
+    rank.live_bytes = rank.held_bytes = 0;
+    rank.pending_weights_ns = 0;
+    rank.pending_weights = 0;
     rank.last_was_forward = false;
+    rank.begun.clear();
     next_start_ns_[r] = kNever;
     rank.next_root = 0;
     rank.queued_roots = 0;
@@ -557,14 +571,12 @@ void ListScheduler::EndPushes() {
 }
 
 // While F are left to run, a component may need all it ever needs.
-inline void ListScheduler::UpdateNeed(int cell) {
-  CellState& state = cells_[cell];
+inline void ListScheduler::UpdateNeed(const ListModel::Cell& cell,
+                                      CellState& state) const {
   if (state.frozen_left > 0) {
     state.need_now = std::max(state.need, state.frozen_peak);
   } else if (state.forwards_left > 0 &&
-             model_.plan()
-                 .components[model_.cells_[cell].component]
-                 .forwards_first) {
+             model_.plan().components[cell.component].forwards_first) {
     state.need_now = state.need;
   } else {
     state.need_now =
@@ -669,7 +681,9 @@ void ListScheduler::DecideFused(const Rank& rank, int pair) {
        rank.live_bytes - choice.activation_bytes + choice.backward_bytes <=
            rank.limit_bytes);
   ways.fused[pair] = fuse ? Ways::kFused : Ways::kApart;
-  if (fuse) SetPair(pair, ways);
+  if (!fuse) return;
+  SetPair(pair, ways);
+  decided_.push_back(pair);
 }
 
 inline void ListScheduler::SettleForward(Rank& rank, int pair) {
@@ -681,7 +695,7 @@ inline void ListScheduler::SettleForward(Rank& rank, int pair) {
   if (place.component < 0) {
     for (const int cell : model_.frozen_for_[pair]) {
       --cells_[cell].frozen_left;
-      UpdateNeed(cell);
+      UpdateNeed(model_.cells_[cell], cells_[cell]);
     }
     return;
   }
@@ -692,7 +706,7 @@ inline void ListScheduler::SettleForward(Rank& rank, int pair) {
   rank.live_bytes += bytes;
   --state.forwards_left;
   if (!place.forwards_first) ++state.next;
-  UpdateNeed(place.cell);
+  UpdateNeed(model_.cells_[place.cell], state);
 }
 
 inline void ListScheduler::SettleGradient(Rank& rank, int pair,
@@ -711,7 +725,7 @@ inline void ListScheduler::SettleGradient(Rank& rank, int pair,
   while (state.next < state.steps_end && step_done_[state.next] != 0) {
     ++state.next;
   }
-  UpdateNeed(place.cell);
+  UpdateNeed(model_.cells_[place.cell], state);
 }
 
 void ListScheduler::Execute(int r, const Entry& entry) {

@@ -146,6 +146,7 @@ class ListModel {
   // all F come first.
   std::vector<SafeStep> steps_;
   std::vector<int64_t> component_work_ns_;
+  std::vector<int32_t> backwards_;  // [component]
   // Per component, the pairs of its first stages.
   std::vector<std::vector<int32_t>> roots_;
   // Per pair without a backward: the cells on its rank that wait for it, and
@@ -206,6 +207,7 @@ class ListScheduler {
     size_t appended_ = 0;
   };
   struct Rank {
+    int64_t work_ns = 0;  // at least, in all
     int64_t free_ns = 0;
     int64_t left_ns = 0;  // at least so much work to come
     int64_t limit_bytes = 0;
@@ -250,8 +252,9 @@ class ListScheduler {
   void Prepare(const ListRule& rule, const Ways& ways, TaskOrder& order);
   void SetPair(int pair, const Ways& ways);
   int FastestThatFits(int pair) const;
+  void PrepareWays(const Ways& ways);
   void PrepareMemory(Ways& ways);
-  bool PrepareCell(int cell_index, int64_t limit);
+  int64_t FindNeed(const ListModel::Cell& cell);
   void FeedRoots(Rank& rank);
   void FeedAllRoots(Rank& rank);
   void Feed(int pair);
@@ -265,7 +268,7 @@ class ListScheduler {
   bool MayBegin(int component) const;
   void Finish(int component, int64_t now_ns);
   bool SafeToHold(const Rank& rank, int cell, int64_t bytes) const;
-  void UpdateNeed(int cell);
+  void UpdateNeed(const ListModel::Cell& cell, CellState& state) const;
   void Execute(int r, const Entry& entry);
   void SortStrict();
   bool DispatchStrict(int r);
@@ -284,9 +287,17 @@ class ListScheduler {
   int64_t worth_ns_ = 0;
   bool worthless_ = false;
 
-  std::vector<PairRun> runs_;         // [pair]
-  std::vector<PairWaits> waits_;      // [pair]
-  std::vector<int64_t> suffix_need_;  // [step]
+  // Of the ways that were asked for last.
+  Ways asked_;
+  Ways taken_;                          // where they fit alone; else safe ones
+  std::vector<int32_t> decided_;        // pairs set otherwise by DecideFused
+  std::vector<PairRun> runs_;           // [pair]
+  std::vector<int64_t> suffix_need_;    // [step]
+  std::vector<CellState> first_cells_;  // [cell]: at the start
+  std::vector<int64_t> frozen_peak_;    // [pair]: of it and those before it
+
+  std::vector<PairWaits> first_waits_;  // [pair]: at the start
+  std::vector<PairWaits> waits_;        // [pair]
   std::vector<uint8_t> step_done_;    // [step]
   std::vector<CellState> cells_;
   std::vector<Rank> ranks_;
@@ -296,7 +307,6 @@ class ListScheduler {
   std::vector<int64_t> next_start_ns_;  // [rank]
   std::vector<uint8_t> fed_;                        // [pair]
   std::vector<uint8_t> frozen_fed_;                 // [sweep]: by Begin
-  std::vector<int64_t> frozen_peak_;  // [pair]: of it and those before it
   std::vector<int32_t> begun_;        // components, oldest first
   std::vector<uint8_t> is_begun_;               // [component]
   int64_t open_work_ns_ = 0;                    // of those begun
