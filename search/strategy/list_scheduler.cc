@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "absl/base/attributes.h"
 #include "absl/status/statusor.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
@@ -51,10 +53,14 @@ ListModel::ListModel(const ProblemGraph& graph, const SafePlan& plan)
     place.rank = graph.pair_rank[p];
     place.component = plan.component_of_sweep[graph.pair_sweep[p]];
     place.mode = graph.mode[p];
-    place.is_root = graph.producers_of(p).size() == 0;
+    place.producers = graph.producers_of(p);
+    place.consumers = graph.consumers_of(p);
+    place.is_root = place.producers.size() == 0;
     if (place.is_root) rank_roots_[place.rank].push_back(p);
+    all_backward_ = all_backward_ && place.has_backward();
     if (place.component < 0) continue;
     place.forwards_first = plan.components[place.component].forwards_first;
+    all_forwards_first_ = all_forwards_first_ && place.forwards_first;
     component_work_ns_[place.component] += graph.choices_of(p)[0].forward_ns;
     if (place.is_root) roots_[place.component].push_back(p);
   }
@@ -189,6 +195,7 @@ ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
   runs_.resize(graph_.pairs);
+  for (int p = 0; p < graph_.pairs; ++p) runs_[p].place = model.places_[p];
   waits_.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) {
     first_waits_.push_back({0, 0, graph_.producers_of(p).size(),
@@ -213,48 +220,40 @@ ListScheduler::ListScheduler(const ListModel& model)
   is_begun_.resize(components);
 }
 
-inline void ListScheduler::Queue::Insert(const Entry& entry) {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void ListScheduler::Queue::Insert(
+    const Entry& entry) {
   // Entries move towards the nearer end.
-  if (front_ > 0 && entry < entries_[front_ + size() / 2]) {
-    size_t at = --front_;
-    while (entries_[at + 1] < entry) {
-      entries_[at] = entries_[at + 1];
-      ++at;
-    }
-    entries_[at] = entry;
+  if (begin_ > storage_.get() && entry < begin_[(end_ - begin_) / 2]) {
+    Entry* at = --begin_;
+    for (; at[1] < entry; ++at) at[0] = at[1];
+    *at = entry;
     return;
   }
-  size_t at = back_++;
-  while (at > front_ && entry < entries_[at - 1]) {
-    entries_[at] = entries_[at - 1];
-    --at;
-  }
-  entries_[at] = entry;
+  Entry* at = end_++;
+  for (; at > begin_ && entry < at[-1]; --at) at[0] = at[-1];
+  *at = entry;
 }
 
 void ListScheduler::Queue::SortAppended() {
   if (appended_ == 0) return;
-  const auto begin = entries_.begin();
-  const auto end = begin + static_cast<int64_t>(back_);
-  const auto first = end - static_cast<int64_t>(appended_);
-  std::sort(first, end);
-  std::inplace_merge(begin + static_cast<int64_t>(front_), first, end);
+  Entry* const first = end_ - appended_;
+  std::sort(first, end_);
+  std::inplace_merge(begin_, first, end_);
   appended_ = 0;
 }
 
-inline ListScheduler::Entry ListScheduler::Queue::Take(size_t i) {
-  const Entry entry = entries_[front_ + i];
-  for (size_t at = front_ + i; at > front_; --at) {
-    entries_[at] = entries_[at - 1];
-  }
-  if (++front_ == back_) Clear();
+inline ListScheduler::Entry ListScheduler::Queue::Take(Entry* taken) {
+  // Those before it move up.
+  Entry entry = *begin_;
+  for (Entry* at = begin_; at < taken;) std::swap(entry, *++at);
+  if (++begin_ == end_) Clear();
   return entry;
 }
 
-size_t ListScheduler::Queue::Find(Task task) const {
-  size_t i = 0;
-  while (i < size() && (*this)[i].task != task) ++i;
-  return i;
+ListScheduler::Entry* ListScheduler::Queue::Find(Task task) const {
+  Entry* at = begin_;
+  while (at < end_ && at->task != task) ++at;
+  return at;
 }
 
 void ListScheduler::SetPair(int pair, const Ways& ways) {
@@ -336,7 +335,7 @@ void ListScheduler::PrepareWays(const Ways& ways) {
   PrepareMemory(taken_);
   for (Rank& rank : ranks_) rank.work_ns = 0;
   for (int p = 0; p < graph_.pairs; ++p) {
-    const ListModel::Place& place = model_.places_[p];
+    const ListModel::Place& place = runs_[p].place;
     ranks_[place.rank].work_ns +=
         runs_[p].length_ns[kForwardTask] +
         (place.has_backward() ? runs_[p].least_backward_ns : 0);
@@ -353,7 +352,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
       const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
       if (choice.has_backward()) most = std::max(most, choice.backward_bytes);
     }
-    ranks_[model_.places_[p].rank].live_bytes += most;
+    ranks_[runs_[p].place.rank].live_bytes += most;
   }
   for (Rank& rank : ranks_) {
     rank.constrained = rank.live_bytes > rank.limit_bytes;
@@ -369,6 +368,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     state.steps_end = cell.steps_end;
     state.forwards_left = cell.forwards;
     state.frozen_left = cell.frozen;
+    state.forwards_first = plan.components[cell.component].forwards_first;
     state.need = FindNeed(cell);
     if (state.need <= rank.limit_bytes) continue;
     for (int step = cell.steps_begin; step < cell.steps_end; ++step) {
@@ -381,8 +381,8 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     PW_CHECK(state.need <= rank.limit_bytes);
   }
   for (const int p : graph_.topological) {
-    const Rank& rank = ranks_[model_.places_[p].rank];
-    if (model_.places_[p].has_backward() || !rank.constrained) continue;
+    const Rank& rank = ranks_[runs_[p].place.rank];
+    if (runs_[p].place.has_backward() || !rank.constrained) continue;
     if (runs_[p].activation_bytes > rank.limit_bytes) {
       ways.choice[p] = FastestThatFits(p);
       SetPair(p, ways);
@@ -402,7 +402,7 @@ void ListScheduler::PrepareMemory(Ways& ways) {
     if (!rank.constrained) continue;
     CellState& state = first_cells_[i];
     rank.most_need = std::max({rank.most_need, state.need, state.frozen_peak});
-    UpdateNeed(cell, state);
+    UpdateNeed(state);
   }
 }
 
@@ -419,7 +419,6 @@ void ListScheduler::Prepare(const ListRule& rule, const Ways& ways,
   backwards_left_ = model_.backwards_;
   begun_.clear();
   open_work_ns_ = 0;
-  worthless_ = false;
   std::fill(is_begun_.begin(), is_begun_.end(), 0);
   std::fill(step_done_.begin(), step_done_.end(), 0);
   std::fill(fed_.begin(), fed_.end(), 0);
@@ -469,9 +468,9 @@ void ListScheduler::SortStrict() {
   for (Rank& rank : ranks_) FeedAllRoots(rank);
 }
 
-// Starts the rank's next stage by key; false (and no next start until another
-// arrives) when it is not there yet.
-bool ListScheduler::DispatchStrict(int r) {
+// Takes the rank's next stage by key; false (and no next start until another
+// arrives) when it is not there yet, or when what is strict ends.
+bool ListScheduler::PickStrict(int r, Entry& picked) {
   Rank& rank = ranks_[r];
   size_t& next = rank.strict_next;
   const std::vector<Task>& order = rank.strict_order;
@@ -484,15 +483,16 @@ bool ListScheduler::DispatchStrict(int r) {
   if (next < order.size()) {
     const Task task = order[next];
     Queue& queue = TaskKind(task) == kWeightTask ? rank.weights : rank.queue;
-    const size_t at = queue.Find(task);
-    if (at < queue.size()) {
-      if (Admit(rank, task) != Admission::kYes) {
+    Entry* const at = queue.Find(task);
+    if (at != queue.end()) {
+      if (TaskKind(task) != kWeightTask &&
+          Admit(rank, *at) != Admission::kYes) {
         strict_ = false;
         UpdateNextStart(r);
-        return true;
+        return false;
       }
       ++next;
-      Execute(r, queue.Take(at));
+      picked = queue.Take(at);
       return true;
     }
   }
@@ -503,8 +503,8 @@ bool ListScheduler::DispatchStrict(int r) {
 void ListScheduler::Feed(int pair) {
   if (fed_[pair] != 0) return;
   fed_[pair] = 1;
-  ++ranks_[model_.places_[pair].rank].queued_roots;
-  Push(3 * pair + kForwardTask, 0);
+  ++ranks_[runs_[pair].place.rank].queued_roots;
+  Push<kForwardTask>(pair, 0);
 }
 
 void ListScheduler::FeedRoots(Rank& rank) {
@@ -532,6 +532,7 @@ void ListScheduler::Begin(int component) {
   BeginPushes(static_cast<int>(roots.size()));
   for (const int pair : roots) Feed(pair);
   EndPushes();
+  if (model_.all_backward_) return;
   std::vector<int32_t> reached = model_.plan().components[component].sweeps;
   while (!reached.empty()) {
     const int sweep = reached.back();
@@ -548,11 +549,21 @@ void ListScheduler::Begin(int component) {
   }
 }
 
-inline void ListScheduler::Push(Task task, int64_t arrival_ns) {
-  const int r = model_.places_[TaskPair(task)].rank;
+template <int kKind>
+inline void ListScheduler::Push(int pair, int64_t arrival_ns) {
+  const PairRun& run = runs_[pair];
+  const int r = run.place.rank;
   Rank& rank = ranks_[r];
-  Queue& queue = TaskKind(task) == kWeightTask ? rank.weights : rank.queue;
-  const Entry entry = {rule_->key[task], arrival_ns, task};
+  Queue& queue = kKind == kWeightTask ? rank.weights : rank.queue;
+  const Task task = 3 * pair + kKind;
+  const Entry entry = {
+      .key = rule_->key[task],
+      .arrival_ns = arrival_ns,
+      .more_bytes = kKind == kForwardTask
+                        ? run.activation_bytes
+                        : run.gradient_bytes - run.activation_bytes,
+      .task = task,
+      .component = kKind == kForwardTask ? run.place.component : -1};
   if (append_) {
     queue.Append(entry);
   } else {
@@ -571,12 +582,10 @@ void ListScheduler::EndPushes() {
 }
 
 // While F are left to run, a component may need all it ever needs.
-inline void ListScheduler::UpdateNeed(const ListModel::Cell& cell,
-                                      CellState& state) const {
+inline void ListScheduler::UpdateNeed(CellState& state) const {
   if (state.frozen_left > 0) {
     state.need_now = std::max(state.need, state.frozen_peak);
-  } else if (state.forwards_left > 0 &&
-             model_.plan().components[cell.component].forwards_first) {
+  } else if (state.forwards_left > 0 && state.forwards_first) {
     state.need_now = state.need;
   } else {
     state.need_now =
@@ -585,7 +594,7 @@ inline void ListScheduler::UpdateNeed(const ListModel::Cell& cell,
 }
 
 bool ListScheduler::MayBegin(int component) const {
-  return is_begun_[component] != 0 || open_work_ns_ < rule_->open_work_ns;
+  return open_work_ns_ < rule_->open_work_ns || is_begun_[component] != 0;
 }
 
 // Components that waited for others to finish may begin from now on.
@@ -601,14 +610,8 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
   if (!was_full) return;
   for (int r = 0; r < graph_.ranks; ++r) {
     bool waits = false;
-    Queue& queue = ranks_[r].queue;
-    for (size_t i = 0; i < queue.size(); ++i) {
-      Entry& entry = queue[i];
-      const int waiting = model_.places_[TaskPair(entry.task)].component;
-      if (TaskKind(entry.task) != kForwardTask || waiting < 0 ||
-          is_begun_[waiting] != 0) {
-        continue;
-      }
+    for (Entry& entry : ranks_[r].queue) {
+      if (entry.component < 0 || is_begun_[entry.component] != 0) continue;
       entry.arrival_ns = std::max(entry.arrival_ns, now_ns);
       waits = true;
     }
@@ -620,15 +623,20 @@ void ListScheduler::Finish(int component, int64_t now_ns) {
 // holds `bytes` more on `rank`, its own.
 inline bool ListScheduler::SafeToHold(const Rank& rank, int cell,
                                       int64_t bytes) const {
-  const int64_t limit = rank.limit_bytes;
   const CellState& own = cells_[cell];
   if (own.frozen_left > 0 && own.held + bytes + own.frozen_peak >
                                  std::max(own.need, own.frozen_peak)) {
     return false;
   }
-  int64_t behind = rank.held_bytes + bytes;
-  if (behind + rank.most_need <= limit) return true;
+  return rank.held_bytes + bytes + rank.most_need <= rank.limit_bytes ||
+         SafeBehindOlder(rank, cell, bytes);
+}
+
+bool ListScheduler::SafeBehindOlder(const Rank& rank, int cell,
+                                    int64_t bytes) const {
+  const int64_t limit = rank.limit_bytes;
   // From the oldest on, ever less is behind, so that in the end all is safe.
+  int64_t behind = rank.held_bytes + bytes;
   for (const int older : rank.begun) {
     if (older == cell) break;
     const CellState& state = cells_[older];
@@ -645,28 +653,34 @@ inline bool ListScheduler::SafeToHold(const Rank& rank, int cell,
   return oldest_stands_here || rank.held_bytes + bytes <= limit;
 }
 
-inline ListScheduler::Admission ListScheduler::Admit(const Rank& rank,
-                                                     Task task) const {
+// Whether `task` comes next on its rank by its component's safe plan.
+bool ListScheduler::IsNextStep(Task task) const {
   const int pair = TaskPair(task);
-  const int kind = TaskKind(task);
-  const ListModel::Place& place = model_.places_[pair];
-  const bool begins = kind == kForwardTask && place.component >= 0;
-  if (begins && !MayBegin(place.component)) return Admission::kNo;
-  if (!rank.constrained || kind == kWeightTask) return Admission::kYes;
-  const PairRun& run = runs_[pair];
-  if (place.component >= 0 && !place.forwards_first) {
-    const SafeStep& step = model_.steps_[cells_[place.cell].next];
-    if (step.pair != pair || step.backward != (kind == kGradientTask)) {
+  const SafeStep& step = model_.steps_[cells_[runs_[pair].place.cell].next];
+  return step.pair == pair &&
+         step.backward == (TaskKind(task) == kGradientTask);
+}
+
+// REQUIRES: no W.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline ListScheduler::Admission
+ListScheduler::Admit(const Rank& rank, const Entry& entry) const {
+  if (entry.component >= 0 && !MayBegin(entry.component)) return Admission::kNo;
+  if (!rank.constrained) return Admission::kYes;
+  if (!model_.all_forwards_first_) {
+    const ListModel::Place& place = runs_[TaskPair(entry.task)].place;
+    if (place.component >= 0 && !place.forwards_first &&
+        !IsNextStep(entry.task)) {
       return Admission::kNo;
     }
   }
-  if (begins && !SafeToHold(rank, place.cell, run.activation_bytes)) {
+  if (entry.component >= 0 &&
+      !SafeToHold(rank, runs_[TaskPair(entry.task)].place.cell,
+                  entry.more_bytes)) {
     return Admission::kNo;
   }
-  const int64_t more = kind == kForwardTask
-                           ? run.activation_bytes
-                           : run.gradient_bytes - run.activation_bytes;
-  if (rank.live_bytes + more <= rank.limit_bytes) return Admission::kYes;
+  if (rank.live_bytes + entry.more_bytes <= rank.limit_bytes) {
+    return Admission::kYes;
+  }
   return rank.pending_weights > 0 ? Admission::kAfterWeightGrad
                                   : Admission::kNo;
 }
@@ -687,7 +701,7 @@ void ListScheduler::DecideFused(const Rank& rank, int pair) {
 }
 
 inline void ListScheduler::SettleForward(Rank& rank, int pair) {
-  const ListModel::Place& place = model_.places_[pair];
+  const ListModel::Place& place = runs_[pair].place;
   if (place.component >= 0 && is_begun_[place.component] == 0) {
     Begin(place.component);
   }
@@ -695,7 +709,7 @@ inline void ListScheduler::SettleForward(Rank& rank, int pair) {
   if (place.component < 0) {
     for (const int cell : model_.frozen_for_[pair]) {
       --cells_[cell].frozen_left;
-      UpdateNeed(model_.cells_[cell], cells_[cell]);
+      UpdateNeed(cells_[cell]);
     }
     return;
   }
@@ -706,12 +720,12 @@ inline void ListScheduler::SettleForward(Rank& rank, int pair) {
   rank.live_bytes += bytes;
   --state.forwards_left;
   if (!place.forwards_first) ++state.next;
-  UpdateNeed(model_.cells_[place.cell], state);
+  UpdateNeed(state);
 }
 
 inline void ListScheduler::SettleGradient(Rank& rank, int pair,
                                           int64_t end_ns) {
-  const ListModel::Place& place = model_.places_[pair];
+  const ListModel::Place& place = runs_[pair].place;
   if (--backwards_left_[place.component] == 0) {
     Finish(place.component, end_ns);
   }
@@ -725,10 +739,11 @@ inline void ListScheduler::SettleGradient(Rank& rank, int pair,
   while (state.next < state.steps_end && step_done_[state.next] != 0) {
     ++state.next;
   }
-  UpdateNeed(model_.cells_[place.cell], state);
+  UpdateNeed(state);
 }
 
-void ListScheduler::Execute(int r, const Entry& entry) {
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline void ListScheduler::Execute(
+    int r, const Entry& entry) {
   Rank& rank = ranks_[r];
   const int pair = TaskPair(entry.task);
   const int kind = TaskKind(entry.task);
@@ -737,7 +752,7 @@ void ListScheduler::Execute(int r, const Entry& entry) {
     DecideFused(rank, pair);
     runs_[pair].least_backward_ns = least_ns;
   }
-  const ListModel::Place& place = model_.places_[pair];
+  const ListModel::Place& place = runs_[pair].place;
   const PairRun& run = runs_[pair];
   // A component that had to wait for others could have begun before: nothing in
   // the schedule keeps it.
@@ -756,14 +771,13 @@ void ListScheduler::Execute(int r, const Entry& entry) {
       --rank.queued_roots;
       FeedRoots(rank);
     }
-    const auto consumers = graph_.consumers_of(pair);
-    BeginPushes(consumers.size());
-    for (const GraphEdge& edge : consumers) {
+    BeginPushes(place.consumers.size());
+    for (const GraphEdge& edge : place.consumers) {
       PairWaits& waits = waits_[edge.pair];
       waits.forward_ready_ns =
           std::max(waits.forward_ready_ns, end + edge.delay_ns);
       if (--waits.forward == 0) {
-        Push(3 * edge.pair + kForwardTask, waits.forward_ready_ns);
+        Push<kForwardTask>(edge.pair, waits.forward_ready_ns);
       }
     }
     EndPushes();
@@ -776,12 +790,11 @@ void ListScheduler::Execute(int r, const Entry& entry) {
       rank.left_ns += run.length_ns[kWeightTask];
       ++rank.pending_weights;
       rank.pending_weights_ns += run.length_ns[kWeightTask];
-      Push(3 * pair + kWeightTask, end);
+      Push<kWeightTask>(pair, end);
     }
-    const auto producers = graph_.producers_of(pair);
-    BeginPushes(producers.size());
-    for (const GraphEdge& edge : producers) {
-      if (model_.places_[edge.pair].has_backward()) {
+    BeginPushes(place.producers.size());
+    for (const GraphEdge& edge : place.producers) {
+      if (runs_[edge.pair].place.has_backward()) {
         ArriveGradient(edge.pair, end + edge.delay_ns);
       }
     }
@@ -792,7 +805,6 @@ void ListScheduler::Execute(int r, const Entry& entry) {
     rank.pending_weights_ns -= run.length_ns[kWeightTask];
     rank.live_bytes -= run.weight_bytes;
   }
-  worthless_ = worthless_ || end + rank.left_ns > worth_ns_;
   UpdateNextStart(r);
 }
 
@@ -800,7 +812,7 @@ inline void ListScheduler::ArriveGradient(int pair, int64_t at_ns) {
   PairWaits& waits = waits_[pair];
   waits.gradient_ready_ns = std::max(waits.gradient_ready_ns, at_ns);
   if (--waits.gradient == 0) {
-    Push(3 * pair + kGradientTask, waits.gradient_ready_ns);
+    Push<kGradientTask>(pair, waits.gradient_ready_ns);
   }
 }
 
@@ -811,37 +823,36 @@ inline void ListScheduler::UpdateNextStart(int r) {
     return;
   }
   int64_t next = kNever;
-  const Queue& queue = rank.queue;
-  for (size_t i = 0; i < queue.size(); ++i) {
-    if (queue[i].arrival_ns <= rank.free_ns) {
+  for (const Entry& entry : rank.queue) {
+    if (entry.arrival_ns <= rank.free_ns) {
       next_start_ns_[r] = rank.free_ns;
       return;
     }
-    next = std::min(next, queue[i].arrival_ns);
+    next = std::min(next, entry.arrival_ns);
   }
   next_start_ns_[r] = next;
 }
 
-// Starts the first stage that is ready of the kind that did not run last.
-bool ListScheduler::DispatchInTurn(int r) {
+// Takes the first stage that is ready of the kind that did not run last.
+bool ListScheduler::PickInTurn(int r, Entry& picked) {
   Rank& rank = ranks_[r];
   const int wanted = rank.last_was_forward ? kGradientTask : kForwardTask;
-  Queue& queue = rank.queue;
-  for (size_t at = 0; at < queue.size(); ++at) {
-    if (TaskKind(queue[at].task) == wanted &&
-        queue[at].arrival_ns <= next_start_ns_[r] &&
-        Admit(rank, queue[at].task) == Admission::kYes) {
-      Execute(r, queue.Take(at));
+  for (Entry& entry : rank.queue) {
+    if (TaskKind(entry.task) == wanted &&
+        entry.arrival_ns <= next_start_ns_[r] &&
+        Admit(rank, entry) == Admission::kYes) {
+      picked = rank.queue.Take(&entry);
       return true;
     }
   }
   return false;
 }
 
-// Starts a stage on rank `r` at next_start_ns_; false (and a later next start)
-// when none is to start then.
-bool ListScheduler::Dispatch(int r) {
-  if (rule_->alternate && DispatchInTurn(r)) return true;
+// Takes the stage that rank `r` starts at next_start_ns_; false (and a later
+// next start) when none is to start then.
+ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool ListScheduler::Pick(int r,
+                                                             Entry& picked) {
+  if (rule_->alternate && PickInTurn(r, picked)) return true;
   const int64_t now = next_start_ns_[r];
   Rank& rank = ranks_[r];
   Queue& queue = rank.queue;
@@ -854,34 +865,33 @@ bool ListScheduler::Dispatch(int r) {
     return now + length > awaited_ns &&
            awaited_ns - now <= length / kPatienceOne * rule_->patience;
   };
-  size_t weight = 0;
-  for (size_t at = 0; at < queue.size() || weight < weights.size();) {
-    if (weight < weights.size() &&
-        (at == queue.size() || weights[weight] < queue[at])) {
-      if (wait_instead(weights[weight].task)) {
+  Entry* at = queue.begin();
+  Entry* weight = weights.begin();
+  while (at != queue.end() || weight != weights.end()) {
+    if (weight != weights.end() && (at == queue.end() || *weight < *at)) {
+      if (wait_instead(weight->task)) {
         ++weight;
         continue;
       }
-      Execute(r, weights.Take(weight));
+      picked = weights.Take(weight);
       return true;
     }
-    const Entry& entry = queue[at];
-    if (entry.arrival_ns > now) {
-      later_ns = std::min(later_ns, entry.arrival_ns);
-      if (rule_->patience > 0 && entry.arrival_ns < awaited_ns &&
-          Admit(rank, entry.task) == Admission::kYes) {
-        awaited_ns = entry.arrival_ns;
+    if (at->arrival_ns > now) {
+      later_ns = std::min(later_ns, at->arrival_ns);
+      if (rule_->patience > 0 && at->arrival_ns < awaited_ns &&
+          Admit(rank, *at) == Admission::kYes) {
+        awaited_ns = at->arrival_ns;
       }
       ++at;
       continue;
     }
-    const Admission admission = Admit(rank, entry.task);
+    const Admission admission = Admit(rank, *at);
     if (admission == Admission::kAfterWeightGrad) {
-      Execute(r, weights.Take(0));
+      picked = weights.Take(weights.begin());
       return true;
     }
-    if (admission == Admission::kYes && !wait_instead(entry.task)) {
-      Execute(r, queue.Take(at));
+    if (admission == Admission::kYes && !wait_instead(at->task)) {
+      picked = queue.Take(at);
       return true;
     }
     ++at;
@@ -893,23 +903,26 @@ bool ListScheduler::Dispatch(int r) {
 void ListScheduler::Run(const ListRule& rule, const Ways& ways,
                         TaskOrder& order, int64_t worth_ns) {
   Prepare(rule, ways, order);
-  worth_ns_ = worth_ns;
   bool all_fed = false;
   while (true) {
-    if (worthless_) {
-      order.tasks.clear();
-      order.makespan_ns = std::numeric_limits<int64_t>::max();
-      return;
-    }
-    int rank = 0;
+    int first = 0;
     int64_t earliest_ns = next_start_ns_[0];
     for (int r = 1; r < graph_.ranks; ++r) {
       const bool earlier = next_start_ns_[r] < earliest_ns;
       earliest_ns = earlier ? next_start_ns_[r] : earliest_ns;
-      rank = earlier ? r : rank;
+      first = earlier ? r : first;
     }
     if (earliest_ns != kNever) {
-      if (strict_ ? DispatchStrict(rank) : Dispatch(rank)) all_fed = false;
+      Entry entry;
+      if (!(strict_ ? PickStrict(first, entry) : Pick(first, entry))) continue;
+      Execute(first, entry);
+      all_fed = false;
+      const Rank& rank = ranks_[first];
+      if (rank.free_ns + rank.left_ns > worth_ns) {
+        order.tasks.clear();
+        order.makespan_ns = kNever;
+        return;
+      }
       continue;
     }
     bool left = false;

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -40,8 +41,12 @@ inline constexpr int kForwardTask = 0;
 inline constexpr int kGradientTask = 1;
 inline constexpr int kWeightTask = 2;
 
-inline constexpr int TaskKind(Task task) { return task % 3; }
-inline constexpr int TaskPair(Task task) { return task / 3; }
+inline constexpr int TaskKind(Task task) {
+  return static_cast<int>(static_cast<uint32_t>(task) % 3);
+}
+inline constexpr int TaskPair(Task task) {
+  return static_cast<int>(static_cast<uint32_t>(task) / 3);
+}
 
 // How every pair is run.
 struct Ways {
@@ -121,6 +126,7 @@ class ListModel {
 
   // What every step of a schedule asks of a pair.
   struct Place {
+    ArrayView<GraphEdge> producers, consumers;
     int32_t rank = 0;
     int32_t component = -1, cell = -1;  // without a backward -1
     int32_t backward_step = -1;         // in steps_
@@ -142,6 +148,8 @@ class ListModel {
   std::vector<Cell> cells_;          // by component, then rank
   std::vector<int32_t> cell_begin_;  // [component], and the total at the end
   std::vector<Place> places_;        // [pair]
+  bool all_forwards_first_ = true;   // of all components
+  bool all_backward_ = true;         // every pair has one
   // Per cell the steps of its safe plan on that rank: only the backwards where
   // all F come first.
   std::vector<SafeStep> steps_;
@@ -174,7 +182,9 @@ class ListScheduler {
   struct Entry {
     int64_t key;
     int64_t arrival_ns;
+    int64_t more_bytes;  // of memory while it runs
     Task task;
+    int32_t component;  // whose F it is; -1: of none
 
     bool operator<(const Entry& other) const {
       return key != other.key ? key < other.key : task < other.task;
@@ -184,27 +194,30 @@ class ListScheduler {
   class Queue {
    public:
     // For so many entries until it is cleared, those taken included.
-    void Reserve(size_t count) { entries_.resize(count); }
-    size_t size() const { return back_ - front_; }
-    bool empty() const { return front_ == back_; }
-    const Entry& operator[](size_t i) const { return entries_[front_ + i]; }
-    Entry& operator[](size_t i) { return entries_[front_ + i]; }
-    void Clear() { front_ = back_ = 0; }
+    void Reserve(size_t count) {
+      storage_ = std::make_unique<Entry[]>(count);
+      Clear();
+    }
+    Entry* begin() const { return begin_; }
+    Entry* end() const { return end_; }
+    bool empty() const { return begin_ == end_; }
+    void Clear() { begin_ = end_ = storage_.get(); }
     void Insert(const Entry& entry);
     // Appended entries must be sorted in before anything else is asked.
     void Append(const Entry& entry) {
-      entries_[back_++] = entry;
+      *end_++ = entry;
       ++appended_;
     }
     void SortAppended();
-    Entry Take(size_t i);
-    // The place of `task`, or size().
-    size_t Find(Task task) const;
+    Entry Take(Entry* taken);
+    // The entry of `task`, or end().
+    Entry* Find(Task task) const;
 
    private:
-    std::vector<Entry> entries_;
-    size_t front_ = 0, back_ = 0;  // in entries_
-    size_t appended_ = 0;
+    std::unique_ptr<Entry[]> storage_;
+    Entry* begin_ = nullptr;
+    Entry* end_ = nullptr;
+    int64_t appended_ = 0;
   };
   struct Rank {
     int64_t work_ns = 0;  // at least, in all
@@ -234,9 +247,11 @@ class ListScheduler {
     int32_t next = 0, steps_end = 0;  // in steps_
     int32_t forwards_left = 0;
     int32_t frozen_left = 0;
+    bool forwards_first = false;
   };
   // A pair, run as it is.
   struct PairRun {
+    ListModel::Place place;
     int64_t length_ns[3];
     int64_t least_backward_ns;  // while it may be fused or not
     int64_t activation_bytes;
@@ -259,20 +274,23 @@ class ListScheduler {
   void FeedAllRoots(Rank& rank);
   void Feed(int pair);
   void Begin(int component);
-  void Push(Task task, int64_t arrival_ns);
+  template <int kKind>
+  void Push(int pair, int64_t arrival_ns);
   // Around up to `count` calls of Push.
   void BeginPushes(int count);
   void EndPushes();
-  bool Dispatch(int r);
-  Admission Admit(const Rank& rank, Task task) const;
+  bool Pick(int r, Entry& picked);
+  bool IsNextStep(Task task) const;
+  Admission Admit(const Rank& rank, const Entry& entry) const;
   bool MayBegin(int component) const;
   void Finish(int component, int64_t now_ns);
   bool SafeToHold(const Rank& rank, int cell, int64_t bytes) const;
-  void UpdateNeed(const ListModel::Cell& cell, CellState& state) const;
+  bool SafeBehindOlder(const Rank& rank, int cell, int64_t bytes) const;
+  void UpdateNeed(CellState& state) const;
   void Execute(int r, const Entry& entry);
   void SortStrict();
-  bool DispatchStrict(int r);
-  bool DispatchInTurn(int r);
+  bool PickStrict(int r, Entry& picked);
+  bool PickInTurn(int r, Entry& picked);
   void ArriveGradient(int pair, int64_t at_ns);
   void DecideFused(const Rank& rank, int pair);
   void SettleForward(Rank& rank, int pair);
@@ -283,9 +301,6 @@ class ListScheduler {
   const ProblemGraph& graph_;
   const ListRule* rule_ = nullptr;
   TaskOrder* order_ = nullptr;
-
-  int64_t worth_ns_ = 0;
-  bool worthless_ = false;
 
   // Of the ways that were asked for last.
   Ways asked_;
