@@ -194,6 +194,8 @@ int64_t ListModel::NeedAlone(int cell_index, const Ways& ways) const {
 ListScheduler::ListScheduler(const ListModel& model)
     : model_(model), graph_(model.graph()) {
   const int components = static_cast<int>(model.plan().components.size());
+  taken_.choice.assign(graph_.pairs, -1);
+  taken_.fused.assign(graph_.pairs, Ways::kApart);
   runs_.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) runs_[p].place = model.places_[p];
   waits_.resize(graph_.pairs);
@@ -324,14 +326,16 @@ int ListScheduler::FastestThatFits(int pair) const {
 // Finds what follows from the ways to run pairs alone, unless they are those
 // asked for last.
 void ListScheduler::PrepareWays(const Ways& ways) {
-  if (ways.choice == asked_.choice && ways.fused == asked_.fused) {
-    for (const int pair : decided_) SetPair(pair, taken_);
-    decided_.clear();
-    return;
-  }
+  for (const int pair : decided_) SetPair(pair, taken_);
   decided_.clear();
+  if (ways.choice == asked_.choice && ways.fused == asked_.fused) return;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (ways.choice[p] != taken_.choice[p] ||
+        ways.fused[p] != taken_.fused[p]) {
+      SetPair(p, ways);
+    }
+  }
   asked_ = taken_ = ways;
-  for (int p = 0; p < graph_.pairs; ++p) SetPair(p, taken_);
   PrepareMemory(taken_);
   for (Rank& rank : ranks_) rank.work_ns = 0;
   for (int p = 0; p < graph_.pairs; ++p) {
