@@ -762,8 +762,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void ListScheduler::Execute(
   // the schedule keeps it.
   const int64_t arrival_ns =
       kind == kForwardTask ? waits_[pair].forward_ready_ns : entry.arrival_ns;
-  const int64_t end =
-      std::max(rank.free_ns, arrival_ns) + run.length_ns[kind];
+  const int64_t end = std::max(rank.free_ns, arrival_ns) + run.length_ns[kind];
   rank.free_ns = end;
   order_->tasks.push_back(entry.task);
 

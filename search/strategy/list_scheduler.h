@@ -230,8 +230,8 @@ class ListScheduler {
     int32_t pending_weights = 0;
     bool constrained = false;
     bool last_was_forward = false;
-    Queue queue;    // F, I, B
-    Queue weights;  // W, ready
+    Queue queue;                 // F, I, B
+    Queue weights;               // W, ready
     std::vector<int32_t> begun;  // cells, oldest first
     std::vector<int32_t> sorted_roots;
     size_t next_root = 0;
@@ -313,19 +313,19 @@ class ListScheduler {
 
   std::vector<PairWaits> first_waits_;  // [pair]: at the start
   std::vector<PairWaits> waits_;        // [pair]
-  std::vector<uint8_t> step_done_;    // [step]
+  std::vector<uint8_t> step_done_;      // [step]
   std::vector<CellState> cells_;
   std::vector<Rank> ranks_;
 
-  bool strict_ = false;                          // so far
-  bool append_ = false;  // Push leaves the sorting to EndPushes
-  std::vector<int64_t> next_start_ns_;  // [rank]
-  std::vector<uint8_t> fed_;                        // [pair]
-  std::vector<uint8_t> frozen_fed_;                 // [sweep]: by Begin
-  std::vector<int32_t> begun_;        // components, oldest first
-  std::vector<uint8_t> is_begun_;               // [component]
-  int64_t open_work_ns_ = 0;                    // of those begun
-  std::vector<int32_t> backwards_left_;         // [component]
+  bool strict_ = false;                  // so far
+  bool append_ = false;                  // Push leaves the sorting to EndPushes
+  std::vector<int64_t> next_start_ns_;   // [rank]
+  std::vector<uint8_t> fed_;             // [pair]
+  std::vector<uint8_t> frozen_fed_;      // [sweep]: by Begin
+  std::vector<int32_t> begun_;           // components, oldest first
+  std::vector<uint8_t> is_begun_;        // [component]
+  int64_t open_work_ns_ = 0;             // of those begun
+  std::vector<int32_t> backwards_left_;  // [component]
 };
 
 // The length of a task, ns, its pair run as `ways` say: never kEither.
