@@ -97,14 +97,14 @@ std::vector<LayerRun> RunsOf(const semu::Module& module,
   return runs;
 }
 
-Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+Choice StageChoice(absl::Span<const LayerPiece> pieces,
                    absl::Span<const LayerCost> costs, const StageMode& mode) {
   Choice result;
-  SetStageChoice(name, pieces, costs, mode, &result);
+  SetStageChoice(pieces, costs, mode, &result);
   return result;
 }
 
-void SetStageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+void SetStageChoice(absl::Span<const LayerPiece> pieces,
                     absl::Span<const LayerCost> costs, const StageMode& mode,
                     Choice* result) {
   int64_t forward_ns = 0;
@@ -131,7 +131,6 @@ void SetStageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
     forward_peak =
         std::max(forward_peak, layer.forward_bytes + layer.output_bytes);
   }
-  result->name.assign(name.data(), name.size());
   if (!mode.backward) {
     result->forward_ns = forward_ns;
     result->activation_bytes = forward_peak;
@@ -252,7 +251,7 @@ std::vector<MemoryChoice> CandidateChoices(
         choice.selective_recompute_layers = s;
         choice.keep_layers = after_full - s;
         const Choice cost =
-            StageChoice("", PiecesOf(runs, choice), costs, StageMode{});
+            StageChoice(PiecesOf(runs, choice), costs, StageMode{});
         const int64_t ns =
             cost.forward_ns + cost.input_grad_ns + cost.weight_grad_ns;
         const auto [it, inserted] = by_bytes.try_emplace(cost.activation_bytes);

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
-#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "search/partition/step_problem.h"
 #include "search/problem/problem.h"
@@ -53,7 +52,7 @@ struct StageMode {
   bool split_backward = false;
 };
 
-// The cost, under `name`, of the stage that `pieces` make up. `costs` has the
+// The cost of the stage that `pieces` make up. `costs` has the
 // cost of one layer of each of the module's groups.
 //
 // Memory: layers are gone through backward; one is
@@ -62,12 +61,12 @@ struct StageMode {
 // not. Copies to and from the host run beside the stage itself, which takes at
 // least as long as they do; when a backward begins, all that was copied is
 // back. Without a backward, activation_bytes is what the forward needs at most.
-Choice StageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+Choice StageChoice(absl::Span<const LayerPiece> pieces,
                    absl::Span<const semu::LayerCost> costs,
                    const StageMode& mode);
 
 // The same, written to `choice`, which is as it was made.
-void SetStageChoice(absl::string_view name, absl::Span<const LayerPiece> pieces,
+void SetStageChoice(absl::Span<const LayerPiece> pieces,
                     absl::Span<const semu::LayerCost> costs,
                     const StageMode& mode, Choice* choice);
 

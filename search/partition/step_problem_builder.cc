@@ -50,9 +50,10 @@ struct ModuleInfo {
   std::vector<MemoryChoice> keep;
   std::vector<LayerPieces> keep_pieces;
   std::vector<std::vector<ChunkInfo>> segments;
-  // [runs]: choices, the layers under each, and whether any chunk of these runs
-  // needs more than "keep".
+  // [runs]: choices, their names, the layers under each, and whether any chunk
+  // of these runs needs more than "keep".
   std::vector<std::vector<MemoryChoice>> candidates;
+  std::vector<ChoiceNames> candidate_names;
   std::vector<std::vector<LayerPieces>> candidate_pieces;
   std::vector<bool> needs_choices;
 };
@@ -287,8 +288,8 @@ class Builder {
                     gpus_);
     costs.richest_bytes.reserve(info.runs.size());
     for (size_t r = 0; r < info.runs.size(); ++r) {
-      const Choice keep = StageChoice(info.keep[r].name, info.keep_pieces[r],
-                                      costs.layers, info.mode);
+      const Choice keep =
+          StageChoice(info.keep_pieces[r], costs.layers, info.mode);
       costs.richest_bytes.push_back(
           std::max({keep.activation_bytes, keep.backward_bytes,
                     keep.weight_grad_bytes, keep.fused_backward_bytes}));
@@ -388,6 +389,10 @@ class Builder {
                          OffloadBytes(pieces.back(), costs.layers));
           }
         }
+        std::vector<std::string> names;
+        for (const MemoryChoice& choice : choices) names.push_back(choice.name);
+        info.candidate_names.push_back(
+            std::make_shared<const std::vector<std::string>>(std::move(names)));
         info.candidates.push_back(std::move(choices));
       }
       std::vector<std::vector<std::vector<MemoryChoice>>>& out =
@@ -407,12 +412,11 @@ class Builder {
         std::vector<Choice> out;
         out.reserve(info.candidates[r].size());
         for (size_t c = 0; c < info.candidates[r].size(); ++c) {
-          SetStageChoice(info.candidates[r][c].name,
-                         info.candidate_pieces[r][c], costs.layers, info.mode,
+          SetStageChoice(info.candidate_pieces[r][c], costs.layers, info.mode,
                          &out.emplace_back());
         }
         costs.sums.push_back(SumsOf(info.runs[r], costs.layers, out));
-        costs.choices.emplace_back(std::move(out));
+        costs.choices.emplace_back(std::move(out), info.candidate_names[r]);
       }
     });
   }

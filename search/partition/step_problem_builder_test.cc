@@ -268,8 +268,8 @@ TEST(StepProblemBuilderTest, ChoicesOnlyWhereMemoryIsShort) {
       step.problem.sweeps[SweepNamed(step, "mb0/backbone/0/s0")]
           .stages[1]
           .choices;
-  EXPECT_EQ(choices.front().name, "keep");
-  EXPECT_EQ(choices.back().name, "full");
+  EXPECT_EQ(choices.name(0), "keep");
+  EXPECT_EQ(choices.name(choices.size() - 1), "full");
   for (size_t i = 1; i < choices.size(); ++i) {
     EXPECT_LE(choices[i].activation_bytes, choices[i - 1].activation_bytes);
     EXPECT_GE(choices[i].input_grad_ns, choices[i - 1].input_grad_ns);

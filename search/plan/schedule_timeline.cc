@@ -50,10 +50,12 @@ semu::Timeline ScheduleTimeline(const Problem& problem,
       const ScheduledStage& s = schedule.ranks[r][i];
       const StageTimes::Interval& at = times.ranks[r][i];
       const Sweep& sweep = problem.sweeps[s.sweep];
-      const Choice& c = sweep.stages[s.stage].choices[s.choice];
+      const ChoiceList& choices = sweep.stages[s.stage].choices;
+      const Choice& c = choices[s.choice];
+      const absl::string_view name = choices.name(s.choice);
       const int span = static_cast<int>(timeline.spans.size());
       const std::string choice =
-          c.name.empty() ? absl::StrCat(s.choice) : c.name;
+          name.empty() ? absl::StrCat(s.choice) : std::string(name);
       timeline.spans.push_back(
           {r, at.start_ns, at.end_ns, StageKindLetter(s.kind), modules[s.sweep],
            sweep.microbatch,

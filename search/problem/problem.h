@@ -14,13 +14,14 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "absl/strings/string_view.h"
 
 namespace pipeweaver::search {
 
 // One way to run a stage pair (a forward with its backward): a trade of time
-// for memory. All values are >= 0.
+// for memory. All values are >= 0. There are many: its name stands apart, in
+// the ChoiceList.
 struct Choice {
-  std::string name;
   int64_t forward_ns = 0;
   int64_t input_grad_ns = 0;
   int64_t weight_grad_ns = 0;
@@ -43,39 +44,55 @@ struct Choice {
   int64_t backward_copy_wait_ns = 0;
 };
 
+using ChoiceNames = std::shared_ptr<const std::vector<std::string>>;
+
 // The choices of a stage. Copies share their elements until one of them is
 // changed: most stages of a step are alike.
 class ChoiceList {
  public:
   ChoiceList() = default;
-  ChoiceList(std::vector<Choice> choices)
-      : choices_(std::make_shared<std::vector<Choice>>(std::move(choices))) {}
+  // `names`: of the first so many; null: none has one.
+  ChoiceList(std::vector<Choice> choices, ChoiceNames names = nullptr)
+      : shared_(std::make_shared<Shared>(
+            Shared{std::move(choices), std::move(names)})) {}
   ChoiceList(std::initializer_list<Choice> choices)
       : ChoiceList(std::vector<Choice>(choices)) {}
 
-  size_t size() const { return choices_ == nullptr ? 0 : choices_->size(); }
+  size_t size() const {
+    return shared_ == nullptr ? 0 : shared_->choices.size();
+  }
   bool empty() const { return size() == 0; }
   const Choice* data() const {
-    return choices_ == nullptr ? nullptr : choices_->data();
+    return shared_ == nullptr ? nullptr : shared_->choices.data();
   }
   const Choice* begin() const { return data(); }
   const Choice* end() const { return data() + size(); }
   const Choice& operator[](size_t i) const { return data()[i]; }
   const Choice& front() const { return *data(); }
   const Choice& back() const { return end()[-1]; }
+  // Empty: it has none.
+  absl::string_view name(size_t i) const {
+    return shared_->names == nullptr || i >= shared_->names->size()
+               ? absl::string_view()
+               : (*shared_->names)[i];
+  }
 
   // To be changed; of this list alone. Valid until the list is copied.
   std::vector<Choice>& Mutable() {
-    if (choices_ == nullptr) {
-      choices_ = std::make_shared<std::vector<Choice>>();
-    } else if (choices_.use_count() > 1) {
-      choices_ = std::make_shared<std::vector<Choice>>(*choices_);
+    if (shared_ == nullptr) {
+      shared_ = std::make_shared<Shared>();
+    } else if (shared_.use_count() > 1) {
+      shared_ = std::make_shared<Shared>(*shared_);
     }
-    return *choices_;
+    return shared_->choices;
   }
 
  private:
-  std::shared_ptr<std::vector<Choice>> choices_;
+  struct Shared {
+    std::vector<Choice> choices;
+    ChoiceNames names;
+  };
+  std::shared_ptr<Shared> shared_;
 };
 
 // One model chunk of a sweep: a stage pair still to be scheduled.

@@ -142,14 +142,16 @@ absl::StatusOr<Json> ParseJson(absl::string_view text) {
   }
 }
 
-absl::StatusOr<Choice> ReadChoice(const Json& value, const Path& path) {
+// `name` is empty where it has none.
+absl::StatusOr<Choice> ReadChoice(const Json& value, const Path& path,
+                                  std::string& name) {
   if (!value.is_object()) return Wrong(path, value, "must be an object");
   Choice choice;
-  if (const Json* name = Optional(value, "name"); name != nullptr) {
-    if (!name->is_string()) {
-      return Wrong({&path, "name"}, *name, "must be a string");
+  if (const Json* text = Optional(value, "name"); text != nullptr) {
+    if (!text->is_string()) {
+      return Wrong({&path, "name"}, *text, "must be a string");
     }
-    choice.name = name->get<std::string>();
+    name = text->get<std::string>();
   }
   PW_ASSIGN_OR_RETURN(choice.forward_ns,
                       RequiredQuantity(value, {&path, "forward_ns"}));
@@ -193,12 +195,16 @@ absl::StatusOr<Stage> ReadStage(const Json& value, const Path& path,
   PW_ASSIGN_OR_RETURN(const Json* choices, RequiredList(value, choices_path));
   std::vector<Choice> read;
   read.reserve(choices->size());
+  std::vector<std::string> names;
   for (const Json& choice : *choices) {
     PW_ASSIGN_OR_RETURN(
         read.emplace_back(),
-        ReadChoice(choice, {&choices_path, nullptr, read.size()}));
+        ReadChoice(choice, {&choices_path, nullptr, read.size()},
+                   names.emplace_back()));
   }
-  stage.choices = std::move(read);
+  stage.choices = ChoiceList(
+      std::move(read),
+      std::make_shared<const std::vector<std::string>>(std::move(names)));
   return stage;
 }
 
@@ -464,8 +470,9 @@ std::string ProblemToJson(const Problem& problem) {
     }
     for (const Stage& stage : sweep.stages) {
       Json choices = Json::array();
-      for (const Choice& choice : stage.choices) {
-        Json entry = {{"name", choice.name},
+      for (size_t c = 0; c < stage.choices.size(); ++c) {
+        const Choice& choice = stage.choices[c];
+        Json entry = {{"name", stage.choices.name(c)},
                       {"forward_ns", choice.forward_ns},
                       {"input_grad_ns", choice.input_grad_ns},
                       {"weight_grad_ns", choice.weight_grad_ns},

@@ -18,9 +18,8 @@ int64_t RandomNs(std::mt19937_64& random) {
   return Uniform(random, 0, 3) == 0 ? 0 : Uniform(random, 1, 12);
 }
 
-Choice RandomChoice(std::mt19937_64& random, bool frozen, int index) {
+Choice RandomChoice(std::mt19937_64& random, bool frozen) {
   Choice c;
-  c.name = absl::StrCat("choice", index);
   c.forward_ns = RandomNs(random);
   c.input_grad_ns = RandomNs(random);
   c.weight_grad_ns = frozen ? 0 : std::max<int64_t>(1, RandomNs(random));
@@ -130,7 +129,7 @@ StepProblem RandomStepProblem(std::mt19937_64& random) {
             const size_t count = step.choices[m][k][c].size();
             for (size_t n = 0; n < count; ++n) {
               stage.choices.Mutable().push_back(
-                  RandomChoice(random, frozen[m], static_cast<int>(n)));
+                  RandomChoice(random, frozen[m]));
             }
             sweep.stages.push_back(std::move(stage));
             if (c + 1 < ranks.size()) output_bytes = Uniform(random, 0, 9);

@@ -57,7 +57,6 @@ Problem RandomProblem(uint64_t seed, const RandomProblemOptions& options) {
       const int choices = static_cast<int>(1 + below(options.most_choices));
       for (int c = 0; c < choices; ++c) {
         Choice choice;
-        choice.name = absl::StrCat("c", c);
         choice.forward_ns = uniform ? 2 : time();
         choice.input_grad_ns = uniform ? 2 : time();
         choice.weight_grad_ns = uniform ? 2 : time();
