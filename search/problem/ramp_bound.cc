@@ -19,10 +19,11 @@ namespace pipeweaver::search {
 namespace {
 
 // How many p are looked at, of problems of how many pairs and groups on their
-// rank: a few milliseconds at most.
+// rank, and how often a look may extend a filling: some 20 ms for all of it.
 constexpr size_t kMostLooks = 4;
 constexpr int kMostPairs = 1'000'000;
 constexpr size_t kMostGroups = 256;
+constexpr int64_t kMostExtended = 250'000;
 // How many parts of the idle time are told apart, how finely makespans are, and
 // how many ways to fill both ramps are kept. More are taken for better ones.
 constexpr int kMostParts = 64;
@@ -94,30 +95,24 @@ class Fillings {
   // Each may have `more` at the start if it has what is to be `before` there,
   // or the same at the end; no end counts for more than `most`.
   void Extend(const Filling& before, const Filling& more, const Filling& most) {
-    std::vector<Filling>& next = next_;
-    next.clear();
+    at_start_.clear();
+    at_end_.clear();
     for (const Filling& filling : fillings_) {
-      next.push_back(filling);
       if (filling.start >= before.start && filling.start < most.start) {
-        next.push_back(
+        at_start_.push_back(
             {std::min(filling.start + more.start, most.start), filling.end});
       }
       if (filling.end >= before.end && filling.end < most.end) {
-        next.push_back(
+        at_end_.push_back(
             {filling.start, std::min(filling.end + more.end, most.end)});
       }
     }
-    std::sort(next.begin(), next.end(), [](const Filling& a, const Filling& b) {
-      return a.start != b.start ? a.start > b.start : a.end > b.end;
-    });
-    fillings_.clear();
-    for (const Filling& filling : next) {
-      if (fillings_.empty() || filling.end > fillings_.back().end) {
-        fillings_.push_back(filling);
-      }
-    }
+    Add(at_start_);
+    Add(at_end_);
     while (fillings_.size() > kMostFillings) TakeTwoForABetterOne();
   }
+
+  size_t size() const { return fillings_.size(); }
 
   bool Reach(const Filling& most) const {
     return std::any_of(
@@ -127,6 +122,23 @@ class Fillings {
   }
 
  private:
+  // Of `more`, no start is greater than the one before it, and no end less.
+  void Add(const std::vector<Filling>& more) {
+    merged_.resize(fillings_.size() + more.size());
+    std::merge(fillings_.begin(), fillings_.end(), more.begin(), more.end(),
+               merged_.begin(), [](const Filling& a, const Filling& b) {
+                 return a.start > b.start;
+               });
+    fillings_.clear();
+    for (const Filling& filling : merged_) {
+      if (!fillings_.empty()) {
+        if (filling.end <= fillings_.back().end) continue;
+        if (filling.start == fillings_.back().start) fillings_.pop_back();
+      }
+      fillings_.push_back(filling);
+    }
+  }
+
   void TakeTwoForABetterOne() {
     const size_t pairs = fillings_.size() / 2;
     for (size_t i = 0; i < pairs; ++i) {
@@ -136,7 +148,7 @@ class Fillings {
     fillings_.resize(fillings_.size() - pairs);
   }
 
-  std::vector<Filling> fillings_, next_;
+  std::vector<Filling> fillings_, at_start_, at_end_, merged_;
 };
 
 // Of whole numbers.
@@ -149,6 +161,7 @@ struct Look {
   uint64_t work = 0;   // of the rank
   uint64_t chain = 0;  // from the start of F to the end of B
   End start, end;
+  int64_t extended = 0;  // fillings, so far
 
   uint64_t WithoutRamps() const {
     return std::max(
@@ -157,12 +170,13 @@ struct Look {
   }
 
   // Whether the ramps can be filled when the rank is idle for so long at the
-  // start and at the end.
-  bool CanFill(uint64_t start_idle, uint64_t end_idle) const {
+  // start and at the end; true where that would take too long to find out.
+  bool CanFill(uint64_t start_idle, uint64_t end_idle) {
     const Filling most = {start.Need(start_idle), end.Need(end_idle)};
     Fillings fillings({0, 0});
     for (size_t i = 0; i < start.ramps.size(); ++i) {
-      if (fillings.Reach(most)) return true;
+      extended += static_cast<int64_t>(fillings.size());
+      if (extended > kMostExtended || fillings.Reach(most)) return true;
       const Ramp &up = start.ramps[i], &down = end.ramps[i];
       fillings.Extend(
           {LessOrNothing(LessOrNothing(up.way, start_idle), start.excess),
@@ -173,7 +187,7 @@ struct Look {
   }
 
   // False where no schedule has a makespan of `makespan` or less.
-  bool IsPossible(uint64_t makespan) const {
+  bool IsPossible(uint64_t makespan) {
     const uint64_t ends = start.head + end.head;
     const uint64_t way = chain + start.way + end.way;
     if (makespan < work + ends || makespan < way) return false;
@@ -198,7 +212,7 @@ struct Look {
 
   // Whether the rank can be idle for so long at the start and at the end, with
   // so much toll.
-  bool IsPossible(uint64_t start_idle, uint64_t end_idle, uint64_t toll) const {
+  bool IsPossible(uint64_t start_idle, uint64_t end_idle, uint64_t toll) {
     const uint64_t start_toll = start.LeastToll(start.Need(start_idle));
     return start_toll <= toll &&
            end.LeastToll(end.Need(end_idle)) <= toll - start_toll &&
@@ -206,7 +220,7 @@ struct Look {
   }
 
   // The least makespan not found impossible, or `known`.
-  uint64_t Bound(uint64_t known) const {
+  uint64_t Bound(uint64_t known) {
     uint64_t possible = WithoutRamps();
     if (possible <= known || IsPossible(known)) return known;
     uint64_t impossible = known;
@@ -240,7 +254,7 @@ class RampBound {
     FindChains();
     FindGroups();
     for (const int32_t p : Candidates(known)) {
-      const Look look = LookAt(p);
+      Look look = LookAt(p);
       if (look.start.ramps.size() > kMostGroups) continue;
       known = std::max(known, look.Bound(known));
     }
