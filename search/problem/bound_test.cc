@@ -110,15 +110,15 @@ TEST(FlowLowerBoundTest, WhatFillsHasToGetThereBefore) {
   EXPECT_EQ(FlowLowerBound(less), 4 + 84 + 24);
 }
 
-TEST(FlowLowerBoundTest, ComponentsWithTwoLastStagesFillBothEnds) {
-  // As the groups above, but two short sweeps with a common encoder.
+TEST(FlowLowerBoundTest, SweepsOfAComponentWithTwoLastStagesFillByThemselves) {
+  // Two short sweeps with a common encoder.
   Problem problem = Pipeline(2, {{1, 1}, {20, 20}, {20, 20}, {3, 3}, {3, 3}});
   problem.sweeps[3].after = {0};
   problem.sweeps[4].after = {0};
   const ProblemGraph graph = BuildProblemGraph(problem);
-  // Rank 1 has work of 141. All B of the component may come before F of 20, and
-  // all F after B of 40: 20 - 14 and 40 - 7.
-  EXPECT_EQ(FlowLowerBound(graph), 6 + 141 + 33);
+  // Rank 1 has work of 141. B of all three, 14, before the first F of 20 save
+  // more than their F, 7, after the last B of 40.
+  EXPECT_EQ(FlowLowerBound(graph), 20 - 14 + 141 + 40);
 }
 
 // Not rank by rank over all pairs: that would be minutes.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -198,8 +199,8 @@ struct Look {
     for (int tried = 0; !parts.empty(); ++tried) {
       const Range part = parts.back();
       parts.pop_back();
-      if (!IsPossible(start.head + part.last, end.head + idle - part.first,
-                      toll)) {
+      if (!CanBeIdle(start.head + part.last, end.head + idle - part.first,
+                     toll)) {
         continue;
       }
       if (part.first == part.last || tried >= kMostParts) return true;
@@ -210,9 +211,9 @@ struct Look {
     return false;
   }
 
-  // Whether the rank can be idle for so long at the start and at the end, with
-  // so much toll.
-  bool IsPossible(uint64_t start_idle, uint64_t end_idle, uint64_t toll) {
+  // Whether the rank can be idle for no longer at the start and at the end,
+  // where the long way leaves time for `toll`.
+  bool CanBeIdle(uint64_t start_idle, uint64_t end_idle, uint64_t toll) {
     const uint64_t start_toll = start.LeastToll(start.Need(start_idle));
     return start_toll <= toll &&
            end.LeastToll(end.Need(end_idle)) <= toll - start_toll &&
@@ -254,9 +255,7 @@ class RampBound {
     FindChains();
     FindGroups();
     for (const int32_t p : Candidates(known)) {
-      Look look = LookAt(p);
-      if (look.start.ramps.size() > kMostGroups) continue;
-      known = std::max(known, look.Bound(known));
+      known = std::max(known, LookAt(p).Bound(known));
     }
     return known;
   }
@@ -300,29 +299,30 @@ class RampBound {
     }
   }
 
-  // Numbers the components by their first pair, and finds those that are
-  // groups.
+  // Numbers groups by one of their pairs: components with one last stage, and
+  // of others each sweep.
   void FindGroups() {
-    component_.resize(graph_.pairs);
-    for (int p = 0; p < graph_.pairs; ++p) component_[p] = p;
-    const auto find = [this](int32_t p) {
-      while (component_[p] != p) p = component_[p] = component_[component_[p]];
+    std::vector<int32_t> component(graph_.pairs);
+    std::iota(component.begin(), component.end(), 0);
+    const auto find = [&component](int32_t p) {
+      while (component[p] != p) p = component[p] = component[component[p]];
       return p;
     };
     for (int p = 0; p < graph_.pairs; ++p) {
       for (const GraphEdge& edge : graph_.producers_of(p)) {
         const int32_t a = find(p), b = find(edge.pair);
-        component_[std::max(a, b)] = std::min(a, b);
+        component[std::max(a, b)] = std::min(a, b);
       }
     }
-    std::vector<int32_t> last_stages(graph_.pairs, 0);
-    is_group_.assign(graph_.pairs, 1);
+    std::vector<int32_t> last_stages(graph_.pairs, 0);  // [component]
     for (int p = 0; p < graph_.pairs; ++p) {
-      component_[p] = find(p);
-      if (graph_.consumers_of(p).size() > 0) continue;
-      if (++last_stages[component_[p]] > 1 || !graph_.has_backward(p)) {
-        is_group_[component_[p]] = 0;
-      }
+      if (graph_.consumers_of(p).size() == 0) ++last_stages[find(p)];
+    }
+    group_.resize(graph_.pairs);
+    for (int p = 0; p < graph_.pairs; ++p) {
+      group_[p] = last_stages[find(p)] == 1
+                      ? find(p)
+                      : graph_.sweep_first_pair[graph_.pair_sweep[p]];
     }
   }
 
@@ -337,20 +337,25 @@ class RampBound {
                        });
   }
 
-  // Of every group the pair that waits longest if nothing fills; of those, the
-  // ones that wait longest.
+  // Of every group the pair that waits longest if nothing fills, where groups
+  // are not too many; of those, the ones that wait longest.
   std::vector<int32_t> Candidates(uint64_t known) const {
     const auto unfilled = [this](int p) {
       const int rank = graph_.pair_rank[p];
       return path_.work[rank] + std::max(path_.head[rank], ways_[p][0].ns) +
              std::max(path_.tail[rank], ways_[p][1].ns);
     };
-    std::vector<int32_t> best(graph_.pairs, -1);  // [component]
+    std::vector<int32_t> best(graph_.pairs, -1), seen_on(graph_.pairs, -1);
     for (const int32_t rank : plain_ranks_) {
+      size_t groups = 0;
       for (const int p : pairs_on_rank_[rank]) {
-        int32_t& to = best[component_[p]];
-        if (is_group_[component_[p]] != 0 && graph_.has_backward(p) &&
-            unfilled(p) > known && (to < 0 || unfilled(p) > unfilled(to))) {
+        if (std::exchange(seen_on[group_[p]], rank) != rank) ++groups;
+      }
+      if (groups > kMostGroups) continue;
+      for (const int p : pairs_on_rank_[rank]) {
+        int32_t& to = best[group_[p]];
+        if (graph_.has_backward(p) && unfilled(p) > known &&
+            (to < 0 || unfilled(p) > unfilled(to))) {
           to = p;
         }
       }
@@ -387,12 +392,12 @@ class RampBound {
     look.chain = chain_ns_[p];
     look.start.head = path_.head[rank];
     look.end.head = path_.tail[rank];
-    std::vector<int32_t> number(graph_.pairs, -1);  // [component]
+    std::vector<int32_t> number(graph_.pairs, -1);  // [group]
     for (const int side : {0, 1}) {
       End& end = side == 0 ? look.start : look.end;
       const std::vector<uint64_t> transfers = LeastTransfers(p, side);
       for (const int q : pairs_on_rank_[rank]) {
-        const int component = component_[q];
+        const int group = group_[q];
         const bool same_way = routes_[q] == routes_[p];
         const uint64_t own = Least(q, side), other = Least(q, 1 - side);
         const uint64_t toll = same_way ? ways_[q][side].toll : 0;
@@ -404,17 +409,13 @@ class RampBound {
         }
         end.excess += own - toll;
         if (q == p) end.way = way;
-        if (component == component_[p]) continue;
-        if (is_group_[component] == 0) {
-          end.excess += other;
-          continue;
-        }
-        if (number[component] < 0) {
-          number[component] = static_cast<int32_t>(look.start.ramps.size());
+        if (group == group_[p]) continue;
+        if (number[group] < 0) {
+          number[group] = static_cast<int32_t>(look.start.ramps.size());
           look.start.ramps.emplace_back();
           look.end.ramps.emplace_back();
         }
-        Ramp& ramp = end.ramps[number[component]];
+        Ramp& ramp = end.ramps[number[group]];
         // A pair without a backward has no way back.
         if (side == 0 || graph_.has_backward(q)) {
           ramp.way = std::max(ramp.way, way);
@@ -458,8 +459,7 @@ class RampBound {
   std::vector<std::array<Way, 2>> ways_;  // [pair]: of F, of B
   // The longest path from the start of F to the end of B, [pair].
   std::vector<uint64_t> chain_ns_;
-  std::vector<int32_t> component_;  // [pair]
-  std::vector<uint8_t> is_group_;   // [component]
+  std::vector<int32_t> group_;  // [pair]
 };
 
 }  // namespace
