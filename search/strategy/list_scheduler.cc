@@ -866,7 +866,9 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool ListScheduler::Pick(int r,
     if (awaited_ns == kNever) return false;
     const int64_t length = runs_[TaskPair(task)].length_ns[TaskKind(task)];
     return now + length > awaited_ns &&
-           awaited_ns - now <= length / kPatienceOne * rule_->patience;
+           awaited_ns - now <=
+               length / kPatienceOne * rule_->patience +
+                   length % kPatienceOne * rule_->patience / kPatienceOne;
   };
   Entry* at = queue.begin();
   Entry* weight = weights.begin();

@@ -110,6 +110,50 @@ Problem SingleStages(int ranks, int sweeps) {
   return problem;
 }
 
+// Ranks wait for what would be delayed, however short stages are.
+TEST(ListSchedulerTest, WaitsForStagesOfLessKeyAsLongAsPatienceSays) {
+  for (const int64_t unit_ns : {1, 1000}) {
+    // On rank 1, the second sweep's F of 4 is there at once, the first one's F
+    // at 1 or 3.
+    for (const int arrival : {1, 3}) {
+      Problem problem = SingleStages(2, 2);
+      problem.memory_limit_bytes = {2, 2};
+      const auto stage = [unit_ns](int rank, int64_t length) {
+        Choice choice;
+        choice.forward_ns = choice.input_grad_ns = length * unit_ns;
+        choice.activation_bytes = choice.backward_bytes = 1;
+        return Stage{.rank = rank,
+                     .transfer_ns = 0,
+                     .choices = ChoiceList(std::vector<Choice>{choice})};
+      };
+      problem.sweeps[0].stages = {stage(0, arrival), stage(1, 1)};
+      problem.sweeps[1].stages = {stage(1, 4)};
+      const ProblemGraph graph = BuildProblemGraph(problem);
+      const auto plan = FindSafePlan(graph);
+      ASSERT_TRUE(plan.ok());
+      const ListModel model(graph, *plan);
+      ListRule rule;
+      for (int t = 0; t < 3 * graph.pairs; ++t) rule.key.push_back(t);
+      Ways ways;
+      ways.choice.assign(graph.pairs, 0);
+      ways.fused.assign(graph.pairs, Ways::kApart);
+      for (const int patience : {0, 128}) {
+        SCOPED_TRACE(testing::Message()
+                     << unit_ns << " " << arrival << " " << patience);
+        rule.patience = patience;
+        TaskOrder order;
+        ListScheduler(model).Run(rule, ways, order);
+        const auto first_on_rank_1 = std::find_if(
+            order.tasks.begin(), order.tasks.end(),
+            [&](Task t) { return graph.pair_rank[TaskPair(t)] == 1; });
+        // Half of 4 is more than 1 and less than 3.
+        const bool waits = patience > 0 && arrival == 1;
+        EXPECT_EQ(TaskPair(*first_on_rank_1), waits ? 1 : 2);
+      }
+    }
+  }
+}
+
 TEST(ListModelTest, HasCellsOnlyWhereComponentsStand) {
   const ProblemGraph graph = BuildProblemGraph(SingleStages(1000, 17'000));
   const auto plan = FindSafePlan(graph);
