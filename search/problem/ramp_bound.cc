@@ -20,11 +20,11 @@ namespace pipeweaver::search {
 namespace {
 
 // How many p are looked at, of problems of how many pairs and groups on their
-// rank, and how often a look may extend a filling: some 20 ms for all of it.
+// rank, and how often a look may extend a filling: some 5 ms for all of it.
 constexpr size_t kMostLooks = 4;
 constexpr int kMostPairs = 1'000'000;
 constexpr size_t kMostGroups = 256;
-constexpr int64_t kMostExtended = 250'000;
+constexpr int64_t kMostExtended = 60'000;
 // How many parts of the idle time are told apart, how finely makespans are, and
 // how many ways to fill both ramps are kept. More are taken for better ones.
 constexpr int kMostParts = 64;
