@@ -52,15 +52,15 @@ struct StageMode {
   bool split_backward = false;
 };
 
-// The cost of the stage that `pieces` make up. `costs` has the
-// cost of one layer of each of the module's groups.
+// The cost of the stage that `pieces` make up. `costs` has the cost of one
+// layer of each of the module's groups.
 //
-// Memory: layers are gone through backward; one is
-// rebuilt at a time. In an input gradient alone, what the weight gradient reads
-// stays, so that rebuilt activations add up; in a backward in one piece they do
-// not. Copies to and from the host run beside the stage itself, which takes at
-// least as long as they do; when a backward begins, all that was copied is
-// back. Without a backward, activation_bytes is what the forward needs at most.
+// Memory: layers are gone through backward; one is rebuilt at a time. In an
+// input gradient alone, what the weight gradient reads stays, so that rebuilt
+// activations add up; in a backward in one piece they do not. Copies to and
+// from the host run beside the stage itself, which takes at least as long as
+// they do; when a backward begins, all that was copied is back. Without a
+// backward, activation_bytes is what the forward needs at most.
 Choice StageChoice(absl::Span<const LayerPiece> pieces,
                    absl::Span<const semu::LayerCost> costs,
                    const StageMode& mode);

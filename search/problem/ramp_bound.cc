@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
-#include <numeric>
 #include <utility>
 #include <vector>
 
 #include "absl/numeric/int128.h"
+#include "search/problem/disjoint_sets.h"
 #include "search/problem/path_bound.h"
 #include "search/problem/problem_graph.h"
 
@@ -59,9 +59,10 @@ struct End {
   std::vector<Ramp> ramps;    // [group]: all but p's own, in the same order
   std::vector<Ramp> by_toll;  // those that fill most for their toll first
 
-  // What the ramp has to fill where the rank is idle for `idle`.
-  uint64_t Need(uint64_t idle) const {
-    return LessOrNothing(LessOrNothing(way, idle), excess);
+  // What is to be filled before a stage that comes by `its_way`, where the rank
+  // is idle for `idle`.
+  uint64_t Need(uint64_t its_way, uint64_t idle) const {
+    return LessOrNothing(LessOrNothing(its_way, idle), excess);
   }
 
   // The least toll of groups that fill `need`, the last in part.
@@ -91,8 +92,6 @@ struct Filling {
 // at the end.
 class Fillings {
  public:
-  explicit Fillings(Filling only) : fillings_({only}) {}
-
   // Each may have `more` at the start if it has what is to be `before` there,
   // or the same at the end; no end counts for more than `most`.
   void Extend(const Filling& before, const Filling& more, const Filling& most) {
@@ -149,7 +148,8 @@ class Fillings {
     fillings_.resize(fillings_.size() - pairs);
   }
 
-  std::vector<Filling> fillings_, at_start_, at_end_, merged_;
+  std::vector<Filling> fillings_ = {{}};  // nothing is filled
+  std::vector<Filling> at_start_, at_end_, merged_;
 };
 
 // Of whole numbers.
@@ -173,15 +173,15 @@ struct Look {
   // Whether the ramps can be filled when the rank is idle for so long at the
   // start and at the end; true where that would take too long to find out.
   bool CanFill(uint64_t start_idle, uint64_t end_idle) {
-    const Filling most = {start.Need(start_idle), end.Need(end_idle)};
-    Fillings fillings({0, 0});
+    const Filling most = {start.Need(start.way, start_idle),
+                          end.Need(end.way, end_idle)};
+    Fillings fillings;
     for (size_t i = 0; i < start.ramps.size(); ++i) {
       extended += static_cast<int64_t>(fillings.size());
       if (extended > kMostExtended || fillings.Reach(most)) return true;
       const Ramp &up = start.ramps[i], &down = end.ramps[i];
       fillings.Extend(
-          {LessOrNothing(LessOrNothing(up.way, start_idle), start.excess),
-           LessOrNothing(LessOrNothing(down.way, end_idle), end.excess)},
+          {start.Need(up.way, start_idle), end.Need(down.way, end_idle)},
           {up.fill, down.fill}, most);
     }
     return fillings.Reach(most);
@@ -214,9 +214,10 @@ struct Look {
   // Whether the rank can be idle for no longer at the start and at the end,
   // where the long way leaves time for `toll`.
   bool CanBeIdle(uint64_t start_idle, uint64_t end_idle, uint64_t toll) {
-    const uint64_t start_toll = start.LeastToll(start.Need(start_idle));
+    const uint64_t start_toll =
+        start.LeastToll(start.Need(start.way, start_idle));
     return start_toll <= toll &&
-           end.LeastToll(end.Need(end_idle)) <= toll - start_toll &&
+           end.LeastToll(end.Need(end.way, end_idle)) <= toll - start_toll &&
            CanFill(start_idle, end_idle);
   }
 
@@ -302,26 +303,21 @@ class RampBound {
   // Numbers groups by one of their pairs: components with one last stage, and
   // of others each sweep.
   void FindGroups() {
-    std::vector<int32_t> component(graph_.pairs);
-    std::iota(component.begin(), component.end(), 0);
-    const auto find = [&component](int32_t p) {
-      while (component[p] != p) p = component[p] = component[component[p]];
-      return p;
-    };
+    DisjointSets components(graph_.pairs);
     for (int p = 0; p < graph_.pairs; ++p) {
       for (const GraphEdge& edge : graph_.producers_of(p)) {
-        const int32_t a = find(p), b = find(edge.pair);
-        component[std::max(a, b)] = std::min(a, b);
+        components.Join(p, edge.pair);
       }
     }
     std::vector<int32_t> last_stages(graph_.pairs, 0);  // [component]
     for (int p = 0; p < graph_.pairs; ++p) {
-      if (graph_.consumers_of(p).size() == 0) ++last_stages[find(p)];
+      if (graph_.consumers_of(p).size() == 0) ++last_stages[components.Find(p)];
     }
     group_.resize(graph_.pairs);
     for (int p = 0; p < graph_.pairs; ++p) {
-      group_[p] = last_stages[find(p)] == 1
-                      ? find(p)
+      const int32_t component = components.Find(p);
+      group_[p] = last_stages[component] == 1
+                      ? component
                       : graph_.sweep_first_pair[graph_.pair_sweep[p]];
     }
   }

@@ -865,6 +865,7 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline bool ListScheduler::Pick(int r,
   const auto wait_instead = [&](Task task) {
     if (awaited_ns == kNever) return false;
     const int64_t length = runs_[TaskPair(task)].length_ns[TaskKind(task)];
+    // In parts, so that long times do not overflow.
     return now + length > awaited_ns &&
            awaited_ns - now <=
                length / kPatienceOne * rule_->patience +

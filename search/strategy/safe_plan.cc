@@ -18,6 +18,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "search/problem/disjoint_sets.h"
 #include "search/problem/field_error.h"
 #include "search/problem/problem_graph.h"
 #include "search/strategy/strategy.h"
@@ -650,12 +651,7 @@ class ComponentSolver {
 };
 
 std::vector<std::vector<int32_t>> Components(const ProblemGraph& graph) {
-  std::vector<int32_t> parent(graph.sweeps);
-  for (int s = 0; s < graph.sweeps; ++s) parent[s] = s;
-  const auto root = [&](int s) {
-    while (parent[s] != s) s = parent[s] = parent[parent[s]];
-    return s;
-  };
+  DisjointSets sets(graph.sweeps);
   const auto trains = [&](int s) {
     return graph.has_backward(graph.sweep_first_pair[s]);
   };
@@ -663,16 +659,14 @@ std::vector<std::vector<int32_t>> Components(const ProblemGraph& graph) {
     for (const GraphEdge& edge :
          graph.producers_of(graph.sweep_first_pair[s])) {
       const int before = graph.pair_sweep[edge.pair];
-      if (!trains(s) || !trains(before)) continue;
-      const int a = root(s), b = root(before);
-      parent[std::max(a, b)] = std::min(a, b);
+      if (trains(s) && trains(before)) sets.Join(s, before);
     }
   }
   std::vector<std::vector<int32_t>> components;
   std::vector<int32_t> index(graph.sweeps, -1);
   for (int s = 0; s < graph.sweeps; ++s) {
     if (!trains(s)) continue;
-    const int r = root(s);
+    const int r = sets.Find(s);
     if (index[r] < 0) {
       index[r] = static_cast<int32_t>(components.size());
       components.emplace_back();

@@ -39,8 +39,8 @@ Problem UnlikeGroupsProblem(uint64_t seed) {
   const bool uneven = chance(40), transfers = chance(50), frozen = chance(15);
   const bool foreign = chance(20), alike = chance(30), choices = chance(30);
   const int joined = chance(35) ? 70 : 0;
-  const int64_t tenths =
-      5 + below(25);  // from one sweep's length to the next's
+  // From one sweep's length to the next's.
+  const int64_t tenths = 5 + below(25);
   const int64_t back = 1 + below(6);
   const int64_t unit = chance(10) ? 100'000 : 1;
   std::vector<int> route(problem.ranks);
