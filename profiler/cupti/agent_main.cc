@@ -89,8 +89,10 @@ void Start() {
   AgentOptions options;
   std::string reason;
   std::unique_ptr<ActivitySource> source;
-  if (ReadOptions(&options, &reason)) {
-    source = OpenCupti(Environment("PIPEWEAVER_CUPTI_LIBRARY"), &reason);
+  const std::string library = Environment("PIPEWEAVER_CUPTI_LIBRARY");
+  if (ReadOptions(&options, &reason) &&
+      (!library.empty() || HasCudaDriver(&reason))) {
+    source = OpenCupti(library, &reason);
   }
   g_agent.store(new Agent(options, std::move(source), reason),
                 std::memory_order_release);

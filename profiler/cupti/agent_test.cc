@@ -145,6 +145,28 @@ TEST_F(AgentTest, TracesItsShareOfTheStepsAndSumsByAnnotation) {
       << "the name is gone";
 }
 
+TEST_F(AgentTest, HoldsIdsOfLaunchesOnly) {
+  for (const bool named : {true, false}) {
+    FAKE(fake_cupti_name_apis)(named);
+    AgentOptions options = TestOptions();
+    options.max_pending = 5;
+    options.grace_ms = 3'600'000;  // written out at the end only
+    const std::unique_ptr<Agent> agent = Start(options);
+    agent->Step(0);
+    agent->Push("layer");
+    for (int i = 0; i < 20; ++i) FAKE(fake_cupti_ask)();
+    FAKE(fake_cupti_launch)("gemm", 10, 0);
+    agent->Pop();
+    const std::vector<AgentRecord> records = StopAndRead(*agent);
+    // Of calls without names any may be a launch: there are too many.
+    EXPECT_THAT(records,
+                ::testing::ElementsAre(named ? Is(0, "layer", "gemm", 1, 10)
+                                             : Is(-1, "", "gemm", 1, 10)));
+    EXPECT_EQ(reader_.header().lost_activities, named ? 0u : 16u);
+  }
+  FAKE(fake_cupti_name_apis)(1);
+}
+
 TEST_F(AgentTest, AKernelBelongsToTheStepThatLaunchedIt) {
   const std::unique_ptr<Agent> agent = Start(TestOptions());
   agent->Step(0);

@@ -6,6 +6,8 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <cstring>
+#include <vector>
 
 namespace pipeweaver::cupti {
 namespace {
@@ -33,6 +35,7 @@ struct Functions {
   decltype(&::cuptiSubscribe) subscribe = nullptr;
   decltype(&::cuptiUnsubscribe) unsubscribe = nullptr;
   decltype(&::cuptiGetResultString) get_result_string = nullptr;
+  decltype(&::cuptiGetCallbackName) get_callback_name = nullptr;
 };
 
 template <typename Function>
@@ -59,7 +62,8 @@ bool LoadAll(void* library, Functions* f, std::string* reason) {
               &f->pop_external_id, reason) &&
          Load(library, "cuptiSubscribe", &f->subscribe, reason) &&
          Load(library, "cuptiUnsubscribe", &f->unsubscribe, reason) &&
-         Load(library, "cuptiGetResultString", &f->get_result_string, reason);
+         Load(library, "cuptiGetResultString", &f->get_result_string, reason) &&
+         Load(library, "cuptiGetCallbackName", &f->get_callback_name, reason);
 }
 
 // CUPTI's callbacks carry no user data.
@@ -84,16 +88,52 @@ void CUPTIAPI OnComplete(CUcontext context, uint32_t stream, uint8_t* buffer,
 void CUPTIAPI IgnoreCallback(void*, CUpti_CallbackDomain, CUpti_CallbackId,
                              const void*) {}
 
-// External ids come with API records. Of those only the launches are needed,
-// but the calls that choose them are missing from older libraries.
+// External ids come with the records of API calls.
 constexpr CUpti_ActivityKind kKinds[] = {
     CUPTI_ACTIVITY_KIND_EXTERNAL_CORRELATION, CUPTI_ACTIVITY_KIND_RUNTIME,
     CUPTI_ACTIVITY_KIND_DRIVER, CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL,
     CUPTI_ACTIVITY_KIND_MEMCPY};
 
+// Of API calls only those that launch kernels or copies are wanted; a trainer
+// makes several times as many others. They are known by their names, which the
+// library has of those, too, that the headers do not know. (CUPTI can be told to
+// record single APIs only; then no external ids come at all, seen on CUDA 13.0,
+// or it costs the trainer as much.)
+class LaunchApis {
+ public:
+  explicit LaunchApis(const Functions& f)
+      : runtime_(OfDomain(f, CUPTI_CB_DOMAIN_RUNTIME_API)),
+        driver_(OfDomain(f, CUPTI_CB_DOMAIN_DRIVER_API)) {}
+
+  // `kind`: of the call's record. True for a call without a name.
+  bool Contains(CUpti_ActivityKind kind, CUpti_CallbackId id) const {
+    const std::vector<bool>& launches =
+        kind == CUPTI_ACTIVITY_KIND_RUNTIME ? runtime_ : driver_;
+    return id >= launches.size() || launches[id];
+  }
+
+ private:
+  static std::vector<bool> OfDomain(const Functions& f,
+                                    CUpti_CallbackDomain domain) {
+    std::vector<bool> launches = {true};  // ids begin with 1
+    const char* name = nullptr;
+    while (f.get_callback_name(domain,
+                               static_cast<CUpti_CallbackId>(launches.size()),
+                               &name) == CUPTI_SUCCESS) {
+      launches.push_back(std::strstr(name, "Launch") != nullptr ||
+                         std::strstr(name, "Memcpy") != nullptr);
+    }
+    return launches;
+  }
+
+  const std::vector<bool> runtime_;
+  const std::vector<bool> driver_;
+};
+
 class CuptiSource : public ActivitySource {
  public:
-  explicit CuptiSource(const Functions& functions) : f_(functions) {}
+  explicit CuptiSource(const Functions& functions)
+      : f_(functions), launch_apis_(functions) {}
   ~CuptiSource() override { g_owner.store(nullptr, std::memory_order_release); }
 
   // The activity interface needs no subscriber, but whoever else traces has
@@ -144,6 +184,13 @@ class CuptiSource : public ActivitySource {
   }
 
   uint64_t Parse(const FilledBuffer& buffer, ActivitySink* sink) override {
+    // The last id whose call has not come: the call's record stands behind it.
+    const CUpti_ActivityExternalCorrelation* open = nullptr;
+    const auto take_open = [&] {
+      if (open != nullptr)
+        sink->OnExternalId(open->correlationId, open->externalId);
+      open = nullptr;
+    };
     CUpti_Activity* record = nullptr;
     while (buffer.valid_bytes > 0 &&
            f_.get_next_record(buffer.data, buffer.valid_bytes, &record) ==
@@ -167,14 +214,26 @@ class CuptiSource : public ActivitySource {
           const auto* id =
               reinterpret_cast<const CUpti_ActivityExternalCorrelation*>(
                   record);
-          if (id->externalKind == kOurIds)
-            sink->OnExternalId(id->correlationId, id->externalId);
+          if (id->externalKind == kOurIds) {
+            take_open();
+            open = id;
+          }
+          break;
+        }
+        case CUPTI_ACTIVITY_KIND_RUNTIME:
+        case CUPTI_ACTIVITY_KIND_DRIVER: {
+          const auto* call = reinterpret_cast<const CUpti_ActivityAPI*>(record);
+          if (open != nullptr && open->correlationId == call->correlationId) {
+            if (launch_apis_.Contains(call->kind, call->cbid)) take_open();
+            open = nullptr;
+          }
           break;
         }
         default:
           break;
       }
     }
+    take_open();
     size_t dropped = 0;
     if (f_.get_num_dropped_records(static_cast<CUcontext>(buffer.context),
                                    buffer.stream, &dropped) != CUPTI_SUCCESS) {
@@ -207,6 +266,7 @@ class CuptiSource : public ActivitySource {
   }
 
   const Functions f_;
+  const LaunchApis launch_apis_;
 };
 
 }  // namespace
@@ -238,6 +298,14 @@ std::unique_ptr<ActivitySource> OpenCupti(const std::string& library,
   Functions functions;
   if (!LoadAll(handle, &functions, reason)) return nullptr;
   return std::make_unique<CuptiSource>(functions);
+}
+
+bool HasCudaDriver(std::string* reason) {
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) != nullptr) return true;
+  const char* error = dlerror();
+  *reason = std::string("no CUDA driver: ") +
+            (error != nullptr ? error : "not found");
+  return false;
 }
 
 }  // namespace pipeweaver::cupti

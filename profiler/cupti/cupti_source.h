@@ -16,6 +16,10 @@ namespace pipeweaver::cupti {
 std::unique_ptr<ActivitySource> OpenCupti(const std::string& library,
                                           std::string* reason);
 
+// Whether the process has or can load the CUDA driver's library. Without it
+// libcupti is not to be called: that of CUDA 13.2 overflows the stack then.
+bool HasCudaDriver(std::string* reason);
+
 }  // namespace pipeweaver::cupti
 
 #endif  // PROFILER_CUPTI_CUPTI_SOURCE_H_

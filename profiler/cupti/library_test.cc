@@ -25,6 +25,27 @@ void* Open(const char* path) {
 #define FUNCTION(library, name) \
   reinterpret_cast<decltype(&(name))>(dlsym(library, #name))
 
+// In a process of its own: an agent is started once.
+TEST(LibraryTest, OffWithoutADriver) {
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) != nullptr) {
+    GTEST_SKIP() << "skipped: there is a CUDA driver";
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    void* agent = Open("profiler/cupti/libpipeweaver_cupti.so");
+    FUNCTION(agent, pw_cupti_start)();
+    FUNCTION(agent, pw_cupti_step)(1);
+    char reason[64] = "";
+    const pw_cupti_state state =
+        FUNCTION(agent, pw_cupti_status)(reason, sizeof(reason));
+    const bool said = std::string(reason).find("no CUDA driver") == 0;
+    _exit(state == PW_CUPTI_OFF && said ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
 TEST(LibraryTest, LifeInATrainer) {
   const std::string ring = ::testing::TempDir() + "/library.ring";
   setenv("PIPEWEAVER_CUPTI_RING", ring.c_str(), 1);

@@ -6,6 +6,7 @@
 #include <cupti.h>
 
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <set>
 #include <string>
@@ -20,6 +21,12 @@ bool g_subscribed = false;
 CUpti_BuffersCallbackRequestFunc g_request = nullptr;
 CUpti_BuffersCallbackCompleteFunc g_complete = nullptr;
 std::set<int> g_enabled;
+bool g_names_apis = true;
+// Of the runtime's APIs: a question and a launch.
+constexpr const char* kApis[] = {"cudaGetDevice_v3020",
+                                 "cudaLaunchKernel_v7000"};
+constexpr uint32_t kAsk = 1;
+constexpr uint32_t kLaunch = 2;
 uint32_t g_correlation = 0;
 uint64_t g_clock_ns = 1000;
 size_t g_dropped = 0;
@@ -90,8 +97,8 @@ void Write(const Record& record, std::unique_lock<std::mutex>& lock) {
   ++g_records;
 }
 
-// External id and API record of a launch; returns its correlation.
-uint32_t Launch(std::unique_lock<std::mutex>& lock) {
+// External id and record of an API call; returns its correlation.
+uint32_t CallApi(uint32_t api_id, std::unique_lock<std::mutex>& lock) {
   const uint32_t correlation = ++g_correlation;
   if (!t_ids.empty()) {
     CUpti_ActivityExternalCorrelation id = {};
@@ -107,6 +114,7 @@ uint32_t Launch(std::unique_lock<std::mutex>& lock) {
   }
   CUpti_ActivityAPI api = {};
   api.kind = CUPTI_ACTIVITY_KIND_RUNTIME;
+  api.cbid = api_id;
   api.correlationId = correlation;
   Write(api, lock);
   return correlation;
@@ -128,7 +136,7 @@ void fake_cupti_launch(const char* name, uint64_t duration_ns, int running) {
   std::unique_lock<std::mutex> lock(g_mutex);
   CUpti_ActivityKernel10 kernel = {};
   kernel.kind = CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL;
-  kernel.correlationId = Launch(lock);
+  kernel.correlationId = CallApi(kLaunch, lock);
   kernel.deviceId = 3;
   kernel.start = g_clock_ns;
   kernel.end = g_clock_ns += duration_ns;
@@ -153,11 +161,18 @@ void fake_cupti_copy(uint64_t duration_ns) {
   std::unique_lock<std::mutex> lock(g_mutex);
   CUpti_ActivityMemcpy6 copy = {};
   copy.kind = CUPTI_ACTIVITY_KIND_MEMCPY;
-  copy.correlationId = Launch(lock);
+  copy.correlationId = CallApi(kLaunch, lock);
   copy.start = g_clock_ns;
   copy.end = g_clock_ns += duration_ns;
   Write(copy, lock);
 }
+
+void fake_cupti_ask() {
+  std::unique_lock<std::mutex> lock(g_mutex);
+  CallApi(kAsk, lock);
+}
+
+void fake_cupti_name_apis(int named) { g_names_apis = named != 0; }
 
 void fake_cupti_drop(uint64_t records) { g_dropped = records; }
 
@@ -219,6 +234,14 @@ CUptiResult CUPTIAPI cuptiActivityEnable(CUpti_ActivityKind kind) {
 CUptiResult CUPTIAPI cuptiActivityDisable(CUpti_ActivityKind kind) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   g_enabled.erase(kind);
+  return CUPTI_SUCCESS;
+}
+
+CUptiResult CUPTIAPI cuptiGetCallbackName(CUpti_CallbackDomain, uint32_t id,
+                                          const char** name) {
+  if (!g_names_apis || id < 1 || id > std::size(kApis))
+    return CUPTI_ERROR_INVALID_PARAMETER;
+  *name = kApis[id - 1];
   return CUPTI_SUCCESS;
 }
 

@@ -16,6 +16,10 @@ void fake_cupti_other_subscriber(int present);
 void fake_cupti_launch(const char* name, uint64_t duration_ns, int running);
 void fake_cupti_finish();
 void fake_cupti_copy(uint64_t duration_ns);
+// An API call on the calling thread that launches nothing.
+void fake_cupti_ask();
+// Whether the library knows its APIs' names; it does at the start.
+void fake_cupti_name_apis(int named);
 // The next completed buffer reports this many dropped records.
 void fake_cupti_drop(uint64_t records);
 // Activity kinds enabled now; records written ever; ids on the calling thread's
