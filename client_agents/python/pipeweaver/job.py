@@ -101,6 +101,16 @@ class JobView:
                 for s, segment in enumerate(segments)
                 for k, chunk in enumerate(segment) if chunk.rank == rank]
 
+    def exchanging_ranks(self) -> List[Tuple[int, int]]:
+        """Pairs of ranks between which transfers may run, each once, ascending."""
+        paths = [[chunk.rank for segment in segments for chunk in segment]
+                 for segments in self.chunks]
+        hops = [hop for path in paths for hop in zip(path, path[1:])]
+        hops += [(paths[e.producer][-1], paths[e.consumer][0])
+                 for e in self.edges]
+        return sorted({(min(hop), max(hop)) for hop in hops
+                       if hop[0] != hop[1]})
+
     def _topological_order(self) -> List[int]:
         left = [sum(e.consumer == m for e in self.edges)
                 for m in range(self.num_modules)]

@@ -8,6 +8,7 @@ import tempfile
 import unittest
 
 import torch
+import torch.distributed as dist
 
 import models
 import plans
@@ -24,6 +25,42 @@ from pipeweaver.v1 import job_pb2, plan_pb2, profile_pb2
 from ranks import run_ranks
 
 KEY = plan_pb2.PlanKey(job="j", step=3)
+
+
+def connect_in_order(rank, transport, pairs):
+    """Connects as on NCCL; gloo takes its operations, too."""
+    transport._by_tag = False
+    transport.connect(pairs)
+    return [p for p in pairs if rank in p]
+
+
+class Connecting(Transport):
+    """Wants ranks connected, once, before they exchange anything."""
+
+    def __init__(self, link):
+        self.link, self.pairs = link, None
+
+    def connect(self, pairs):
+        if self.pairs is not None:
+            raise AssertionError("connected twice")
+        self.pairs = list(pairs)
+
+    def post(self, posts, batched):
+        me = dist.get_rank()
+        for p in posts:
+            pair = (min(me, p.peer), max(me, p.peer))
+            if pair not in self.pairs:
+                raise AssertionError(f"{pair} not among {self.pairs}")
+        return self.link.post(posts, batched)
+
+    def wait(self, handle):
+        self.link.wait(handle)
+
+
+def run_connected(rank, transport, job, batch, programs, model):
+    transport = Connecting(transport)
+    run_plan(rank, transport, job, batch, programs, model=model)
+    return transport.pairs
 
 
 class NoTransport(Transport):
@@ -100,6 +137,24 @@ class ExecutorTest(unittest.TestCase):
         self.assertNotEqual(first[0].actions, second[0].actions)
         for count in run_ranks(2, "gloo", reproduce, job, batch, first, second):
             self.assertGreater(count, 10)
+
+    def test_ranks_that_exchange_are_connected_first(self):
+        for model, ranks, v in (("vlm", 2, False), ("omni", 4, True),
+                                ("t2v", 4, False)):
+            job = models.make_job(model, ranks, v_placement=v)
+            batch = models.make_batch(job, random.Random(1), 2)
+            made = plans.random_plan(JobView(job), batch, 1, key=KEY)
+            pairs = JobView(job).exchanging_ranks()
+            self.assertEqual(run_ranks(ranks, "gloo", run_connected, job, batch,
+                                       made, model), [pairs] * ranks)
+        # Of a chain, neighbours and the way back to the second segment.
+        self.assertEqual(pairs, [(0, 1), (0, 3), (1, 2), (2, 3)])
+
+    def test_connecting_waits_for_all_ranks_of_a_pair(self):
+        pairs = [(0, 1), (0, 3), (1, 2), (2, 3)]
+        self.assertEqual(
+            run_ranks(4, "gloo", connect_in_order, pairs),
+            [[p for p in pairs if rank in p] for rank in range(4)])
 
     def test_forward_only_step(self):
         job = models.make_job("vlm", 2)

@@ -252,8 +252,9 @@ class PreparedStep:
 
 
 class PipelineExecutor:
-    """One rank's executor. Not thread-safe, but prepare() may run in another
-    thread than run()."""
+    """One rank's executor. To be made on all ranks at once: it has the transport
+    connect them. Not thread-safe, but prepare() may run in another thread than
+    run()."""
 
     def __init__(self, job: JobView, rank: int,
                  modules: Sequence[PipelineModule], transport: Transport, *,
@@ -271,6 +272,9 @@ class PipelineExecutor:
         if len(self.modules) != job.num_modules:
             raise ValueError(f"modules: {len(self.modules)}, the job has "
                              f"{job.num_modules}")
+        pairs = job.exchanging_ranks()
+        if pairs:
+            transport.connect(pairs)
         stream = (torch.cuda.Stream(self.device)
                   if self.device.type == "cuda" else None)
         self._runners: Dict[Tuple[int, int, int], ChunkRunner] = {}
@@ -875,7 +879,8 @@ class _Run:
                 f"module {self.executor.job.module_name(sub.module)!r} passes "
                 f"on {len(tensors)} tensors, its boundary has "
                 f"{len(m.shapes)}")
-        return flatten([t.detach().to(self.executor.dtype) for t in tensors])
+        return flatten([t.detach() for t in tensors], self.executor.dtype,
+                       self.executor.device)
 
     def _wait(self, op: _Op) -> None:
         m = op.payload

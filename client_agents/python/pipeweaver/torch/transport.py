@@ -5,7 +5,7 @@ step, equally on both ranks; each rank's posts follow that order.
 """
 
 import abc
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,10 @@ class Transport(abc.ABC):
     first one in the plan's order is posted on both ranks, and ends.
     """
 
+    def connect(self, pairs: Sequence[Tuple[int, int]]) -> None:
+        """Sets up what transfers between these pairs of ranks need. Called once,
+        on all ranks with the same pairs, and may wait for all of them."""
+
     @abc.abstractmethod
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
         """Begins the posts in order, as one batch if `batched` and the transport
@@ -48,8 +52,7 @@ class DistributedTransport(Transport):
     """torch.distributed point to point: gloo on hosts, NCCL on devices.
 
     ranks: global rank of each pipeline rank; default the same numbers. To be made
-    on all ranks of the group at once: NCCL's communicator is set up here, since
-    ranks that first meet in a transfer would hang.
+    on all ranks of the group at once: NCCL's communicator is set up here.
     """
 
     def __init__(self, ranks: Optional[Sequence[int]] = None,
@@ -57,8 +60,36 @@ class DistributedTransport(Transport):
         self._ranks = list(ranks) if ranks is not None else None
         self._group = group
         self._by_tag = dist.get_backend(group) == "gloo"
+        self._device = "cpu" if self._by_tag else "cuda"
         if not self._by_tag:
-            dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
+            dist.all_reduce(self._one(), group=group)
+
+    def connect(self, pairs: Sequence[Tuple[int, int]]) -> None:
+        """NCCL connects two ranks when they first meet, and holds up whoever
+        comes first. In a step that may be for ever: the other one may be about to
+        load a kernel, for which CUDA waits until a transfer that it has posted is
+        over."""
+        if self._by_tag:
+            return
+        me = dist.get_rank()
+        sent, received = [], []
+        for a, b in ((self._global(a), self._global(b)) for a, b in pairs):
+            if me in (a, b):
+                peer = a + b - me
+                sent.append(dist.P2POp(dist.isend, self._one(), peer, self._group))
+                received.append(dist.P2POp(dist.irecv, self._one(), peer,
+                                           self._group))
+        if sent:
+            for work in dist.batch_isend_irecv(sent + received):
+                work.wait()
+        for operation in received:  # read: they are over
+            if operation.tensor.item() != 1:
+                raise RuntimeError("connecting ranks: received something else "
+                                   "than was sent; must be called on all ranks "
+                                   "alike, before the first transfer")
+
+    def _one(self) -> Tensor:
+        return torch.ones(1, device=self._device)
 
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
         if self._by_tag:  # gloo matches by tag
@@ -91,15 +122,14 @@ class DistributedTransport(Transport):
         return peer if self._ranks is None else self._ranks[peer]
 
 
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
+def flatten(tensors: Sequence[Tensor], dtype: torch.dtype, device: Any
+            ) -> Tensor:
     """One message of several tensors; never empty, since transports differ on
     what they make of that."""
-    if len(tensors) == 1 and tensors[0].numel():
-        return tensors[0].contiguous().view(-1)
-    if not any(t.numel() for t in tensors):
-        like = tensors[0] if tensors else torch.zeros(1)
-        return torch.zeros(1, dtype=like.dtype, device=like.device)
-    return torch.cat([t.reshape(-1) for t in tensors])
+    tensors = [t.to(device, dtype).reshape(-1) for t in tensors if t.numel()]
+    if not tensors:
+        return torch.zeros(1, dtype=dtype, device=device)
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0].contiguous()
 
 
 def unflatten(message: Tensor, shapes: Sequence[Sequence[int]]) -> List[Tensor]:
