@@ -106,6 +106,20 @@ def context_of(data=None):
                         lambda: data, False)
 
 
+class Taken(list):
+    """Weights and their gradients as they were handed over."""
+
+    def __call__(self, weight, gradient):
+        self.append((weight, gradient))
+
+
+def backward(runner, tape, gradients, split):
+    """Gradients of the inputs, and what was taken of weights' ones."""
+    taken = Taken()
+    return runner.backward(tape, gradients, 1.0,
+                           None if split else taken), taken
+
+
 def run_chunk(layers, mode, split, x=None, data=None):
     """Output, losses, gradients of x and of the weights by name, and the names
     of those that came with the weight gradient."""
@@ -125,10 +139,11 @@ def run_chunk(layers, mode, split, x=None, data=None):
         assert held and all(s.tensor is None for s in held)
         runner.reload(tape)
         runner.wait_copies(tape)
-    found = runner.backward(tape, [torch.cos(out[0])], 1.0, split)
-    early = {names[p] for p, _ in tape.gradients}
+    found, taken = backward(runner, tape, [torch.cos(out[0])], split)
+    early = {names[p] for p, _ in [*tape.gradients, *taken]}
     gradients = {}
-    for p, g in runner.weight_gradients(tape):
+    runner.weight_gradients(tape, taken)
+    for p, g in taken:
         gradients[names[p]] = gradients.get(names[p], 0) + g
     return [out[0], *losses, *found], gradients, set(gradients) - early
 
@@ -181,7 +196,7 @@ class TracerTest(unittest.TestCase):
                 x = torch.rand(8, WIDTH)
                 out, tape, _ = runner.forward((x,), [True], context_of(),
                                               [mode], True, split)
-                runner.backward(tape, [out[0]], 1.0, split)
+                backward(runner, tape, [out[0]], split)
                 told = ["input_grad" if split else "backward"]
                 self.assertEqual(
                     tracer.passes,
@@ -233,8 +248,9 @@ class TracerTest(unittest.TestCase):
             _, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
                                         context_of(), ["keep"], True, split)
             with mock.patch("torch.full_like", seed):
-                runner.backward(tape, [None], 1.0, split)
-            self.assertEqual(len(runner.weight_gradients(tape)), 1)
+                _, taken = backward(runner, tape, [None], split)
+            runner.weight_gradients(tape, taken)
+            self.assertEqual(len(taken), 1)
         self.assertEqual(tracer.passes, ["forward", "backward", "forward",
                                          "input_grad", "weight_grad"])
         self.assertEqual(seeded, [False] * 2)
@@ -248,8 +264,35 @@ class TracerTest(unittest.TestCase):
         runner = ChunkRunner([Norms()], torch.device("cuda"), tracer=tracer)
         out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
                                       context_of(), ["keep"], True, False)
-        runner.backward(tape, [out[0]], 1.0, False)
+        backward(runner, tape, [out[0]], False)
         self.assertEqual(tracer.passes, ["forward"])
+
+
+class HandOverTest(unittest.TestCase):
+
+    def test_a_layers_gradients_are_gone_before_the_next_ones_are_made(self):
+        layers = [Norms() for _ in range(4)]
+        for split in (False, True):
+            tracer = Recorder()
+            runner = ChunkRunner(layers, torch.device("cpu"), tracer=tracer)
+            out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
+                                          context_of(), ["keep"] * 4, True, split)
+            taken, alive = [], []
+
+            def take(weight, gradient):
+                taken.append(len(tracer.passes))
+                alive.append(weakref.ref(gradient))
+                del gradient
+                self.assertLessEqual(sum(g() is not None for g in alive),
+                                     len(list(layers[0].parameters())))
+
+            runner.backward(tape, [out[0]], 1.0, None if split else take)
+            runner.weight_gradients(tape, take)
+            self.assertEqual(len(taken), len(runner.parameters))
+            # Behind all forwards; of a split pair behind all input gradients, of
+            # which some weights have theirs already.
+            self.assertEqual(sorted(set(taken)), [8, 9, 10, 11, 12] if split
+                             else [5, 6, 7, 8])
 
 
 class SplitTest(unittest.TestCase):
@@ -357,12 +400,13 @@ class SplitTest(unittest.TestCase):
                                           ["keep"], True, True)
         # Inputs of the layers; what sine and exponential read.
         self.assertEqual(sizes(), [WIDTH, 9, 9, 9])
-        runner.backward(tape, [torch.ones_like(out[0])], 1.0, True)
+        _, taken = backward(runner, tape, [torch.ones_like(out[0])], True)
         self.assertEqual(sizes(), [WIDTH, 9])
         for _, calls in tape.calls:
             for call in calls:
                 self.assertTrue(all(t.stride() == (0, 0) for t in call.outputs))
-        self.assertEqual(len(runner.weight_gradients(tape)), 4)
+        runner.weight_gradients(tape, taken)
+        self.assertEqual(len(taken), 4)
         self.assertEqual(sizes(), [])
 
 
@@ -394,8 +438,9 @@ class AutocastTest(unittest.TestCase):
                                     True, split)[1]
                      for i, mode in enumerate(modes)]
             for tape in tapes:
-                runner.backward(tape, [None], 1.0, split)
-                for p, g in runner.weight_gradients(tape):
+                _, taken = backward(runner, tape, [None], split)
+                runner.weight_gradients(tape, taken)
+                for p, g in taken:
                     found[p] = found.get(p, 0) + g
         return [found[p] for p in layer.parameters()]
 
@@ -476,8 +521,10 @@ class ExtraRngTest(unittest.TestCase):
                     for _ in range(2)]
             found = []
             for out, tape, _ in made:
-                found += runner.backward(tape, [out[0]], 1.0, split)
-                gradients = dict(runner.weight_gradients(tape))
+                inputs, taken = backward(runner, tape, [out[0]], split)
+                runner.weight_gradients(tape, taken)
+                found += inputs
+                gradients = dict(taken)
                 found += [gradients[p] for p in runner.parameters]
             return found + [tracker.states["model"], torch.get_rng_state()]
 
@@ -525,10 +572,12 @@ class DataTest(unittest.TestCase):
                         (torch.rand(8, WIDTH),), [True], context, [mode] * 2,
                         True, split)
                     self.assertIsNotNone(asked[0]())
-                    runner.backward(tape, [torch.ones_like(out[0])], 1.0, split)
+                    _, taken = backward(runner, tape, [torch.ones_like(out[0])],
+                                        split)
                     self.assertEqual(len(asked), 1)
                     self.assertIsNone(asked[0]())
-                    self.assertEqual(len(runner.weight_gradients(tape)), 2)
+                    runner.weight_gradients(tape, taken)
+                    self.assertEqual(len(taken), 2)
 
     def test_is_not_asked_for_where_no_layer_looks(self):
         context = StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
@@ -536,7 +585,7 @@ class DataTest(unittest.TestCase):
         runner = ChunkRunner([Norms()], torch.device("cpu"))
         out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True], context,
                                       ["full"], True, False)
-        runner.backward(tape, [out[0]], 1.0, False)
+        backward(runner, tape, [out[0]], False)
 
 
 class RefusedTest(unittest.TestCase):

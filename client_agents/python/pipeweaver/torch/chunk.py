@@ -22,6 +22,8 @@ from pipeweaver.job import EdgeCrossing, SubMicrobatch
 
 State = Tuple[Tensor, ...]
 
+TakeGradient = Callable[[nn.Parameter, Tensor], None]
+
 KEEP, SELECTIVE, FULL, OFFLOAD = "keep", "selective", "full", "offload"
 
 
@@ -320,7 +322,7 @@ class StageTape:
         self.context = context
         self.num_inputs = num_inputs
         # Set by the backward of a split pair, used by its weight gradient:
-        # layer, calls.
+        # layer, calls; and weights' gradients that are there already.
         self.calls: List[Tuple[int, List[_Call]]] = []
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
@@ -579,17 +581,20 @@ class ChunkRunner:
     # ---- backward --------------------------------------------------------
 
     def backward(self, tape: StageTape, output_gradients: Sequence[
-            Optional[Tensor]], loss_scale: float, split: bool
-    ) -> List[Optional[Tensor]]:
+            Optional[Tensor]], loss_scale: float,
+                 take: Optional[TakeGradient]) -> List[Optional[Tensor]]:
         """Gradients of the chunk's inputs; None where nobody wants one.
 
-        The weights' gradients, or what they follow from if `split`, stay on the
-        tape for weight_gradients().
+        `take` gets the weights' gradients, layer by layer: all at once would be
+        as large as the chunk's weights. None for a split pair: what they follow
+        from stays on the tape for weight_gradients().
         """
         gradients: List[Optional[Tensor]] = list(output_gradients)
         while tape.records:
             gradients = self._layer_backward(tape.records.pop(), tape, gradients,
-                                             loss_scale, split)
+                                             loss_scale, take is None)
+            if take is not None:
+                _hand_over(tape.gradients, take)
         tape.context._free_data()
         if not gradients:
             gradients = [None] * tape.num_inputs
@@ -648,21 +653,27 @@ class ChunkRunner:
         return [next(by_input) if t.requires_grad else None
                 for t in record.inputs]
 
-    def weight_gradients(self, tape: StageTape
-                         ) -> List[Tuple[nn.Parameter, Tensor]]:
-        """What the tape's stage adds to the weights' gradients."""
-        gradients = tape.gradients
-        for index, calls in tape.calls:
+    def weight_gradients(self, tape: StageTape, take: TakeGradient) -> None:
+        """Hands `take` what the tape's stage adds to the weights' gradients."""
+        _hand_over(tape.gradients, take)
+        while tape.calls:
+            index, calls = tape.calls.pop(0)
             weights = self._layer_parameters[index]
             seeds = [seed for call in calls for seed in call.seeds]
             with self._backward_pass(index, "weight_grad", tape.context):
                 found = torch.autograd.grad([t for t, _ in seeds], weights,
                                             [g for _, g in seeds],
                                             allow_unused=True)
-            gradients += [(p, g) for p, g in zip(weights, found)
-                          if g is not None]
-        tape.calls, tape.gradients = [], []
-        return gradients
+            del calls, seeds
+            _hand_over([(p, g) for p, g in zip(weights, found) if g is not None],
+                       take)
+
+
+def _hand_over(gradients: List[Tuple[nn.Parameter, Tensor]],
+               take: TakeGradient) -> None:
+    """Hands them to `take`, and holds none of them any longer."""
+    while gradients:
+        take(*gradients.pop(0))
 
 
 def _slots(tape: StageTape) -> List[_Slot]:

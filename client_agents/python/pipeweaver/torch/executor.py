@@ -24,7 +24,7 @@ from pipeweaver.job import (
 from pipeweaver.program import BadProgram, CheckedProgram
 from pipeweaver.torch.chunk import (
     ChunkRunner, ExtraRng, LayerTracer, StageContext, StageTape, State,
-    layer_modes, leanest)
+    TakeGradient, layer_modes, leanest)
 from pipeweaver.torch.transport import Post, Transport, flatten, unflatten
 from pipeweaver.v1 import batch_pb2, job_pb2
 
@@ -745,36 +745,50 @@ class _Run:
             gradients = [padded]
         key = (sub.module, stage[1], stage[2])
         runner = self.executor._runners[key]
-        tape = self.tapes[stage]
-        found = runner.backward(tape, gradients, self.options.loss_scale,
-                                op.kind == actions.INPUT_GRAD)
+        whole = op.kind == actions.BACKWARD
+        tape = self.tapes.pop(stage) if whole else self.tapes[stage]
+        found = runner.backward(
+            tape, gradients, self.options.loss_scale,
+            self._taker(key, sub.index) if whole else None)
         if self.gradient_users.get(stage):
             self.input_gradients[stage] = found
-        if op.kind == actions.BACKWARD:
-            self._weight_grad(op)
+        if whole:
+            self._accumulated(key)
 
     def _weight_grad(self, op: _Op) -> None:
         sub = self.split.subs[op.stage[0]]
         key = (sub.module, op.stage[1], op.stage[2])
-        gradients = self.executor._runners[key].weight_gradients(
-            self.tapes.pop(op.stage))
-        if not self.options.deterministic:
-            self._accumulate(gradients)
-            return
-        early = self.early.setdefault(key, {})
-        early[sub.index] = gradients
-        order = self.accumulation[key]
-        while order and order[0] in early:
-            self._accumulate(early.pop(order.pop(0)))
+        self.executor._runners[key].weight_gradients(
+            self.tapes.pop(op.stage), self._taker(key, sub.index))
+        self._accumulated(key)
 
-    def _accumulate(self, gradients: List) -> None:
-        for p, g in gradients:
-            if self.options.accumulate is not None:
-                self.options.accumulate(p, g)
-            elif p.grad is None:
-                p.grad = g.detach().clone().to(p.dtype)
-            else:
-                p.grad += g
+    def _taker(self, key: Tuple[int, int, int], sub: int) -> TakeGradient:
+        """Where gradients of a stage's weights go: into the sums, or aside until
+        it is the sub-microbatch's turn."""
+        if not self.options.deterministic:
+            return self._accumulate
+        order = self.accumulation[key]
+        if order[0] == sub:
+            order.pop(0)
+            return self._accumulate
+        aside = self.early.setdefault(key, {}).setdefault(sub, [])
+        return lambda p, g: aside.append((p, g))
+
+    def _accumulated(self, key: Tuple[int, int, int]) -> None:
+        """A stage's gradients were taken: adds those that waited for them."""
+        order = self.accumulation[key]
+        early = self.early.get(key, {})
+        while order and order[0] in early:
+            for p, g in early.pop(order.pop(0)):
+                self._accumulate(p, g)
+
+    def _accumulate(self, p: nn.Parameter, g: Tensor) -> None:
+        if self.options.accumulate is not None:
+            self.options.accumulate(p, g)
+        elif p.grad is None:
+            p.grad = g.detach().clone().to(p.dtype)
+        else:
+            p.grad += g
 
     def _copy(self, op: _Op) -> None:
         sub = self.split.subs[op.stage[0]]
