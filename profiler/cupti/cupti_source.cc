@@ -96,9 +96,9 @@ constexpr CUpti_ActivityKind kKinds[] = {
 
 // Of API calls only those that launch kernels or copies are wanted; a trainer
 // makes several times as many others. They are known by their names, which the
-// library has of those, too, that the headers do not know. (CUPTI can be told to
-// record single APIs only; then no external ids come at all, seen on CUDA 13.0,
-// or it costs the trainer as much.)
+// library has of those, too, that the headers do not know. (CUPTI can be told
+// to record single APIs only; then no external ids come at all, seen on
+// CUDA 13.0, or it costs the trainer as much.)
 class LaunchApis {
  public:
   explicit LaunchApis(const Functions& f)

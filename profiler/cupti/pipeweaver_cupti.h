@@ -55,7 +55,9 @@ void pw_cupti_step(int64_t step);
 void pw_cupti_push(const char* annotation);
 void pw_cupti_pop(void);
 
-/* Gives CUPTI free for another profiler, at once, until pw_cupti_attach. */
+/* Gives CUPTI free for another profiler, at once, until pw_cupti_attach.
+ * Without it the agent gives way at the next step, and the profiler loses what
+ * it traced until then. */
 void pw_cupti_detach(void);
 void pw_cupti_attach(void);
 

@@ -46,7 +46,7 @@ class TransformerBlock(nn.Module):
         q, k, v = (t.view(b, n, HEADS, -1).transpose(1, 2) for t in
                    self.qkv(self.attention_norm(x)).chunk(3, -1))
         score = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        mask = torch.ones(n, n, dtype=torch.bool).triu(1)
+        mask = torch.ones(n, n, dtype=torch.bool, device=x.device).triu(1)
         y = score.masked_fill(mask, float("-inf")).softmax(-1) @ v
         x = x + self.wo(y.transpose(1, 2).reshape(b, n, WIDTH))
         return x + self.w2(F.silu(self.w1(self.ffn_norm(x))))

@@ -25,8 +25,8 @@ def attention(q, k, v, lengths, key_lengths, causal, heads):
                  (q[at:at + n], k[key_at:key_at + m], v[key_at:key_at + m])]
         score = split[0] @ split[1].transpose(1, 2) / split[0].shape[-1] ** 0.5
         if causal:
-            score = score.masked_fill(
-                torch.ones(n, m, dtype=torch.bool).triu(1), float("-inf"))
+            score = score.masked_fill(torch.ones(
+                n, m, dtype=torch.bool, device=q.device).triu(1), float("-inf"))
         out.append((score.softmax(-1) @ split[2]).transpose(0, 1).reshape(n, -1))
         at, key_at = at + n, key_at + m
     return torch.cat(out)

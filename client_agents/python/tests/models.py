@@ -7,7 +7,7 @@ in one process (reference_step), which shares nothing with the executor.
 import pathlib
 import random
 import sys
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -168,10 +168,10 @@ def make_batch(job: job_pb2.Job, rng: random.Random, microbatches: int,
 
 
 class Data:
-    """Random data of a batch, the same on every rank by its seed."""
+    """Random data of a batch, the same on every rank and device by its seed."""
 
     def __init__(self, job: JobView, batch: batch_pb2.BatchMetadata, seed: int,
-                 dtype: torch.dtype):
+                 dtype: torch.dtype, device: Any = "cpu"):
         generator = torch.Generator().manual_seed(seed)
         self.items: Dict[Tuple[int, int], List] = {}
         view = BatchView(job, batch)
@@ -180,11 +180,12 @@ class Data:
                 made = []
                 for n in tokens:
                     if job.module_name(m) == "text":
-                        ids = torch.randint(VOCAB, (2, n), generator=generator)
+                        ids = torch.randint(VOCAB, (2, n),
+                                            generator=generator).to(device)
                         made.append((ids[0], ids[1]))
                         continue
                     x = torch.randn(2, n, PATCH, generator=generator,
-                                    dtype=torch.float64).to(dtype)
+                                    dtype=torch.float64).to(device, dtype)
                     made.append((x[0], x[1]) if job.module_name(m) == "dit"
                                 else x[0])
                 self.items[b, m] = made
@@ -193,14 +194,14 @@ class Data:
         return [self.items[microbatch, module][i] for i in items]
 
 
-def build_model(job: JobView, model: str, seed: int, dtype: torch.dtype
-                ) -> List[List[nn.Module]]:
+def build_model(job: JobView, model: str, seed: int, dtype: torch.dtype,
+                device: Any = "cpu") -> List[List[nn.Module]]:
     """All layers of all modules, [module][layer]."""
     torch.manual_seed(seed)
     layers = [build_layers(m.name, model) for m in job.job.modules]
     for module, mine in zip(job.job.modules, layers):
         for layer in mine:
-            layer.to(dtype)
+            layer.to(device, dtype)
             layer.requires_grad_(not module.frozen)
     return layers
 

@@ -21,8 +21,8 @@ def run_ranks(ranks: int, transport: str, body: Callable[..., Any], *args: Any,
               timeout_s: float = 120.0) -> List[Any]:
     """body(rank, transport, *args) in `ranks` processes; what they return.
 
-    transport: "gloo", "rendezvous", or "none". Raises RuntimeError when a rank
-    fails, or when they do not end in time: a hang fails a test.
+    transport: "gloo", "nccl", "rendezvous", or "none". Raises RuntimeError when a
+    rank fails, or when they do not end in time: a hang fails a test.
     """
     mesh = socket_mesh(ranks) if transport == "rendezvous" else None
     store = tempfile.mktemp(prefix="pipeweaver-store-")
@@ -84,14 +84,19 @@ def _main(rank, ranks, transport, mesh, store, pipe, body, args) -> None:
                     for sock in sockets.values():
                         sock.close()
             link = RendezvousTransport(rank, mesh[rank])
-        elif transport == "gloo":
-            dist.init_process_group("gloo", init_method=f"file://{store}",
+        elif transport in ("gloo", "nccl"):
+            if transport == "nccl":
+                torch.cuda.set_device(rank % torch.cuda.device_count())
+                # NCCL wants a GPU for each process of a host: each has its own.
+                os.environ["NCCL_HOSTID"] = f"rank-{rank}"
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+            dist.init_process_group(transport, init_method=f"file://{store}",
                                     rank=rank, world_size=ranks)
             link = DistributedTransport()
         result = body(rank, link, *args)
         pipe.send((True, result))
         code = 0
-        if transport == "gloo":
+        if transport in ("gloo", "nccl"):
             dist.barrier()
             dist.destroy_process_group()
     except BaseException:  # the parent reports it

@@ -51,13 +51,13 @@ def made_steps(job):
     return steps
 
 
-def train(rank, transport, model, job, steps, dtype):
-    plain = models.build_model(job, model, 1, dtype)
+def train(rank, transport, model, job, steps, dtype, device="cpu"):
+    plain = models.build_model(job, model, 1, dtype, device)
     mine = copy.deepcopy(plain)
     announced = []
     executor = PipelineExecutor(
         job, rank, models.pipeline_modules(job, mine, rank), transport,
-        dtype=dtype, options=ExecutorOptions(
+        device=device, dtype=dtype, options=ExecutorOptions(
             deterministic=True,
             grads_ready=lambda *chunk: announced.append(chunk)))
     local = [(f"module {m} layer {i}.{name}", p, q)
@@ -70,7 +70,7 @@ def train(rank, transport, model, job, steps, dtype):
                if job.trainable[m] and job.chunks[m][s][k].num_layers}
     losses = []
     for step, (batch, made, key) in enumerate(steps):
-        data = models.Data(job, batch, step, dtype)
+        data = models.Data(job, batch, step, dtype, device)
         checked = check_program(made[rank], key, rank)
         announced.clear()
         result = executor.run(executor.prepare(checked, batch), data)

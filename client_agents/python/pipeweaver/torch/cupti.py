@@ -62,6 +62,17 @@ class CuptiHooks(Hooks):
     def layer_end(self) -> None:
         self._library.pw_cupti_pop()
 
+    def detach(self) -> None:
+        """To be called before torch.profiler or another CUPTI client begins,
+        which else loses what it traces in the step at hand. torch.profiler keeps
+        CUPTI when it is over, so that the agent stays out of its way for good,
+        unless TEARDOWN_CUPTI=1 is in the environment."""
+        self._library.pw_cupti_detach()
+
+    def attach(self) -> None:
+        """The other client is over: tracing goes on, if CUPTI is free."""
+        self._library.pw_cupti_attach()
+
     def close(self) -> None:
         """Ends the measuring, and hands over what is left."""
         self._library.pw_cupti_stop()
