@@ -18,6 +18,7 @@ from pipeweaver.job import JobView
 from pipeweaver.torch import PipelineExecutor
 from ranks import run_ranks
 from test_agent import free_port, start_server
+from test_executor import NoTransport
 
 MICROBATCHES = 16
 
@@ -32,7 +33,7 @@ def measure(rank, transport, port):
     executor = PipelineExecutor(
         job, 0, models.pipeline_modules(
             job, models.build_model(job, "vlm", 1, models.torch.float32), 0),
-        transport)
+        NoTransport())
     batch = models.make_batch(job.job, random.Random(0), MICROBATCHES)
     before = resident_bytes()
     server = f"127.0.0.1:{port}"
