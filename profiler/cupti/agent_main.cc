@@ -82,7 +82,8 @@ bool ReadOptions(AgentOptions* options, std::string* reason) {
   return true;
 }
 
-void Start() {
+// `by_driver`: it calls, so there is a GPU.
+void Start(bool by_driver) {
   const std::lock_guard<std::mutex> lock(g_start_mutex);
   if (std::exchange(g_started, true)) return;
   if (Environment("PIPEWEAVER_CUPTI") == "0") return;
@@ -91,7 +92,7 @@ void Start() {
   std::unique_ptr<ActivitySource> source;
   const std::string library = Environment("PIPEWEAVER_CUPTI_LIBRARY");
   if (ReadOptions(&options, &reason) &&
-      (!library.empty() || HasCudaDriver(&reason))) {
+      (by_driver || !library.empty() || HasGpu(&reason))) {
     source = OpenCupti(library, &reason);
   }
   g_agent.store(new Agent(options, std::move(source), reason),
@@ -128,10 +129,12 @@ using pipeweaver::cupti::Agent;
 using pipeweaver::cupti::Get;
 using pipeweaver::cupti::Guarded;
 
-PW_EXPORT void pw_cupti_start(void) { Guarded(pipeweaver::cupti::Start); }
+PW_EXPORT void pw_cupti_start(void) {
+  Guarded([] { pipeweaver::cupti::Start(/*by_driver=*/false); });
+}
 
 PW_EXPORT int InitializeInjection(void) {
-  pw_cupti_start();
+  Guarded([] { pipeweaver::cupti::Start(/*by_driver=*/true); });
   return 1;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cupti.h>
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>
@@ -300,12 +301,20 @@ std::unique_ptr<ActivitySource> OpenCupti(const std::string& library,
   return std::make_unique<CuptiSource>(functions);
 }
 
-bool HasCudaDriver(std::string* reason) {
-  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) != nullptr) return true;
-  const char* error = dlerror();
-  *reason = std::string("no CUDA driver: ") +
-            (error != nullptr ? error : "not found");
-  return false;
+bool HasGpu(std::string* reason) {
+  if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    const char* error = dlerror();
+    *reason = std::string("no CUDA driver: ") +
+              (error != nullptr ? error : "not found");
+    return false;
+  }
+  // The driver's library may be there alone, in a container's image. The second
+  // is that of Windows' subsystem for Linux.
+  if (access("/dev/nvidiactl", F_OK) != 0 && access("/dev/dxg", F_OK) != 0) {
+    *reason = "no GPU: there is no /dev/nvidiactl";
+    return false;
+  }
+  return true;
 }
 
 }  // namespace pipeweaver::cupti

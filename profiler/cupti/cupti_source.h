@@ -16,9 +16,9 @@ namespace pipeweaver::cupti {
 std::unique_ptr<ActivitySource> OpenCupti(const std::string& library,
                                           std::string* reason);
 
-// Whether the process has or can load the CUDA driver's library. Without it
+// Whether there are a CUDA driver and a device of NVIDIA's. Without them
 // libcupti is not to be called: that of CUDA 13.2 overflows the stack then.
-bool HasCudaDriver(std::string* reason);
+bool HasGpu(std::string* reason);
 
 }  // namespace pipeweaver::cupti
 

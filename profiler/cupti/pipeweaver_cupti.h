@@ -18,7 +18,10 @@
  *                                   /dev/shm/pipeweaver-cupti-<uid>-<pid>-<time>
  *   PIPEWEAVER_CUPTI_DUTY           steps traced of how many; default 2/100
  *   PIPEWEAVER_CUPTI_BUFFERS        buffers, KiB of each; default 16x2048
- *   PIPEWEAVER_CUPTI_LIBRARY        libcupti to load; default the usual ones
+ *   PIPEWEAVER_CUPTI_LIBRARY        libcupti to load; default the usual ones.
+ *                                   Only set it where there is a GPU: it is not
+ *                                   looked for then, and libcupti of CUDA 13.2
+ *                                   ends a process without one
  */
 
 #ifndef PROFILER_CUPTI_PIPEWEAVER_CUPTI_H_
