@@ -122,9 +122,10 @@ def costs(options):
                       f"{statistics.mean(ratios):.3f} "
                       f"({min(ratios):.3f} to {max(ratios):.3f})")
             ratios = [r[3] / r[4] for r in rows[1:]]
-            print(f"peak memory, measured over predicted: "
-                  f"{statistics.mean(ratios):.3f} ({min(ratios):.3f} to "
-                  f"{max(ratios):.3f})")
+            if ratios:
+                print(f"peak memory, measured over predicted: "
+                      f"{statistics.mean(ratios):.3f} ({min(ratios):.3f} to "
+                      f"{max(ratios):.3f})")
             known = client.call("DescribeJob", service.DescribeJobRequest(
                 job=job.name), 5.0).costs
             print(f"{known.measured_layers} layers measured, "

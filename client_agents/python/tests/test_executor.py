@@ -5,7 +5,9 @@ import pathlib
 import random
 import subprocess
 import tempfile
+import time
 import unittest
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -20,18 +22,47 @@ from pipeweaver.split import condition_tokens
 from pipeweaver.torch import (
     ExecutorOptions, ExtraRng, Hooks, PipelineExecutor)
 from pipeweaver.torch.cupti import CuptiHooks
-from pipeweaver.torch.transport import Transport
+from pipeweaver.torch.transport import Transport, flatten
 from pipeweaver.v1 import job_pb2, plan_pb2, profile_pb2
 from ranks import run_ranks
 
 KEY = plan_pb2.PlanKey(job="j", step=3)
 
 
-def connect_in_order(rank, transport, pairs):
-    """Connects as on NCCL; gloo takes its operations, too."""
+def connect_late(rank, transport, pairs, late):
+    """Connects as on NCCL, gloo takes its operations, too; one rank comes half a
+    second later. How long it took, and the peers of each kind of operation."""
     transport._by_tag = False
-    transport.connect(pairs)
-    return [p for p in pairs if rank in p]
+    asked = []
+    batch = dist.batch_isend_irecv
+
+    def recorded(operations):
+        asked.extend((o.op is dist.isend, o.peer) for o in operations)
+        return batch(operations)
+
+    if rank == late:
+        time.sleep(0.5)
+    begin = time.monotonic()
+    with mock.patch("torch.distributed.batch_isend_irecv", recorded):
+        transport.connect(pairs)
+    took = time.monotonic() - begin
+    return took, [sorted(peer for send, peer in asked if send == kind)
+                  for kind in (True, False)]
+
+
+def connect_nothing(rank, transport):
+    """Where nothing comes, connecting fails."""
+    class Done:
+        def wait(self):
+            pass
+
+    transport._by_tag = False
+    with mock.patch("torch.distributed.batch_isend_irecv",
+                    lambda operations: [Done() for _ in operations]):
+        try:
+            transport.connect([(0, 1)])
+        except RuntimeError as error:
+            return str(error)
 
 
 class Connecting(Transport):
@@ -150,11 +181,20 @@ class ExecutorTest(unittest.TestCase):
         # Of a chain, neighbours and the way back to the second segment.
         self.assertEqual(pairs, [(0, 1), (0, 3), (1, 2), (2, 3)])
 
-    def test_connecting_waits_for_all_ranks_of_a_pair(self):
-        pairs = [(0, 1), (0, 3), (1, 2), (2, 3)]
-        self.assertEqual(
-            run_ranks(4, "gloo", connect_in_order, pairs),
-            [[p for p in pairs if rank in p] for rank in range(4)])
+    def test_connecting_waits_for_the_other_rank_of_a_pair(self):
+        pairs = [(0, 1), (0, 3), (1, 2)]
+        peers = [[1, 3], [0, 2], [1], [0]]
+        found = run_ranks(4, "gloo", connect_late, pairs, 3)
+        self.assertEqual([asked for _, asked in found], [[p, p] for p in peers])
+        self.assertGreater(found[0][0], 0.25)  # rank 3 is its peer
+
+    def test_connecting_sees_that_nothing_came(self):
+        for error in run_ranks(2, "gloo", connect_nothing):
+            self.assertIn("executors must be made on all ranks at once", error)
+
+    def test_a_message_of_nothing_has_the_executors_type(self):
+        nothing = flatten([torch.zeros(0, 3)], torch.float64, "cpu")
+        self.assertEqual((nothing.dtype, nothing.shape), (torch.float64, (1,)))
 
     def test_forward_only_step(self):
         job = models.make_job("vlm", 2)

@@ -22,6 +22,8 @@ from pipeweaver.job import EdgeCrossing, SubMicrobatch
 
 State = Tuple[Tensor, ...]
 
+# Takes a weight's gradient in the middle of a backward. May not change it: it may
+# be another tensor's gradient, too.
 TakeGradient = Callable[[nn.Parameter, Tensor], None]
 
 KEEP, SELECTIVE, FULL, OFFLOAD = "keep", "selective", "full", "offload"
@@ -657,16 +659,18 @@ class ChunkRunner:
         """Hands `take` what the tape's stage adds to the weights' gradients."""
         _hand_over(tape.gradients, take)
         while tape.calls:
-            index, calls = tape.calls.pop(0)
-            weights = self._layer_parameters[index]
-            seeds = [seed for call in calls for seed in call.seeds]
-            with self._backward_pass(index, "weight_grad", tape.context):
-                found = torch.autograd.grad([t for t, _ in seeds], weights,
-                                            [g for _, g in seeds],
-                                            allow_unused=True)
-            del calls, seeds
-            _hand_over([(p, g) for p, g in zip(weights, found) if g is not None],
-                       take)
+            _hand_over(self._layer_weight_gradients(tape), take)
+
+    def _layer_weight_gradients(self, tape: StageTape
+                                ) -> List[Tuple[nn.Parameter, Tensor]]:
+        """Of the first layer on the tape, which is taken off it."""
+        index, calls = tape.calls.pop(0)
+        weights = self._layer_parameters[index]
+        seeds = [seed for call in calls for seed in call.seeds]
+        with self._backward_pass(index, "weight_grad", tape.context):
+            found = torch.autograd.grad([t for t, _ in seeds], weights,
+                                        [g for _, g in seeds], allow_unused=True)
+        return [(p, g) for p, g in zip(weights, found) if g is not None]
 
 
 def _hand_over(gradients: List[Tuple[nn.Parameter, Tensor]],

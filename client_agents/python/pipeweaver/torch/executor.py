@@ -192,7 +192,7 @@ class ExecutorOptions:
     # it. May not wait itself for another replica, which may wait for this one.
     grads_ready: Optional[Callable[[int, int, int], None]] = None
     # Takes a weight's gradient; None adds it to `param.grad`.
-    accumulate: Optional[Callable[[nn.Parameter, Tensor], None]] = None
+    accumulate: Optional[TakeGradient] = None
     # Of trainers whose layers draw from random states of their own: without it
     # recompute would draw other dropout masks than the forward did.
     extra_rng: Optional[ExtraRng] = None
@@ -252,9 +252,9 @@ class PreparedStep:
 
 
 class PipelineExecutor:
-    """One rank's executor. To be made on all ranks at once: it has the transport
-    connect them. Not thread-safe, but prepare() may run in another thread than
-    run()."""
+    """One rank's executor. To be made on all ranks of the pipeline at once: it has
+    the transport connect them. Not thread-safe, but prepare() may run in another
+    thread than run()."""
 
     def __init__(self, job: JobView, rank: int,
                  modules: Sequence[PipelineModule], transport: Transport, *,
@@ -753,14 +753,14 @@ class _Run:
         if self.gradient_users.get(stage):
             self.input_gradients[stage] = found
         if whole:
-            self._accumulated(key)
+            self._add_waiting(key)
 
     def _weight_grad(self, op: _Op) -> None:
         sub = self.split.subs[op.stage[0]]
         key = (sub.module, op.stage[1], op.stage[2])
         self.executor._runners[key].weight_gradients(
             self.tapes.pop(op.stage), self._taker(key, sub.index))
-        self._accumulated(key)
+        self._add_waiting(key)
 
     def _taker(self, key: Tuple[int, int, int], sub: int) -> TakeGradient:
         """Where gradients of a stage's weights go: into the sums, or aside until
@@ -774,8 +774,8 @@ class _Run:
         aside = self.early.setdefault(key, {}).setdefault(sub, [])
         return lambda p, g: aside.append((p, g))
 
-    def _accumulated(self, key: Tuple[int, int, int]) -> None:
-        """A stage's gradients were taken: adds those that waited for them."""
+    def _add_waiting(self, key: Tuple[int, int, int]) -> None:
+        """A stage's gradients were taken: adds those whose turn it is now."""
         order = self.accumulation[key]
         early = self.early.get(key, {})
         while order and order[0] in early:

@@ -30,8 +30,9 @@ class Transport(abc.ABC):
     """
 
     def connect(self, pairs: Sequence[Tuple[int, int]]) -> None:
-        """Sets up what transfers between these pairs of ranks need. Called once,
-        on all ranks with the same pairs, and may wait for all of them."""
+        """Sets up what transfers between these pairs of ranks need. Every executor
+        calls it when it is made, on all ranks with the same pairs, while no
+        transfer is under way. May wait for the other ranks."""
 
     @abc.abstractmethod
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
@@ -62,7 +63,7 @@ class DistributedTransport(Transport):
         self._by_tag = dist.get_backend(group) == "gloo"
         self._device = "cpu" if self._by_tag else "cuda"
         if not self._by_tag:
-            dist.all_reduce(self._one(), group=group)
+            dist.all_reduce(torch.zeros(1, device=self._device), group=group)
 
     def connect(self, pairs: Sequence[Tuple[int, int]]) -> None:
         """NCCL connects two ranks when they first meet, and holds up whoever
@@ -72,24 +73,24 @@ class DistributedTransport(Transport):
         if self._by_tag:
             return
         me = dist.get_rank()
-        sent, received = [], []
+        operations = []
+        received = []
         for a, b in ((self._global(a), self._global(b)) for a, b in pairs):
-            if me in (a, b):
-                peer = a + b - me
-                sent.append(dist.P2POp(dist.isend, self._one(), peer, self._group))
-                received.append(dist.P2POp(dist.irecv, self._one(), peer,
-                                           self._group))
-        if sent:
-            for work in dist.batch_isend_irecv(sent + received):
-                work.wait()
-        for operation in received:  # read: they are over
-            if operation.tensor.item() != 1:
-                raise RuntimeError("connecting ranks: received something else "
-                                   "than was sent; must be called on all ranks "
-                                   "alike, before the first transfer")
-
-    def _one(self) -> Tensor:
-        return torch.ones(1, device=self._device)
+            if me not in (a, b):
+                continue
+            received.append(torch.zeros(1, device=self._device))
+            operations += [
+                dist.P2POp(dist.isend, torch.ones_like(received[-1]), a + b - me,
+                           self._group),
+                dist.P2POp(dist.irecv, received[-1], a + b - me, self._group)]
+        if not operations:
+            return
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        if any(t.item() != 1 for t in received):  # which waits for a device
+            raise RuntimeError("connecting ranks: received something else than was "
+                               "sent; executors must be made on all ranks at once, "
+                               "while no transfer is under way")
 
     def post(self, posts: Sequence[Post], batched: bool) -> List[Any]:
         if self._by_tag:  # gloo matches by tag
