@@ -16,7 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "profiler/text_source.h"
+#include "semu/base/text_source.h"
 
 namespace pipeweaver::profiler {
 

@@ -15,10 +15,10 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
-#include "profiler/text_source.h"
 #include "proto/text/text_proto.h"
 #include "semu/base/limits.h"
 #include "semu/base/status_macros.h"
+#include "semu/base/text_source.h"
 
 namespace pipeweaver::profiler {
 namespace {

@@ -12,8 +12,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "profiler/collective_names.h"
-#include "profiler/text_source.h"
 #include "profiler/trace_reader.h"
+#include "semu/base/text_source.h"
 
 namespace pipeweaver::profiler {
 

@@ -24,10 +24,10 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
-#include "profiler/text_source.h"
 #include "search/planner.h"
 #include "semu/base/flags_help.h"
 #include "semu/base/status_macros.h"
+#include "semu/base/text_source.h"
 #include "server/clock.h"
 #include "server/config.h"
 #include "server/plan_simulator.h"
@@ -84,7 +84,7 @@ absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
   v1::ServerConfig config;
   if (const std::string path = absl::GetFlag(FLAGS_config); !path.empty()) {
     const absl::StatusOr<std::string> text =
-        profiler::ReadTextFile(path, kMaxConfigBytes);
+        ReadTextFile(path, kMaxConfigBytes);
     if (!text.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat("config: ", text.status().message()));

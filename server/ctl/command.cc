@@ -9,7 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "search/problem/field_error.h"
 #include "semu/base/check.h"
+#include "semu/base/text_source.h"
 
 namespace pipeweaver::ctl {
 
@@ -27,6 +29,16 @@ ExitCode ExitCodeOf(const absl::Status& status) {
     default:
       return kExitBadInput;
   }
+}
+
+absl::StatusOr<std::string> ReadInputFile(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadTextFile(path, std::size_t{1} << 30);
+  if (text.ok()) return text;
+  absl::string_view why = text.status().message();
+  absl::ConsumePrefix(&why, path + ": ");
+  return search::FieldError(
+      path, absl::StrCat("not readable (", why, ")"),
+      "must be a file, plain or gzip, of at most 1 GiB unpacked");
 }
 
 ExitCode Report(const absl::Status& status, const CommandIo& io) {

@@ -12,6 +12,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "nlohmann/json.hpp"
@@ -32,6 +33,10 @@ enum ExitCode : int {
 
 // The exit code that `status` ends a command with.
 ExitCode ExitCodeOf(const absl::Status& status);
+
+// A whole file, plain or gzip, of at most 1 GiB unpacked: a guard against gzip
+// bombs. Errors: INVALID_ARGUMENT, a search::FieldError of the path.
+absl::StatusOr<std::string> ReadInputFile(const std::string& path);
 
 // Where a command writes: results to `out`, everything else to `err`.
 struct CommandIo {

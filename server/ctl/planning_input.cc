@@ -7,9 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_file.h"
-#include "profiler/text_source.h"
 #include "proto/text/text_proto.h"
 #include "semu/base/status_macros.h"
+#include "semu/base/text_source.h"
 #include "semu/cost/calibration/corrected_costs.h"
 #include "semu/cost/measured/profile_layers.h"
 #include "semu/model/batch_proto.h"
@@ -27,8 +27,7 @@ constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
 
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message& message) {
-  const absl::StatusOr<std::string> text =
-      profiler::ReadTextFile(path, kMaxFileBytes);
+  const absl::StatusOr<std::string> text = ReadTextFile(path, kMaxFileBytes);
   if (!text.ok()) {
     return absl::IsNotFound(text.status())
                ? text.status()

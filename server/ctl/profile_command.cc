@@ -20,10 +20,10 @@
 #include "profiler/decimal.h"
 #include "profiler/profile_builder.h"
 #include "profiler/profile_file.h"
-#include "profiler/text_source.h"
 #include "profiler/trace_figures.h"
 #include "profiler/trace_import.h"
 #include "semu/base/status_macros.h"
+#include "semu/base/text_source.h"
 #include "semu/cost/ops/op_table.h"
 
 namespace pipeweaver::ctl {
@@ -113,7 +113,7 @@ absl::Status Import(const ImportOptions& options, const CommandIo& io) {
 
 absl::Status Predict(const std::string& path, const CommandIo& io) {
   PW_ASSIGN_OR_RETURN(const std::string csv,
-                      profiler::ReadTextFile(path, kMaxTableBytes));
+                      ReadTextFile(path, kMaxTableBytes));
   const absl::StatusOr<std::string> predicted = semu::PredictOpTable(csv);
   if (!predicted.ok()) {
     return absl::Status(predicted.status().code(),

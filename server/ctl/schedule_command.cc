@@ -18,7 +18,6 @@
 #include "search/plan/bubble_causes.h"
 #include "search/problem/bound.h"
 #include "search/problem/field_error.h"
-#include "search/problem/input_file.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/problem_json.h"
 #include "search/problem/timing.h"
@@ -44,7 +43,7 @@ int Refuse(const absl::Status& status, std::ostream& err) {
 }
 
 absl::StatusOr<search::Problem> ReadProblem(const std::string& path) {
-  PW_ASSIGN_OR_RETURN(const std::string text, search::ReadInputFile(path));
+  PW_ASSIGN_OR_RETURN(const std::string text, ReadInputFile(path));
   return search::ParseProblemJson(text);
 }
 
@@ -137,7 +136,7 @@ int RunSimulateCommand(absl::Span<const std::string> args,
   if (const auto code = ParseArguments(app, args, io)) return *code;
   const absl::StatusOr<search::Problem> problem = ReadProblem(problem_path);
   if (!problem.ok()) return Refuse(problem.status(), io.err);
-  const absl::StatusOr<std::string> text = search::ReadInputFile(schedule_path);
+  const absl::StatusOr<std::string> text = ReadInputFile(schedule_path);
   if (!text.ok()) return Refuse(text.status(), io.err);
   const absl::StatusOr<search::Schedule> schedule =
       search::ParseScheduleJson(*problem, *text);

@@ -17,7 +17,6 @@
 #include "search/plan/plan_checker.h"
 #include "search/plan/schedule_timeline.h"
 #include "search/planner.h"
-#include "search/problem/input_file.h"
 #include "search/problem/problem_json.h"
 #include "semu/base/status_macros.h"
 #include "semu/trace/chrome_trace.h"
@@ -105,11 +104,11 @@ absl::StatusOr<semu::Timeline> TimelineOfPlan(
 absl::StatusOr<semu::Timeline> TimelineOfFiles(
     const std::string& problem_path, const std::string& schedule_path) {
   PW_ASSIGN_OR_RETURN(const std::string problem_text,
-                      search::ReadInputFile(problem_path));
+                      ReadInputFile(problem_path));
   PW_ASSIGN_OR_RETURN(const search::Problem problem,
                       search::ParseProblemJson(problem_text));
   PW_ASSIGN_OR_RETURN(const std::string schedule_text,
-                      search::ReadInputFile(schedule_path));
+                      ReadInputFile(schedule_path));
   PW_ASSIGN_OR_RETURN(const search::Schedule schedule,
                       search::ParseScheduleJson(problem, schedule_text));
   PW_ASSIGN_OR_RETURN(const search::CheckedSchedule checked,

@@ -22,12 +22,12 @@
 
 #include "absl/status/statusor.h"
 #include "search/problem/bound.h"
-#include "search/problem/input_file.h"
 #include "search/problem/problem.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/problem_json.h"
 #include "search/strategy/registry.h"
 #include "search/strategy/strategy.h"
+#include "semu/base/text_source.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -65,7 +65,7 @@ Run Solve(const Strategy& strategy, const Problem& problem,
 void Gaps(const Strategy& strategy, int threads,
           const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
-    const absl::StatusOr<std::string> text = ReadInputFile(path);
+    const absl::StatusOr<std::string> text = ReadTextFile(path, 1 << 30);
     const absl::StatusOr<Problem> problem =
         text.ok() ? ParseProblemJson(*text) : text.status();
     if (!problem.ok()) {

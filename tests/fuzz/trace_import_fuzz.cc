@@ -10,10 +10,10 @@
 #include "google/protobuf/text_format.h"
 #include "profiler/profile_builder.h"
 #include "profiler/profile_file.h"
-#include "profiler/text_source.h"
 #include "profiler/trace_figures.h"
 #include "profiler/trace_import.h"
 #include "semu/base/check.h"
+#include "semu/base/text_source.h"
 
 namespace profiler = pipeweaver::profiler;
 
@@ -21,8 +21,8 @@ namespace {
 
 absl::StatusOr<profiler::ImportedTrace> Import(const std::string& text,
                                                std::size_t block_bytes) {
-  const std::unique_ptr<profiler::TextSource> source =
-      profiler::TextFromString(text, block_bytes);
+  const std::unique_ptr<pipeweaver::TextSource> source =
+      pipeweaver::TextFromString(text, block_bytes);
   return profiler::ImportTrace(*source);
 }
 

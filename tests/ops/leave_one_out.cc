@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "profiler/text_source.h"
+#include "semu/base/text_source.h"
 #include "semu/cost/ops/op_accuracy.h"
 #include "semu/cost/ops/op_fit.h"
 #include "semu/cost/ops/op_table.h"
@@ -121,8 +121,7 @@ int Fail(const absl::Status& status) {
 int Run(const std::vector<std::string>& paths, bool print_factors) {
   std::vector<semu::OpTable> tables;
   for (const std::string& path : paths) {
-    const absl::StatusOr<std::string> text =
-        profiler::ReadTextFile(path, kMaxTableBytes);
+    const absl::StatusOr<std::string> text = ReadTextFile(path, kMaxTableBytes);
     if (!text.ok()) return Fail(text.status());
     absl::StatusOr<semu::OpTable> table = semu::ParseOpTable(*text);
     if (!table.ok()) {

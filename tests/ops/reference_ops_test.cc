@@ -10,7 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "gtest/gtest.h"
-#include "profiler/text_source.h"
+#include "semu/base/text_source.h"
 #include "semu/cost/ops/op_accuracy.h"
 #include "semu/cost/ops/op_fit.h"
 
@@ -29,8 +29,7 @@ class ReferenceOps : public ::testing::Test {
          std::filesystem::directory_iterator(folder, error)) {
       const std::string path = entry.path().string();
       if (!absl::EndsWith(path, ".csv.gz")) continue;
-      const absl::StatusOr<std::string> text =
-          profiler::ReadTextFile(path, 64 << 20);
+      const absl::StatusOr<std::string> text = ReadTextFile(path, 64 << 20);
       ASSERT_TRUE(text.ok()) << text.status();
       absl::StatusOr<OpTable> table = ParseOpTable(*text);
       ASSERT_TRUE(table.ok()) << path << ": " << table.status();

@@ -15,7 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "profiler/pipeline_timings.h"
-#include "profiler/text_source.h"
+#include "semu/base/text_source.h"
 #include "semu/cost/calibration/drift_alarm.h"
 
 namespace pipeweaver {
@@ -45,7 +45,7 @@ TEST(PrimusTest, HopFittedOnEarlyIterationsPredictsLateOnes) {
   if (!std::filesystem::exists(path))
     GTEST_SKIP() << "skipped: " << path << " missing";
   const absl::StatusOr<std::string> archive =
-      profiler::ReadTextFile(path.string(), 64 << 20);
+      ReadTextFile(path.string(), 64 << 20);
   ASSERT_TRUE(archive.ok()) << archive.status();
   std::map<std::string, std::string> files = Untar(*archive);
   std::vector<std::string> ranks;

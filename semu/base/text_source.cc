@@ -1,6 +1,6 @@
 // Bytes of a file, plain or gzip, one block at a time.
 
-#include "profiler/text_source.h"
+#include "semu/base/text_source.h"
 
 #include <sys/stat.h>
 #include <zlib.h>
@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "semu/base/status_macros.h"
 
-namespace pipeweaver::profiler {
+namespace pipeweaver {
 namespace {
 
 constexpr std::size_t kBlockBytes = 256 << 10;
@@ -110,4 +110,4 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path,
   }
 }
 
-}  // namespace pipeweaver::profiler
+}  // namespace pipeweaver

@@ -1,7 +1,7 @@
 // Bytes of a file, plain or gzip, one block at a time.
 
-#ifndef PROFILER_TEXT_SOURCE_H_
-#define PROFILER_TEXT_SOURCE_H_
+#ifndef SEMU_BASE_TEXT_SOURCE_H_
+#define SEMU_BASE_TEXT_SOURCE_H_
 
 #include <cstdint>
 #include <memory>
@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace pipeweaver::profiler {
+namespace pipeweaver {
 
 // Where text comes from. Not thread-safe.
 class TextSource {
@@ -39,6 +39,6 @@ std::unique_ptr<TextSource> TextFromString(std::string text,
 absl::StatusOr<std::string> ReadTextFile(const std::string& path,
                                          std::size_t max_bytes);
 
-}  // namespace pipeweaver::profiler
+}  // namespace pipeweaver
 
-#endif  // PROFILER_TEXT_SOURCE_H_
+#endif  // SEMU_BASE_TEXT_SOURCE_H_
