@@ -23,7 +23,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
-#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -163,6 +162,65 @@ Rates Measure(grpc::GenericStub& stub, const std::string& method,
       (CpuSeconds() - cpu_start) * 1e6 / count};
 }
 
+// A rank that fetches its program of one step after the other.
+class Rank {
+ public:
+  Rank(client::PlannerClient client, int rank)
+      : client_(std::move(client)), rank_(rank), thread_([this] { Serve(); }) {}
+  ~Rank() {
+    {
+      MutexLock lock(&mutex_);
+      state_ = State::kEnding;
+    }
+    changed_.NotifyAll();
+    thread_.join();
+  }
+
+  void Fetch(const v1::PlanKey& key) {
+    {
+      MutexLock lock(&mutex_);
+      key_ = key;
+      state_ = State::kFetching;
+    }
+    changed_.NotifyAll();
+  }
+
+  // When it held what it was last told to fetch; waits until it does.
+  BenchClock::time_point Held() {
+    MutexLock lock(&mutex_);
+    while (state_ == State::kFetching) changed_.Wait(&mutex_);
+    return held_;
+  }
+
+ private:
+  enum class State { kIdle, kFetching, kEnding };
+
+  void Serve() {
+    MutexLock lock(&mutex_);
+    while (true) {
+      while (state_ == State::kIdle) changed_.Wait(&mutex_);
+      if (state_ == State::kEnding) return;
+      const v1::PlanKey key = key_;
+      mutex_.Unlock();
+      PW_CHECK(client_.GetProgram(key, rank_).ok());
+      const BenchClock::time_point now = BenchClock::now();
+      mutex_.Lock();
+      held_ = now;
+      state_ = State::kIdle;
+      changed_.NotifyAll();
+    }
+  }
+
+  client::PlannerClient client_;
+  const int rank_;
+  Mutex mutex_;
+  CondVar changed_;
+  State state_ ABSL_GUARDED_BY(mutex_) = State::kIdle;
+  v1::PlanKey key_ ABSL_GUARDED_BY(mutex_);
+  BenchClock::time_point held_ ABSL_GUARDED_BY(mutex_);
+  std::thread thread_;
+};
+
 class Benchmark {
  public:
   Benchmark()
@@ -203,10 +261,11 @@ class Benchmark {
   void Latency() {
     const int ranks = job_.parallelism().pipeline_parallel();
     client::PlannerClient submitter = Connect();
-    std::vector<client::PlannerClient> clients;
+    std::vector<std::unique_ptr<Rank>> clients;
     for (int rank = 0; rank < ranks; ++rank) {
-      clients.push_back(Connect());
-      PW_CHECK(clients.back().ListJobs({}).ok());  // connects
+      client::PlannerClient client = Connect();
+      PW_CHECK(client.ListJobs({}).ok());  // connects
+      clients.push_back(std::make_unique<Rank>(std::move(client), rank));
     }
     std::vector<double> total_ms;
     std::vector<double> less_search_ms;
@@ -226,15 +285,9 @@ class Benchmark {
       *request.mutable_batch() = *semu::SampleBatch(job_, options);
       const BenchClock::time_point start = BenchClock::now();
       PW_CHECK(submitter.SubmitStep(request).ok());
-      std::vector<std::future<BenchClock::time_point>> held;
-      for (int rank = 0; rank < ranks; ++rank) {
-        held.push_back(std::async(std::launch::async, [this, rank, &clients] {
-          PW_CHECK(clients[rank].GetProgram(key_, rank).ok());
-          return BenchClock::now();
-        }));
-      }
+      for (const auto& client : clients) client->Fetch(key_);
       BenchClock::time_point last = start;
-      for (auto& time : held) last = std::max(last, time.get());
+      for (const auto& client : clients) last = std::max(last, client->Held());
       const auto plan = submitter.GetPlan(key_);
       PW_CHECK(plan.ok());
       if (step < kWarmUp) continue;
