@@ -18,18 +18,54 @@ std::string Sha256(absl::string_view bytes) {
   return digest;
 }
 
-std::string CanonicalBytes(const google::protobuf::Message& message) {
-  std::unique_ptr<google::protobuf::Message> copy(message.New());
-  copy->CopyFrom(message);
-  copy->DiscardUnknownFields();
+namespace {
+
+// Whether `message`, or a message within it, has unknown fields.
+bool HasUnknownFields(const google::protobuf::Message& message) {
+  using google::protobuf::FieldDescriptor;
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  if (!reflection.GetUnknownFields(message).empty()) return true;
+  const google::protobuf::Descriptor& type = *message.GetDescriptor();
+  for (int i = 0; i < type.field_count(); ++i) {
+    const FieldDescriptor* field = type.field(i);
+    if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) continue;
+    if (!field->is_repeated()) {
+      if (reflection.HasField(message, field) &&
+          HasUnknownFields(reflection.GetMessage(message, field))) {
+        return true;
+      }
+      continue;
+    }
+    const int size = reflection.FieldSize(message, field);
+    for (int k = 0; k < size; ++k) {
+      if (HasUnknownFields(reflection.GetRepeatedMessage(message, field, k))) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+std::string DeterministicBytes(const google::protobuf::Message& message) {
   std::string bytes;
   {
     google::protobuf::io::StringOutputStream stream(&bytes);
     google::protobuf::io::CodedOutputStream coded(&stream);
     coded.SetSerializationDeterministic(true);
-    copy->SerializePartialToCodedStream(&coded);
+    message.SerializePartialToCodedStream(&coded);
   }
   return bytes;
+}
+
+}  // namespace
+
+std::string CanonicalBytes(const google::protobuf::Message& message) {
+  // A copy takes longer than to look for what it would be made for.
+  if (!HasUnknownFields(message)) return DeterministicBytes(message);
+  std::unique_ptr<google::protobuf::Message> copy(message.New());
+  copy->CopyFrom(message);
+  copy->DiscardUnknownFields();
+  return DeterministicBytes(*copy);
 }
 
 std::string CanonicalDigest(const google::protobuf::Message& message) {
