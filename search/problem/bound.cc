@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "search/problem/memory_bound.h"
 #include "search/problem/path_bound.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/ramp_bound.h"
@@ -24,6 +25,7 @@ constexpr int kMostPairsLookedAt = 20'000'000;
 struct EndIdle {
   uint64_t ns = 0;
   bool nothing_taken_off = false;
+  RankEnd exact;  // where nothing_taken_off: the same by what each job counts
 };
 
 // The claim of FlowLowerBound for rank b: at the start (F), or at the end with
@@ -100,9 +102,9 @@ class FlowEnd {
     Descend();
     for (size_t i = 0; i < tried.size(); ++i) {
       if (thresholds[tried[i]] <= best.ns) continue;
-      const EndIdle idle = IdleFor(jobs, shortest[i], way_[shortest[i]],
-                                   static_cast<int>(i), best.ns);
-      if (idle.ns > best.ns) best = idle;
+      EndIdle idle = IdleFor(jobs, shortest[i], way_[shortest[i]],
+                             static_cast<int>(i), best.ns);
+      if (idle.ns > best.ns) best = std::move(idle);
     }
     return best;
   }
@@ -186,7 +188,10 @@ class FlowEnd {
     std::vector<uint64_t> transfer(x - first_x, kUnset);
     uint64_t taken_off = 0;
     bool clean = true;
+    std::vector<uint64_t> most_ns(jobs.size(), kUnset);
+    size_t job = 0;
     for (const int p : jobs) {
+      uint64_t& most = most_ns[job++];
       if (way_ns <= known_ns + taken_off) return {};
       const bool in_x = has(in_x_[p]);
       const bool job_reached = has(reversed_ ? gradient_[p] : forward_[p]);
@@ -209,7 +214,9 @@ class FlowEnd {
         least =
             std::min(least, TransferAfter(graph_, q) + (in_x ? 0 : Length(q)));
       }
-      if (!in_x) taken_off += work - std::min(work, shortest + Rest(p));
+      if (in_x) continue;
+      most = shortest;
+      taken_off += work - std::min(work, shortest + Rest(p));
     }
     uint64_t way = kUnset;
     for (const int p : jobs) {
@@ -219,7 +226,8 @@ class FlowEnd {
       for (int q = first; q < p; ++q) own += Length(q) + transfer[q - first];
       way = std::min(way, own);
     }
-    return {way > taken_off ? way - taken_off : 0, clean};
+    return {way > taken_off ? way - taken_off : 0, clean,
+            clean ? RankEnd{way, std::move(most_ns)} : RankEnd{}};
   }
 
   const ProblemGraph& graph_;
@@ -251,6 +259,7 @@ LowerBounds FindLowerBounds(const ProblemGraph& graph) {
   const auto plain_bound = [&](int r) {
     return path.head[r] + path.work[r] + path.tail[r];
   };
+  const MemoryBound memory(graph, path);
   std::vector<int> ranks;
   for (int r = 0; r < graph.ranks; ++r) {
     if (path.head[r] != kUnset) ranks.push_back(r);
@@ -272,6 +281,19 @@ LowerBounds FindLowerBounds(const ProblemGraph& graph) {
                       path.head[r] + path.work[r] + tail});
     if (fill.nothing_taken_off && drain.nothing_taken_off) {
       bound = std::max(bound, head + path.work[r] + tail);
+    }
+    if (!memory.Matters(r, bound)) continue;
+    const RankEnd plain_head = {path.head[r], {}},
+                  plain_tail = {path.tail[r], {}};
+    bound = std::max(bound, memory.Compute(r, plain_head, plain_tail));
+    if (fill.nothing_taken_off) {
+      bound = std::max(bound, memory.Compute(r, fill.exact, plain_tail));
+    }
+    if (drain.nothing_taken_off) {
+      bound = std::max(bound, memory.Compute(r, plain_head, drain.exact));
+    }
+    if (fill.nothing_taken_off && drain.nothing_taken_off) {
+      bound = std::max(bound, memory.Compute(r, fill.exact, drain.exact));
     }
   }
   bound = RampLowerBound(graph, path, routes, bound);

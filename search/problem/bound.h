@@ -39,7 +39,8 @@ int64_t LowerBound(const ProblemGraph& graph);
 // may fall before s and is taken off. The same holds for the end with time
 // reversed, B for F; both ends add up when nothing had to be taken off. The
 // bound is the best over sets X = {F on b whose way is at least so long}, or
-// that by how the rank fills and drains (ramp_bound.h) where that is better.
+// that by memory (memory_bound.h), or by how the rank fills and drains
+// (ramp_bound.h) where that is better.
 //
 // O(ranks * edges); of ranks for which that would take long only those are
 // looked at whose bound is the highest without it. As times, it may need all 64

@@ -125,6 +125,21 @@ PathBound ComputePathBound(const ProblemGraph& graph) {
   return result;
 }
 
+std::vector<uint64_t> ChainsOf(const ProblemGraph& graph,
+                               const PathBound& path) {
+  std::vector<uint64_t> chain_ns(graph.pairs, 0);
+  for (int i = graph.pairs - 1; i >= 0; --i) {
+    const int p = graph.topological[i];
+    for (const GraphEdge& edge : graph.consumers_of(p)) {
+      chain_ns[p] =
+          std::max(chain_ns[p], chain_ns[edge.pair] +
+                                    2 * static_cast<uint64_t>(edge.delay_ns));
+    }
+    chain_ns[p] += path.least[p].forward + path.least[p].gradient;
+  }
+  return chain_ns;
+}
+
 std::vector<int32_t> RoutesOf(const ProblemGraph& graph) {
   std::vector<int32_t> routes(graph.pairs, 0);
   // By the route to the stage before and its rank.

@@ -35,6 +35,11 @@ struct PathBound {
 // O(edges).
 PathBound ComputePathBound(const ProblemGraph& graph);
 
+// [pair]: the longest path from the start of F to the end of I or B, transfers
+// included, at the least lengths. O(edges).
+std::vector<uint64_t> ChainsOf(const ProblemGraph& graph,
+                               const PathBound& path);
+
 // [pair]: the same number where the ranks that the sweep comes over are the
 // same.
 std::vector<int32_t> RoutesOf(const ProblemGraph& graph);

@@ -253,7 +253,7 @@ class RampBound {
   uint64_t Compute(uint64_t known) {
     if (plain_ranks_.empty() || graph_.pairs > kMostPairs) return known;
     FindWays();
-    FindChains();
+    chain_ns_ = ChainsOf(graph_, path_);
     FindGroups();
     for (const int32_t p : Candidates(known)) {
       known = std::max(known, LookAt(p).Bound(known));
@@ -284,19 +284,6 @@ class RampBound {
         way.ns = before.ns + Least(p - 1, end) + TransferAfter(graph_, p - 1);
         way.toll = std::min(way.toll, before.toll);
       }
-    }
-  }
-
-  void FindChains() {
-    chain_ns_.assign(graph_.pairs, 0);
-    for (int i = graph_.pairs - 1; i >= 0; --i) {
-      const int p = graph_.topological[i];
-      for (const GraphEdge& edge : graph_.consumers_of(p)) {
-        chain_ns_[p] = std::max(
-            chain_ns_[p],
-            chain_ns_[edge.pair] + 2 * static_cast<uint64_t>(edge.delay_ns));
-      }
-      chain_ns_[p] += path_.least[p].forward + path_.least[p].gradient;
     }
   }
 
@@ -453,9 +440,8 @@ class RampBound {
   std::vector<std::vector<int32_t>> pairs_on_rank_;
   std::vector<int32_t> plain_ranks_;
   std::vector<std::array<Way, 2>> ways_;  // [pair]: of F, of B
-  // The longest path from the start of F to the end of B, [pair].
-  std::vector<uint64_t> chain_ns_;
-  std::vector<int32_t> group_;  // [pair]
+  std::vector<uint64_t> chain_ns_;        // [pair]: ChainsOf
+  std::vector<int32_t> group_;            // [pair]
 };
 
 }  // namespace
