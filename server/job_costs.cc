@@ -229,10 +229,14 @@ std::shared_ptr<const CostVersion> JobCosts::Publish(const CostVersion& held) {
       !layers.empty() && LayersMoved(layers, next.costs->measured());
   bool changed = layers_moved;
   if (layers_moved) {
-    calibrator_.emplace();
+    if (next.measured_layers > 0) {
+      calibrator_->ForgetObservations();
+    } else {
+      calibrator_.emplace();
+      next.calibration = {};
+    }
     observations_ = 0;
     unfitted_ = 0;
-    next.calibration = {};
     next.measured_layers = static_cast<int64_t>(layers.size());
     ++next.layers_number;
   } else {

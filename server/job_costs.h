@@ -48,7 +48,9 @@ struct CostVersion {
 // makes cached plans stale.
 //   Measured layers: when they miss what the version before holds of them by
 //     more than kPublishError in the mean, or lie outside what it has measured.
-//     Factors start anew then, since they corrected other costs.
+//     Factors start anew with the first ones, since they corrected other costs;
+//     later they are kept until they are fitted to what is observed from then
+//     on.
 //   Factors: as semu::Calibrator says, fitted after each quarter of its window;
 //     the machine's speed after each report.
 //   Memory: when a rank's excess grows by a step of kReserveStepBytes.

@@ -162,7 +162,7 @@ TEST_F(JobCostsTest, SpeedIsFollowedBetweenFits) {
   EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 1'000'000)), 1.65e6, 2e3);
 }
 
-TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
+TEST_F(JobCostsTest, TheFirstLayersStartFactorsAnew) {
   const auto before = costs_.current();
   costs_.AddObservations(*before, 1, Observations(20, 1.5));
   ASSERT_NE(Publish(), nullptr);
@@ -174,6 +174,28 @@ TEST_F(JobCostsTest, NewLayersStartFactorsAnew) {
   // What was observed on top of the old layers says nothing of the new ones.
   costs_.AddObservations(*before, 1, Observations(200, 1.5));
   EXPECT_FALSE(TakeDue());
+}
+
+TEST_F(JobCostsTest, FactorsOfMeasuredLayersStayUntilTheyAreFittedAgain) {
+  costs_.AddLayers({Forward(100, 300)});
+  ASSERT_NE(Publish(), nullptr);
+  const auto before = costs_.current();
+  costs_.AddObservations(*before, 1, Observations(20, 1.5));
+  ASSERT_NE(Publish(), nullptr);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 100)), 450, 1);
+  costs_.AddLayers({Forward(200, 1000)});
+  const auto version = Publish();
+  ASSERT_NE(version, nullptr);
+  EXPECT_EQ(version->measured_layers, 2);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 100)), 450, 1);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 200)), 1500, 3);
+  // What was observed on top of the old layers says nothing of the new ones.
+  costs_.AddObservations(*before, 1, Observations(200, 1.5));
+  EXPECT_FALSE(TakeDue());
+  costs_.AddObservations(*costs_.current(), 2, Observations(20, 1.2));
+  EXPECT_TRUE(TakeDue());
+  ASSERT_NE(Publish(), nullptr);
+  EXPECT_NEAR(static_cast<double>(ForwardNs(costs_, 100)), 360, 1);
 }
 
 TEST_F(JobCostsTest, PeaksBeyondThePredictionAreSetAsideInSteps) {

@@ -135,7 +135,7 @@ std::optional<Calibration> Calibrator::Publish() {
 }
 
 std::optional<Calibration> Calibrator::PublishSpeed() {
-  if (fitted_.empty()) return std::nullopt;
+  if (fitted_.empty() || observations_.empty()) return std::nullopt;
   return PublishFitted();
 }
 

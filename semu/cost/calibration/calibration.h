@@ -99,6 +99,11 @@ class Calibrator {
   // thousandth of the time of a fit.
   std::optional<Calibration> PublishSpeed();
 
+  // The costs that predictions come from have changed a little: what was
+  // observed says nothing of them, the factors go on until what comes is
+  // fitted.
+  void ForgetObservations() { observations_.clear(); }
+
   // The last version published.
   const Calibration& current() const { return current_; }
 
