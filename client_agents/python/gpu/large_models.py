@@ -18,7 +18,7 @@ from pipeweaver import MetadataBuilder
 from pipeweaver.job import BatchView, JobView
 from pipeweaver.torch import ExecutorOptions, Hooks, PipelineExecutor, PipelineModule
 from pipeweaver.v1 import batch_pb2, job_pb2
-from small_models import LmHead, PatchEmbed, incoming_rows, padded
+from small_models import Embedding, LmHead, PatchEmbed
 
 PATCH_VALUES, MERGE, VOCAB = 3 * 14 * 14, 4, 32000
 
@@ -104,25 +104,9 @@ class LargeMerger(nn.Module):
         return (self.down(F.gelu(self.up(x))),)
 
 
-class LargeEmbedding(nn.Module):
-    """Tokens of the language model; an item's images come first."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(VOCAB, TEXT.width)
-
-    def forward(self, state, context):
-        rows = incoming_rows(state, context)
-        out = []
-        for item, (ids, _) in zip(context.sub.items, context.data):
-            mine = [rows[item][key] for key in sorted(rows.get(item, {}))]
-            out += [*mine, self.table(ids[sum(len(x) for x in mine):])]
-        return (padded(torch.cat(out), context),)
-
-
-def make_job(name: str, budget_bytes: int = 0) -> job_pb2.Job:
-    """The job on one H200; layout left to the planner."""
-    job = job_pb2.Job(name=name, memory_budget_bytes=budget_bytes)
+def make_job(name: str, pinned: bool = False) -> job_pb2.Job:
+    """The job on one H200; layout left to the planner, or `pinned`."""
+    job = job_pb2.Job(name=name)
     for module_name, modality, size in (
             ("vision", job_pb2.MODALITY_IMAGE, VISION),
             ("text", job_pb2.MODALITY_TEXT, TEXT)):
@@ -143,6 +127,10 @@ def make_job(name: str, budget_bytes: int = 0) -> job_pb2.Job:
         else:
             module.layers.add(kind=job_pb2.LAYER_KIND_LM_HEAD, count=1,
                               hidden_size=size.width, vocab_size=VOCAB)
+        if pinned:
+            entry = job.layout.modules.add(module=module_name,
+                                           sub_microbatch_tokens=8192)
+            entry.segments.add().chunks.add(rank=0, num_layers=size.blocks + 2)
     job.edges.add(producer="vision", consumer="text", tokens_merged=MERGE)
     job.parallelism.pipeline_parallel = 1
     job.data_type = job_pb2.DATA_TYPE_BF16
@@ -207,7 +195,7 @@ class Trainer:
                 PatchEmbed(PATCH_VALUES, VISION.width),
                 *(LargeBlock(VISION, False) for _ in range(VISION.blocks)),
                 LargeMerger()], "text": [
-                LargeEmbedding(),
+                Embedding(VOCAB, TEXT.width),
                 *(LargeBlock(TEXT, True) for _ in range(TEXT.blocks)),
                 LmHead(VOCAB, TEXT.width, 1e-4)]}
         modules: List[PipelineModule] = []

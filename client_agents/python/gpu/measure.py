@@ -5,26 +5,19 @@ was predicted and what was measured.
                                   # CUPTI agent's profile has come
     python3 measure.py overhead   # what the CUPTI agent costs a step
 
-The numbers are this GPU's and this machine's; nothing is asserted. Environment:
-PIPEWEAVER_SERVER_BINARY and PIPEWEAVER_CUPTI_AGENT, see tests/gpu.sh.
+The numbers are this GPU's and this machine's; nothing is asserted. For its
+environment see tests/gpu.sh, which runs it.
 """
 
 import argparse
 import os
-import pathlib
 import random
 import statistics
-import sys
 import time
 import uuid
 
-_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-for _folder in ("", "tests", "examples"):
-    sys.path.insert(0, str(_PACKAGE / _folder))
-
-AGENT = os.environ.get("PIPEWEAVER_CUPTI_AGENT", str(
-    _PACKAGE.parents[1] / "bazel-bin" / "profiler" / "cupti" /
-    "libpipeweaver_cupti.so"))
+AGENT = os.environ["PIPEWEAVER_CUPTI_AGENT"]
+MICROBATCHES = 8
 
 
 def costs(options):
@@ -44,10 +37,9 @@ def costs(options):
     address = f"127.0.0.1:{port}"
     server = start_real(port)
     try:
-        job = large.make_job(f"gpu-{uuid.uuid4().hex[:8]}",
-                             int(options.budget_gb * 1e9))
-        samples = [large.make_batch(job, random.Random(100 + i),
-                                    options.microbatches) for i in range(4)]
+        job = large.make_job(f"gpu-{uuid.uuid4().hex[:8]}")
+        samples = [large.make_batch(job, random.Random(100 + i), MICROBATCHES)
+                   for i in range(4)]
         registration = pipeweaver.register(address, job, "run",
                                            sample_batches=samples)
         job.layout.CopyFrom(registration.layout)
@@ -55,7 +47,6 @@ def costs(options):
         client = pipeweaver.PlannerClient(address)
         uploads = []
         trainer = None
-        hooks = None
 
         def prepare(checked, batch):
             return trainer.executor.prepare(checked, batch)
@@ -76,7 +67,7 @@ def costs(options):
             rows = []
             step = 0
             while time.monotonic() - begin < options.seconds:
-                batch = large.make_batch(job, rng, options.microbatches)
+                batch = large.make_batch(job, rng, MICROBATCHES)
                 agent.submit(step, batch)
                 agent.wait(step, 10.0)
                 token = agent.vote(step)
@@ -100,7 +91,7 @@ def costs(options):
                 rows.append((report.measured_share, result.step_ns,
                              report.makespan_ns, result.peak_memory_bytes,
                              report.peak_memory_bytes[0]))
-                if step < 10 or step % options.every == 0:
+                if step < 10 or step % 10 == 0:
                     print(f"step {step - 1}: measured {result.step_ns * 1e-6:.1f}"
                           f" ms (actions {busy * 1e-6:.1f}), predicted "
                           f"{report.makespan_ns * 1e-6:.1f} "
@@ -139,7 +130,7 @@ def costs(options):
 
 def overhead(options):
     """Steps of one fixed program, traced and not, in one process."""
-    if options.agent:
+    if not options.without_agent:
         os.environ["CUDA_INJECTION64_PATH"] = AGENT
         os.environ["PIPEWEAVER_CUPTI_DUTY"] = "5/10"
     import torch
@@ -153,8 +144,8 @@ def overhead(options):
     from pipeweaver.v1 import plan_pb2
 
     torch.cuda.init()
-    hooks = CuptiHooks(AGENT) if options.agent else None
-    for model in options.models:
+    hooks = None if options.without_agent else CuptiHooks(AGENT)
+    for model in ("launch-bound", "compute-bound"):
         if model == "launch-bound":
             job = models.make_job("vlm", 1)
             view = JobView(job)
@@ -165,11 +156,7 @@ def overhead(options):
             batch = models.make_batch(job, random.Random(0), 4)
             data = models.Data(view, batch, 0, torch.float32, "cuda")
         else:
-            job = large.make_job("overhead")
-            for module, layers in (("vision", 18), ("text", 10)):
-                entry = job.layout.modules.add(module=module,
-                                               sub_microbatch_tokens=8192)
-                entry.segments.add().chunks.add(rank=0, num_layers=layers)
+            job = large.make_job("overhead", pinned=True)
             view = JobView(job)
             executor = large.Trainer(view, hooks).executor
             batch = large.make_batch(job, random.Random(0), 4)
@@ -185,7 +172,7 @@ def overhead(options):
         for step, program in enumerate(prepared):
             begin = time.perf_counter()
             executor.run(program, data)
-            state = hooks._library.pw_cupti_status(None, 0) if hooks else -1
+            state = hooks.state() if hooks else -1
             times.setdefault(state, []).append(time.perf_counter() - begin)
         for state, found in sorted(times.items()):
             name = {-1: "no agent", 0: "off", 1: "idle", 2: "tracing",
@@ -203,13 +190,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("costs", "overhead"))
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--microbatches", type=int, default=8)
-    parser.add_argument("--budget-gb", type=float, default=0)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--agent", type=int, default=1)
-    parser.add_argument("--models", nargs="+",
-                        default=["launch-bound", "compute-bound"])
+    parser.add_argument("--without-agent", action="store_true")
     options = parser.parse_args()
     {"costs": costs, "overhead": overhead}[options.what](options)
 

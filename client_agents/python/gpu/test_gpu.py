@@ -2,7 +2,6 @@
 
 import glob
 import os
-import pathlib
 import random
 import time
 import unittest
@@ -14,19 +13,16 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 import torch  # noqa: E402
 
 import large_models as large  # noqa: E402
-import models  # noqa: E402
 import plans  # noqa: E402
 from pipeweaver.job import JobView  # noqa: E402
+from pipeweaver.profile import layer_key  # noqa: E402
 from pipeweaver.program import check_program  # noqa: E402
-from pipeweaver.torch import PipelineExecutor  # noqa: E402
 from pipeweaver.torch.cupti import CuptiHooks  # noqa: E402
 from pipeweaver.v1 import plan_pb2  # noqa: E402
 from ranks import run_ranks  # noqa: E402
-from test_gradients import STEPS, TOLERANCE, made_steps, train  # noqa: E402
+from test_gradients import check  # noqa: E402
 
-AGENT = os.environ.get("PIPEWEAVER_CUPTI_AGENT", str(
-    pathlib.Path(__file__).resolve().parents[3] / "bazel-bin" / "profiler" /
-    "cupti" / "libpipeweaver_cupti.so"))
+AGENT = os.environ["PIPEWEAVER_CUPTI_AGENT"]
 ACTIVE, YIELDED = 2, 3  # pw_cupti_state
 GIGABYTE = 10 ** 9
 
@@ -35,14 +31,8 @@ class GradientTest(unittest.TestCase):
     """As test_gradients.py, with weights and data on the GPU."""
 
     def check(self, model, ranks, v, dtype, frozen=(), buckets=()):
-        job = JobView(models.make_job(model, ranks, frozen, v, buckets=buckets))
-        answers = run_ranks(ranks, "nccl" if ranks > 1 else "none", train, model,
-                            job, made_steps(job), dtype, "cuda")
-        for step in range(STEPS):
-            total = sum(a[step][0] or 0.0 for a in answers)
-            expected = answers[0][step][1]
-            self.assertLessEqual(abs(total - expected),
-                                 TOLERANCE[dtype] * abs(expected), step)
+        check(self, "nccl" if ranks > 1 else "none", model, ranks, frozen, v,
+              dtype, buckets, "cuda")
 
     def test_one_rank(self):
         self.check("omni", 1, False, torch.float64)
@@ -60,23 +50,14 @@ class GradientTest(unittest.TestCase):
         self.check("omni", 4, True, torch.float64)
 
 
-def large_job():
-    job = large.make_job("gpu")
-    for module, layers in (("vision", large.VISION.blocks + 2),
-                           ("text", large.TEXT.blocks + 2)):
-        entry = job.layout.modules.add(module=module, sub_microbatch_tokens=8192)
-        entry.segments.add().chunks.add(rank=0, num_layers=layers)
-    return job
-
-
-def run_choice(rank, transport, choice, split):
+def run_choice(rank, transport, choice):
     """A step of the large model under one memory choice: memory at rest, at its
     most and after it, and the step's times."""
-    view = JobView(large_job())
+    view = JobView(large.make_job("gpu", pinned=True))
     batch = large.make_batch(view.job, random.Random(0), 2)
     trainer = large.Trainer(view)
     key = plan_pb2.PlanKey(job="gpu", step=0)
-    made = plans.random_plan(view, batch, 0, split, (choice,), key)
+    made = plans.random_plan(view, batch, 0, 0.0, (choice,), key)
     prepared = trainer.executor.prepare(check_program(made[0], key, 0), batch)
     data = large.RandomData(view, batch)
     trainer.executor.run(prepared, data)
@@ -97,7 +78,7 @@ class DeviceTest(unittest.TestCase):
         peaks = {}
         for choice in ("keep", "selective", "full", "offload"):
             (rest, peak, step_ns, wall, starts, durations, after), = run_ranks(
-                1, "none", run_choice, choice, 0.0)
+                1, "none", run_choice, choice)
             peaks[choice] = peak - rest
             self.assertEqual(after, rest, choice)
             self.assertLessEqual(step_ns, wall)
@@ -145,36 +126,23 @@ class TimedHooks(CuptiHooks):
                 for a, marks in self.events.items()}
 
 
-def annotation_of(key):
-    what = {1: "forward", 2: "backward", 3: "input_grad", 4: "weight_grad"}[
-        getattr(key, "pass")]
-    return (f"pw:module={key.module},layer={key.layer},pass={what},"
-            f"items={key.items},tokens={key.tokens},"
-            f"sum_squares={key.sum_squares},max_tokens={key.max_tokens}"
-            f",tp={key.tensor_parallel},cp={key.context_parallel}")
-
-
-def start_agent(injected, duty="1/1", upload=None, kind=CuptiHooks):
-    os.environ["PIPEWEAVER_CUPTI_DUTY"] = duty
+def start_agent(injected, upload=None, kind=CuptiHooks):
+    os.environ["PIPEWEAVER_CUPTI_DUTY"] = "1/1"
     if injected:
         os.environ["CUDA_INJECTION64_PATH"] = AGENT
     torch.cuda.init()
     return kind(AGENT, upload=upload)
 
 
-def state(hooks):
-    return hooks._library.pw_cupti_status(None, 0)
-
-
-def prepare_large(hooks, steps, split, choice="keep"):
-    view = JobView(large_job())
+def prepare_large(hooks, steps, split):
+    view = JobView(large.make_job("gpu", pinned=True))
     batch = large.make_batch(view.job, random.Random(0), 2)
     executor = large.Trainer(view, hooks).executor
     data = large.RandomData(view, batch)
     prepared = []
     for step in range(steps):
         key = plan_pb2.PlanKey(job="gpu", step=step)
-        made = plans.random_plan(view, batch, step, split, (choice,), key)
+        made = plans.random_plan(view, batch, step, split, ("keep",), key)
         prepared.append(executor.prepare(check_program(made[0], key, 0), batch))
     return [lambda p=p: executor.run(p, data) for p in prepared]
 
@@ -192,15 +160,16 @@ def traced(rank, transport, injected, split):
     was = set()
     for run in runs[2:]:
         run()
-        was.add(state(hooks))
+        was.add(hooks.state())
     events = hooks.event_ns()
     time.sleep(3)
     lost = hooks._ring.lost()
     hooks.close()
+    annotations = {layer_key(a).SerializeToString(): a for a in events}
     kernels = {}
     for profile in profiles:
         for p in profile.points:
-            a = annotation_of(p.key.layer)
+            a = annotations[p.key.layer.SerializeToString()]
             kernels[a] = kernels.get(a, 0) + p.total_ns
     left = glob.glob(f"/dev/shm/pipeweaver-cupti-{os.getuid()}-{os.getpid()}-*")
     return kernels, events, was, hooks._times.steps_left_out, lost, left
@@ -216,7 +185,7 @@ def beside_profiler(rank, transport, detach, teardown):
     states = []
     for run in runs[:3]:
         run()
-        states.append(state(hooks))
+        states.append(hooks.state())
     if detach:
         hooks.detach()
     with torch.profiler.profile(activities=[
@@ -224,13 +193,13 @@ def beside_profiler(rank, transport, detach, teardown):
             torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for run in runs[3:5]:
             run()
-            states.append(state(hooks))
+            states.append(hooks.state())
         torch.cuda.synchronize()
     if detach:
         hooks.attach()
     for run in runs[5:]:
         run()
-        states.append(state(hooks))
+        states.append(hooks.state())
     seen = sum(e.device_type == torch.autograd.DeviceType.CUDA
                for e in profiler.events())
     hooks.close()
@@ -248,7 +217,6 @@ class CuptiAgentTest(unittest.TestCase):
         silent = set(events) - set(kernels)
         self.assertEqual([a for a in silent if "embed" not in a or
                           "pass=input_grad" not in a], [])
-        self.assertEqual(set(kernels) - set(events), set())
         passes = {a.split("pass=")[1].split(",")[0] for a in kernels}
         self.assertEqual(passes, {"forward", "input_grad", "weight_grad"}
                          if split else {"forward", "backward"})

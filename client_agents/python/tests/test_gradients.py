@@ -103,24 +103,25 @@ def train(rank, transport, model, job, steps, dtype, device="cpu"):
     return losses
 
 
+def check(test, transport, model, ranks, frozen, v, dtype, buckets=(),
+          device="cpu"):
+    job = JobView(models.make_job(model, ranks, frozen, v, buckets=buckets))
+    answers = run_ranks(ranks, transport, train, model, job, made_steps(job),
+                        dtype, device)
+    for step in range(STEPS):
+        total = sum(a[step][0] or 0.0 for a in answers)
+        expected = answers[0][step][1]
+        test.assertLessEqual(abs(total - expected),
+                             TOLERANCE[dtype] * abs(expected), step)
+
+
 class GradientTest(unittest.TestCase):
-
-    def check(self, transport, model, ranks, frozen, v, dtype, buckets=()):
-        job = JobView(models.make_job(model, ranks, frozen, v, buckets=buckets))
-        answers = run_ranks(ranks, transport, train, model, job,
-                            made_steps(job), dtype)
-        for step in range(STEPS):
-            total = sum(a[step][0] or 0.0 for a in answers)
-            expected = answers[0][step][1]
-            self.assertLessEqual(abs(total - expected),
-                                 TOLERANCE[dtype] * abs(expected), step)
-
 
     def test_padded_to_shape_buckets(self):
         for model, ranks in (("vlm", 2), ("t2v", 2), ("omni", 4)):
             with self.subTest(model=model):
-                self.check("gloo", model, ranks, (), True, torch.float64,
-                           (5, 9, 16, 40))
+                check(self, "gloo", model, ranks, (), True, torch.float64,
+                      (5, 9, 16, 40))
 
 
 CASES = [("vlm", ()), ("t2v", ()), ("omni", ()), ("vlm", ("vision",)),
@@ -131,8 +132,8 @@ def _add(model, frozen, ranks, v, dtype, transport):
     name = "_".join(["test", model, *(f"frozen_{f}" for f in frozen),
                      f"{ranks}ranks", "v" if v else "straight",
                      str(dtype)[6:], transport])
-    setattr(GradientTest, name, lambda self: self.check(
-        transport, model, ranks, frozen, v, dtype))
+    setattr(GradientTest, name, lambda self: check(
+        self, transport, model, ranks, frozen, v, dtype))
 
 
 for i, ((_model, _frozen), _ranks) in enumerate(

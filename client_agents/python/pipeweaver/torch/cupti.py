@@ -44,8 +44,7 @@ class CuptiHooks(Hooks):
         self._ring: Optional[RingReader] = None
         # An agent that is off says why on stderr; the file that its ring would have
         # replaced may be there.
-        if (upload is not None and
-                self._library.pw_cupti_status(None, ctypes.c_size_t(0)) != _OFF):
+        if upload is not None and self.state() != _OFF:
             self._ring = _open_ring()
 
     def step(self, step: int) -> None:
@@ -61,6 +60,10 @@ class CuptiHooks(Hooks):
 
     def layer_end(self) -> None:
         self._library.pw_cupti_pop()
+
+    def state(self) -> int:
+        """The agent's, a pw_cupti_state."""
+        return self._library.pw_cupti_status(None, ctypes.c_size_t(0))
 
     def detach(self) -> None:
         """To be called before torch.profiler or another CUPTI client begins,
