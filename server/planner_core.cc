@@ -22,6 +22,8 @@ namespace {
 // Of what a report may claim: 11 days, a PiB.
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
 constexpr std::chrono::milliseconds kFirstSealTime{20};
+// By then all ranks have their programs.
+constexpr std::chrono::milliseconds kDiscardAfter{20};
 // Layouts take seconds to find, steps must not. Few are looked for at a time,
 // and few wait, since each holds its samples.
 constexpr int kRegistrations = 2;
@@ -379,11 +381,11 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   task.job = request->key.job;
   if (request->seal_at.has_value()) task.needed_at = *request->seal_at;
   task.cancelled = (*step)->cancelled;
-  // A dropped step was sealed, withdrawn or abandoned: nobody waits on it. The
-  // plan that was replaced goes with the task, when this step is sealed.
+  // A dropped step was sealed, withdrawn or abandoned: nobody waits on it.
   task.run = [this, step = *std::move(step),
-              replaced = std::move(replaced)](bool dropped) {
+              replaced = std::move(replaced)](bool dropped) mutable {
     if (!dropped) PlanStep(step);
+    DiscardLater(std::move(replaced));
   };
   pool_.Enqueue(std::move(task));
   return absl::OkStatus();
@@ -1047,6 +1049,14 @@ void PlannerCore::EnqueueFallback(
   fallbacks_.Enqueue(std::move(task));
 }
 
+void PlannerCore::DiscardLater(StepResult replaced) {
+  if (!replaced.ok() || *replaced == nullptr) return;
+  MutexLock lock(&keeper_mutex_);
+  discarded_.push_back({clock_->Now() + kDiscardAfter, *std::move(replaced)});
+  keeper_woken_ = true;
+  keeper_wake_.NotifyAll();
+}
+
 void PlannerCore::WakeKeeper() {
   MutexLock lock(&keeper_mutex_);
   keeper_woken_ = true;
@@ -1081,14 +1091,23 @@ void PlannerCore::KeepDeadlines() {
     if (const auto joint = NextJointStart(); joint.has_value()) {
       next = std::min(next.value_or(*joint), *joint);
     }
+    std::vector<Discarded> discarded;  // freed without the lock
     {
       MutexLock lock(&keeper_mutex_);
+      if (!discarded_.empty()) {
+        const Clock::TimePoint first = discarded_.front().at;
+        next = std::min(next.value_or(first), first);
+      }
       while (!keeper_stopped_ && !keeper_woken_ &&
              !(next.has_value() && clock_->Now() >= *next)) {
         clock_->Wait(&keeper_mutex_, &keeper_wake_, next);
       }
       if (keeper_stopped_) return;
       keeper_woken_ = false;
+      while (!discarded_.empty() && discarded_.front().at <= clock_->Now()) {
+        discarded.push_back(std::move(discarded_.front()));
+        discarded_.pop_front();
+      }
     }
     const Clock::TimePoint now = clock_->Now();
     for (JointSteps& joint : TakeJointDue(now)) {

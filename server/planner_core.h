@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <list>
 #include <map>
@@ -300,6 +301,10 @@ class PlannerCore {
   void KeepDeadlines();
   void DropUnusedJobs(Clock::TimePoint now);
   void WakeKeeper();
+  // Frees a plan that another has replaced, if there is one: on the keeper's
+  // thread, when the ranks have fetched the other. It takes up to a
+  // millisecond, which they would wait for.
+  void DiscardLater(StepResult replaced);
 
   const PlannerCoreOptions options_;
   const search::StepPlanner* const planner_;
@@ -341,6 +346,12 @@ class PlannerCore {
   CondVar keeper_wake_;
   bool keeper_woken_ ABSL_GUARDED_BY(keeper_mutex_) = false;
   bool keeper_stopped_ ABSL_GUARDED_BY(keeper_mutex_) = false;
+  struct Discarded {
+    Clock::TimePoint at;
+    std::shared_ptr<const SealedPlan> plan;
+  };
+  // By time.
+  std::deque<Discarded> discarded_ ABSL_GUARDED_BY(keeper_mutex_);
   std::thread keeper_;
 };
 

@@ -125,6 +125,26 @@ TEST_F(PlannerCoreTest, PlansAStepAndSealsWhatTheSearchFound) {
   EXPECT_EQ(*Read({"vlm", 1, 0, 0}), *plan);
 }
 
+TEST_F(PlannerCoreTest, AReplacedPlanGoesWhenRanksHaveFetchedTheNewOne) {
+  Register("vlm", "a");
+  std::weak_ptr<const SealedPlan> oldest;
+  // As many as are held, and one more, which takes the place of the oldest.
+  constexpr uint64_t kHeld = 8;
+  for (uint64_t step = 0; step <= kHeld; ++step) {
+    ASSERT_TRUE(Submit({"vlm", 1, step, 0}, static_cast<int64_t>(step)).ok());
+    const StepResult plan = Read({"vlm", 1, step, 0});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    if (step == 0) oldest = *plan;
+    core_.NoteFetched({"vlm", 1, step, 0}, 0);
+    core_.NoteFetched({"vlm", 1, step, 0}, 1);
+  }
+  EXPECT_EQ(Read({"vlm", 1, 0, 0}).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_FALSE(oldest.expired());
+  // The task that hands it over may not be through.
+  while (!oldest.expired()) clock_.Advance(milliseconds(20));
+}
+
 TEST_F(PlannerCoreTest, ReplicasThatWaitForEachOtherArePlannedTogether) {
   Register("vlm", "a");
   const auto wait = std::chrono::seconds(1);

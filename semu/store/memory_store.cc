@@ -1,18 +1,23 @@
 #include "semu/store/memory_store.h"
 
-#include <iterator>
-#include <utility>
-
+#include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
 
 namespace pipeweaver::semu {
 namespace {
 
-// Of an entry beyond its key and value: list node, map slot.
+// Of an entry beyond its key and value: map slot, turn, allocation.
 constexpr int64_t kEntryBytes = 128;
 
 int64_t BytesOf(size_t content_bytes) {
   return static_cast<int64_t>(content_bytes) + kEntryBytes;
+}
+
+void Prefetch(absl::string_view bytes) {
+  constexpr size_t kCacheLine = 64;
+  for (size_t i = 0; i < bytes.size(); i += kCacheLine) {
+    __builtin_prefetch(bytes.data() + i);
+  }
 }
 
 }  // namespace
@@ -20,54 +25,83 @@ int64_t BytesOf(size_t content_bytes) {
 MemoryStore::MemoryStore(int64_t budget_bytes)
     : shard_budget_bytes_(budget_bytes / kShards) {}
 
-MemoryStore::Shard& MemoryStore::ShardOf(const HashedKey& key) {
+MemoryStore::Shard& MemoryStore::ShardOf(size_t hash) {
   // The high bits: the map inside takes the low ones.
-  return shards_[(key.hash >> 56) % kShards];
+  return shards_[(hash >> 56) % kShards];
 }
 
 std::optional<std::string> MemoryStore::Get(absl::string_view key) {
-  const HashedKey hashed(key);
-  Shard& shard = ShardOf(hashed);
+  return Get(absl::HashOf(key), key);
+}
+
+std::optional<std::string> MemoryStore::Get(size_t hash,
+                                            absl::string_view key) {
+  Shard& shard = ShardOf(hash);
   MutexLock lock(&shard.mutex);
-  const auto it = shard.by_key.find(hashed);
-  if (it == shard.by_key.end()) return std::nullopt;
-  it->second->used = true;
-  return it->second->content.substr(it->second->key_bytes);
+  const auto it = shard.by_hash.find(hash);
+  if (it == shard.by_hash.end() || it->second.key() != key) return std::nullopt;
+  Held& held = it->second;
+  held.used = true;
+  return held.content.substr(held.key_bytes);
+}
+
+std::vector<std::optional<std::string>> MemoryStore::GetAll(
+    absl::Span<const absl::string_view> keys) {
+  std::vector<size_t> hashes;
+  hashes.reserve(keys.size());
+  for (const absl::string_view key : keys) {
+    const size_t hash = hashes.emplace_back(absl::HashOf(key));
+    Shard& shard = ShardOf(hash);
+    MutexLock lock(&shard.mutex);
+    shard.by_hash.prefetch(hash);
+  }
+  for (const size_t hash : hashes) {
+    Shard& shard = ShardOf(hash);
+    MutexLock lock(&shard.mutex);
+    const auto it = shard.by_hash.find(hash);
+    if (it != shard.by_hash.end()) Prefetch(it->second.content);
+  }
+  std::vector<std::optional<std::string>> values;
+  values.reserve(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    values.push_back(Get(hashes[i], keys[i]));
+  }
+  return values;
 }
 
 void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
   for (const StoreEntry& entry : entries) {
     const int64_t bytes = BytesOf(entry.key.size() + entry.value.size());
     if (bytes > shard_budget_bytes_) continue;
-    HashedKey key(entry.key);
-    Shard& shard = ShardOf(key);
+    const size_t hash = absl::HashOf(absl::string_view(entry.key));
+    Shard& shard = ShardOf(hash);
     MutexLock lock(&shard.mutex);
-    bool used = false;
-    if (const auto it = shard.by_key.find(key); it != shard.by_key.end()) {
-      used = it->second->used;
-      shard.Erase(it->second);
+    const auto bytes_before = [&] {
+      const auto it = shard.by_hash.find(hash);
+      return it == shard.by_hash.end() ? 0 : BytesOf(it->second.content.size());
+    };
+    while (shard.bytes - bytes_before() + bytes > shard_budget_bytes_) {
+      shard.TakeTurn();
     }
-    while (shard.bytes + bytes > shard_budget_bytes_) {
-      const auto last = std::prev(shard.entries.end());
-      if (last->used) {
-        last->used = false;
-        shard.entries.splice(shard.entries.begin(), shard.entries, last);
-      } else {
-        shard.Erase(last);
-      }
-    }
-    shard.entries.push_front(
-        {absl::StrCat(entry.key, entry.value), entry.key.size(), used});
-    key.bytes = shard.entries.front().key();
-    shard.by_key.emplace(key, shard.entries.begin());
-    shard.bytes += bytes;
+    shard.bytes += bytes - bytes_before();
+    const auto [it, added] = shard.by_hash.try_emplace(hash);
+    if (added) shard.turns.push_back(hash);
+    it->second.content = absl::StrCat(entry.key, entry.value);
+    it->second.key_bytes = entry.key.size();
   }
 }
 
-void MemoryStore::Shard::Erase(std::list<Held>::iterator held) {
-  bytes -= BytesOf(held->content.size());
-  by_key.erase(HashedKey(held->key()));
-  entries.erase(held);
+void MemoryStore::Shard::TakeTurn() {
+  const size_t hash = turns.front();
+  turns.pop_front();
+  const auto it = by_hash.find(hash);
+  if (it->second.used) {
+    it->second.used = false;
+    turns.push_back(hash);
+  } else {
+    bytes -= BytesOf(it->second.content.size());
+    by_hash.erase(it);
+  }
 }
 
 int64_t MemoryStore::bytes() const {

@@ -4,16 +4,17 @@
 #define SEMU_STORE_MEMORY_STORE_H_
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
-#include <list>
+#include <deque>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "semu/base/mutex.h"
-#include "semu/store/hashed_key.h"
 #include "semu/store/subgraph_store.h"
 
 namespace pipeweaver::semu {
@@ -27,6 +28,9 @@ class MemoryStore : public SubgraphStore {
 
   absl::string_view name() const override { return "memory"; }
   std::optional<std::string> Get(absl::string_view key) override;
+  // Fetches the memory of all before it reads any: most is in no cache by then.
+  std::vector<std::optional<std::string>> GetAll(
+      absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;
 
   // Counted against the budget.
@@ -38,24 +42,24 @@ class MemoryStore : public SubgraphStore {
   struct Held {
     std::string content;  // key, then value
     size_t key_bytes = 0;
-    bool used = false;  // since it came to the front
+    bool used = false;  // since its turn to go came last
 
     absl::string_view key() const { return {content.data(), key_bytes}; }
   };
   struct Shard {
     mutable Mutex mutex;
-    // To go from the back on; what was used goes to the front instead.
-    std::list<Held> entries ABSL_GUARDED_BY(mutex);
-    // Keys point into `entries`.
-    absl::flat_hash_map<HashedKey, std::list<Held>::iterator, HashOfKey> by_key
-        ABSL_GUARDED_BY(mutex);
+    // By the key's hash: of two keys with one hash the later is held.
+    absl::flat_hash_map<size_t, Held> by_hash ABSL_GUARDED_BY(mutex);
+    // Hashes of all that is held: the next to go, unless used, comes first.
+    std::deque<size_t> turns ABSL_GUARDED_BY(mutex);
     int64_t bytes ABSL_GUARDED_BY(mutex) = 0;
 
-    void Erase(std::list<Held>::iterator held)
-        ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+    // Drops the next to go, or puts it off. REQUIRES: something is held.
+    void TakeTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   };
 
-  Shard& ShardOf(const HashedKey& key);
+  Shard& ShardOf(size_t hash);
+  std::optional<std::string> Get(size_t hash, absl::string_view key);
 
   const int64_t shard_budget_bytes_;
   std::array<Shard, kShards> shards_;

@@ -20,6 +20,45 @@ TEST(MemoryStoreTest, GivesBackWhatWasPut) {
   EXPECT_EQ(store.Get("key"), "new");
 }
 
+TEST(MemoryStoreTest, GivesBackAllThatIsAskedForTogether) {
+  MemoryStore store(1 << 20);
+  std::vector<std::string> names;
+  std::vector<StoreEntry> entries;
+  for (int i = 0; i < 200; ++i) {
+    names.push_back(absl::StrCat("key", i));
+    if (i % 3 > 0) entries.push_back({names[i], std::string(i * 5, 'v')});
+  }
+  store.Put(entries);
+  const std::vector<absl::string_view> keys(names.begin(), names.end());
+  const auto values = store.GetAll(keys);
+  ASSERT_EQ(values.size(), keys.size());
+  for (int i = 0; i < 200; ++i) {
+    if (i % 3 > 0) {
+      EXPECT_EQ(values[i], std::string(i * 5, 'v'));
+    } else {
+      EXPECT_EQ(values[i], std::nullopt);
+    }
+  }
+  EXPECT_TRUE(store.GetAll({}).empty());
+}
+
+TEST(MemoryStoreTest, ANewValueOfAKeyCountsInPlaceOfTheOldOne) {
+  MemoryStore store(64 << 10);
+  store.Put({{"key", std::string(1000, 'a')}});
+  const int64_t bytes = store.bytes();
+  store.Put({{"key", std::string(100, 'b')}});
+  EXPECT_EQ(store.bytes(), bytes - 900);
+  // More than what is held beside it leaves room for: it may go itself first.
+  for (int i = 0; i < 200; ++i) {
+    store.Put({{absl::StrCat("key", i), std::string(1000, 'a')}});
+  }
+  for (int i = 0; i < 200; ++i) {
+    store.Put({{absl::StrCat("key", i), std::string(3000, 'b')}});
+    ASSERT_EQ(store.Get(absl::StrCat("key", i)), std::string(3000, 'b'));
+    ASSERT_LE(store.bytes(), 64 << 10);
+  }
+}
+
 TEST(MemoryStoreTest, StaysWithinItsBudgetAndKeepsWhatIsUsed) {
   constexpr int64_t kBudget = 64 << 10;
   MemoryStore store(kBudget);
@@ -58,7 +97,7 @@ TEST(MemoryStoreTest, ManyThreadsNeverSeeAWrongValue) {
     threads.emplace_back([&store, &wrong, t] {
       for (int i = 0; i < 5000; ++i) {
         const std::string key = absl::StrCat("key", (i * 7 + t) % 300);
-        const auto value = store.Get(key);
+        const auto value = i % 2 == 0 ? store.Get(key) : store.GetAll({key})[0];
         if (value && *value != key + key) ++wrong;
         if (!value) store.Put({{key, key + key}});
       }

@@ -33,19 +33,24 @@ std::vector<std::string> SubgraphCache::GetOrComputeAll(
   std::vector<std::string> values(keys.size());
   std::vector<LookUp> own;
   std::vector<LookUp> others;
+  std::vector<std::optional<std::string>> at_hand(keys.size());
+  if (!levels_.empty()) {
+    at_hand = levels_[0]->GetAll(
+        std::vector<absl::string_view>(keys.begin(), keys.end()));
+  }
+  int64_t hits = 0;
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (!levels_.empty()) {
-      if (std::optional<std::string> value = levels_[0]->Get(keys[i])) {
-        hits_[0].fetch_add(1, std::memory_order_relaxed);
-        values[i] = *std::move(value);
-        continue;
-      }
+    if (at_hand[i]) {
+      values[i] = *std::move(at_hand[i]);
+      ++hits;
+      continue;
     }
     const HashedKey key(keys[i]);
     bool first = false;
     std::shared_ptr<Flight> flight = Join(key, &first);
     (first ? own : others).push_back({key, i, std::move(flight)});
   }
+  if (hits > 0) hits_[0].fetch_add(hits, std::memory_order_relaxed);
   LookUpAll(std::move(own), compute, absl::MakeSpan(values));
   // Only now, so that callers that wait for each other's keys all end.
   for (const LookUp& l : others) values[l.index] = Await(l.key, *l.flight);
