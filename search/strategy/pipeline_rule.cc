@@ -34,6 +34,8 @@ constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
 constexpr int kMostStretch = 24;
 constexpr int kFirstStretch = 8;
 constexpr int kFirstOpen = 16;
+// One random change in so many turns PipelineRule::twice over.
+constexpr int kTwiceEvery = 4;
 constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
 
 }  // namespace
@@ -379,7 +381,8 @@ std::vector<int32_t> PipelineRules::ToSettings(const PipelineRule& rule) {
                                    rule.patience,
                                    rule.split_groups,
                                    rule.reserve,
-                                   rule.open};
+                                   rule.open,
+                                   rule.twice ? 1 : 0};
   settings.insert(settings.end(), rule.price.begin(), rule.price.end());
   return settings;
 }
@@ -396,7 +399,7 @@ std::vector<int32_t> PipelineRules::KeyOf(const PipelineRule& rule) {
 
 std::optional<PipelineRule> PipelineRules::FromSettings(
     const std::vector<int32_t>& settings) const {
-  constexpr size_t kNumbers = 10;
+  constexpr size_t kNumbers = 11;
   if (settings.size() != kNumbers + graph_.ranks) return std::nullopt;
   const auto within = [&settings](size_t i, int32_t most) {
     return settings[i] >= 0 && settings[i] <= most;
@@ -424,6 +427,7 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
   rule.split_groups = settings[7];
   rule.reserve = settings[8];
   rule.open = settings[9];
+  rule.twice = settings[10] != 0;
   if (rule.rhythm == PipelineRule::Rhythm::kZeroBubbleV && !is_v_) {
     return std::nullopt;
   }
@@ -527,24 +531,47 @@ std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
   return variations;
 }
 
+int PipelineRules::PlaceOfLargest(const std::vector<int32_t>& order) const {
+  const auto largest = std::max_element(
+      order.begin(), order.end(), [this](int32_t a, int32_t b) {
+        return group_work_ns_[a] < group_work_ns_[b];
+      });
+  return static_cast<int>(largest - order.begin());
+}
+
+void PipelineRules::ChangeSides(int place, std::vector<int32_t>& order) const {
+  const auto largest = order.begin() + PlaceOfLargest(order);
+  const auto group = order.begin() + place;
+  const int64_t work_ns = group_work_ns_[*group];
+  if (group < largest) {
+    const auto next = std::find_if(largest, order.end(), [&](int32_t other) {
+      return group_work_ns_[other] < work_ns;
+    });
+    std::rotate(group, group + 1, next);
+  } else {
+    const auto next = std::find_if(order.begin(), largest, [&](int32_t other) {
+      return group_work_ns_[other] > work_ns;
+    });
+    std::rotate(next, group, group + 1);
+  }
+}
+
+// Pipelines fill and drain well in orders that rise to the largest group and
+// fall behind it, which differ in who stands on which side.
 PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
                                    std::mt19937_64& random) const {
   PipelineRule other = rule;
   const auto below = [&random](int bound) {
     return static_cast<int>(random() % static_cast<uint64_t>(bound));
   };
+  if (below(kTwiceEvery) == 0) other.twice = !rule.twice;
   const int m = groups();
   const int pick = below(10);
-  if (pick < 3 && m > 1) {
-    std::swap(other.groups[below(m)], other.groups[below(m)]);
-  } else if (pick < 5 && m > 1) {
-    const int i = below(m - 1);
-    std::swap(other.groups[i], other.groups[i + 1]);
-  } else if (pick < 7 && m > 1) {
-    const int from = below(m), to = below(m);
-    const int32_t group = other.groups[from];
-    other.groups.erase(other.groups.begin() + from);
-    other.groups.insert(other.groups.begin() + to, group);
+  if (pick < 7 && m > 1) {
+    // Any but the largest.
+    const int place = below(m - 1);
+    const bool behind = place >= PlaceOfLargest(other.groups);
+    ChangeSides(place + (behind ? 1 : 0), other.groups);
   } else if (pick == 7 && prices() > 1) {
     other.price[below(graph_.ranks)] = static_cast<uint8_t>(below(prices()));
   } else if (pick == 7 && rule.open > 0) {

@@ -48,6 +48,9 @@ struct PipelineRule {
   int reserve = 0;             // of weight gradients, in mean lengths
   // Groups open at a time, in quarters of a mean group's work; 0: any number.
   int open = 0;
+  // Its order is scheduled once more, by its latest start times
+  // (OrderTimes::Latest): for whoever schedules by Build.
+  bool twice = false;
 };
 
 // What a problem's rules are made from. Immutable; thread-safe.
@@ -115,6 +118,10 @@ class PipelineRules {
   std::vector<int32_t> Groups(PipelineRule::GroupOrder order) const;
   // `rule` in all rhythms worth a first look.
   void AddRhythms(PipelineRule rule, std::vector<PipelineRule>& rules) const;
+  // Moves the group at `place`, not the largest, to the other side of that one,
+  // between its neighbours by size.
+  void ChangeSides(int place, std::vector<int32_t>& order) const;
+  int PlaceOfLargest(const std::vector<int32_t>& order) const;
   void FindGroups(const SafePlan& plan);
   void FindPrices(const ListModel& model, bool by_hold);
   void FindAloneTimes();

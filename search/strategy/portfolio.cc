@@ -22,6 +22,7 @@
 #include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/order_search.h"
+#include "search/strategy/order_times.h"
 #include "search/strategy/pipeline_rule.h"
 #include "search/strategy/rebuild_search.h"
 #include "search/strategy/reversed_time.h"
@@ -36,12 +37,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rules get this share of the budget, orders the rest; rules less where all
-// backwards are whole, so that building orders anew finds more, and more where
-// prices of memory are to be found and orders would get less than kLeastWalk
-// moves for every task.
+// Rules get this share of the budget, orders the rest; rules more where prices
+// of memory are to be found and orders would get less than kLeastWalk moves for
+// every task.
 constexpr double kRuleShare = 0.5;
-constexpr double kWholeRuleShare = 0.3;
 constexpr double kLargeRuleShare = 0.85;
 constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied: one for so many schedules that
@@ -69,11 +68,14 @@ constexpr int64_t kReversedWorkPerPair = 64;
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 64;
 constexpr int kRulesPerBatch = 8;
+constexpr int kMostOfRule = 2;      // evaluations
+constexpr int kPatienceAgain = 64;  // of the second one
 // Evaluations left without a limit; may be multiplied by small numbers.
 constexpr int64_t kNoLimit = int64_t{1} << 48;
-// Pairs scheduled by one job of random rules: small problems take many rules
-// a job, so that handing out jobs costs little.
-constexpr int kPairsPerJob = 1024;
+// Pairs scheduled by one job of random rules, and its evaluations at most:
+// small problems take many rules a job, so that handing out jobs costs little.
+constexpr int kPairsPerJob = 2048;
+constexpr int kMostPerJob = 16;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMovesPerRound = 2048;
 constexpr int64_t kTurnsPerRound = 2;  // of a full one; else 1
@@ -124,6 +126,7 @@ class Direction {
       : model_(graph, plan), rules_(model_) {
     for (int i = 0; i < workers; ++i) {
       schedulers_.push_back(std::make_unique<ListScheduler>(model_));
+      times_.push_back(std::make_unique<OrderTimes>(graph));
     }
   }
 
@@ -144,15 +147,41 @@ class Direction {
     thread_local ListRule list;
     thread_local Ways ways;
     rules_.Build(rule, list, ways);
-    scheduler(worker).Run(list, ways, order, worth_ns);
+    scheduler(worker).Run(list, ways, order,
+                          rule.twice ? WorthTwiceNs(worth_ns) : worth_ns);
+    if (rule.twice && !order.tasks.empty()) {
+      ScheduleAgain(worker, worth_ns, order);
+    }
     known_.Add(std::move(key),
                order.tasks.empty() ? worth_ns + 1 : order.makespan_ns);
   }
 
  private:
+  // The longest first schedule that a second may make good.
+  static int64_t WorthTwiceNs(int64_t worth_ns) {
+    const int64_t more_ns = worth_ns / 10;
+    return worth_ns > kEndless - more_ns ? kEndless : worth_ns + more_ns;
+  }
+
+  // Leaves the better of `order` and one by its latest start times; no tasks
+  // where both are over `worth_ns`.
+  void ScheduleAgain(int worker, int64_t worth_ns, TaskOrder& order) {
+    thread_local ListRule list;
+    thread_local TaskOrder again;
+    times_[worker]->Latest(order, list.key);
+    list.patience = kPatienceAgain;
+    scheduler(worker).Run(list, order.ways, again,
+                          std::min(order.makespan_ns, worth_ns));
+    if (!again.tasks.empty()) std::swap(order, again);
+    if (order.makespan_ns <= worth_ns) return;
+    order.tasks.clear();
+    order.makespan_ns = kEndless;
+  }
+
   const ListModel model_;
   const PipelineRules rules_;
   std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
+  std::vector<std::unique_ptr<OrderTimes>> times_;          // [worker]
   KnownMakespans known_;
 };
 
@@ -174,11 +203,6 @@ struct Candidate {
   TaskOrder order;        // in the problem's own time
 };
 
-bool IsWhole(const ProblemGraph& graph) {
-  return std::all_of(graph.mode.begin(), graph.mode.end(),
-                     [](PairMode mode) { return mode == PairMode::kWhole; });
-}
-
 class Search {
  public:
   Search(const ProblemGraph& graph, const SafePlan& plan,
@@ -188,7 +212,6 @@ class Search {
         pool_(options.pool != nullptr ? *options.pool
                                       : own_pool_.emplace(options.threads)),
         forward_(graph, plan, pool_.threads()),
-        whole_(IsWhole(graph)),
         bound_ns_(options.lower_bound_ns ? *options.lower_bound_ns
                                          : LowerBound(graph)),
         start_(Clock::now()) {
@@ -254,7 +277,7 @@ class Search {
     if (forward_.rules().prices() > 1 && walk < kLeastWalk * 2 * graph_.pairs) {
       return kLargeRuleShare;
     }
-    return whole_ ? kWholeRuleShare : kRuleShare;
+    return kRuleShare;
   }
 
   int64_t EvaluationsLeft() const {
@@ -298,6 +321,10 @@ class Search {
     return DirectionOf(candidate.reversed).rules();
   }
 
+  static int EvaluationsOf(const PipelineRule& rule) {
+    return rule.twice ? kMostOfRule : 1;
+  }
+
   // Fills in the order of `candidate`; no tasks where the makespan is over
   // `worth_ns`.
   void Schedule(int worker, int64_t worth_ns, Candidate& candidate) {
@@ -320,18 +347,20 @@ class Search {
       if (!elites_.empty() && Progress() >= until) return;
       // The very first schedule alone: it must be there soon.
       const int64_t most = elites_.empty() ? 1 : kRulesPerBatch;
+      const int64_t left = EvaluationsLeft();
       const int count = static_cast<int>(
           std::min({most, static_cast<int64_t>(rules.size() - done),
-                    std::max<int64_t>(1, EvaluationsLeft())}));
+                    std::max<int64_t>(1, left / kMostOfRule)}));
       std::vector<Candidate> batch(count);
       std::vector<int> tried(count, 0);
       const int64_t worth_ns = WorthNs(best.order);
       pool_.Run(count, [&](int worker, int i) {
         if (!elites_.empty() && Stopped()) return;
         batch[i].rule = rules[done + i];
+        batch[i].rule.twice &= left >= kMostOfRule;
         batch[i].reversed = reversed;
         Schedule(worker, worth_ns, batch[i]);
-        ++tried[i];
+        tried[i] = EvaluationsOf(batch[i].rule);
       });
       for (int i = 0; i < count; ++i) {
         evaluations_ += tried[i];
@@ -477,8 +506,8 @@ class Search {
   // Random changes, each job a short climb of its own from one of `climbs`,
   // half of them from the best. Returns how far each has come.
   std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
-    const int64_t most_steps =
-        std::clamp<int64_t>(kPairsPerJob / graph_.pairs, 1, 16);
+    const int64_t most_steps = std::clamp<int64_t>(kPairsPerJob / graph_.pairs,
+                                                   kMostOfRule, kMostPerJob);
     for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
       SortByMakespan(climbs);
       const int64_t steps =
@@ -500,14 +529,15 @@ class Search {
         Candidate next;
         next.reversed = best.reversed;
         const PipelineRules& rules = RulesOf(best);
-        for (int64_t step = 0; step < steps && !Stopped(); ++step) {
+        while (evaluated[i] < steps && !Stopped()) {
           next.rule = rules.Mutate(best.rule, random);
           // Some jobs look further away.
           for (int more = i / 2; more > 1; --more) {
             next.rule = rules.Mutate(next.rule, random);
           }
+          next.rule.twice &= steps - evaluated[i] >= kMostOfRule;
           Schedule(worker, best.order.makespan_ns, next);
-          ++evaluated[i];
+          evaluated[i] += EvaluationsOf(next.rule);
           if (!next.order.tasks.empty()) std::swap(best, next);
         }
       });
@@ -725,7 +755,6 @@ class Search {
   Direction forward_;
   bool reversal_tried_ = false;
   std::unique_ptr<ReversedDirection> reversed_;  // may be null
-  const bool whole_;  // every pair has a whole backward
   const int64_t bound_ns_;
   const Clock::time_point start_;
   std::function<bool()> stop_;

@@ -6,7 +6,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <vector>
@@ -60,6 +62,35 @@ TEST(PipelineRuleTest, EveryRuleGivesAValidSchedule) {
       EXPECT_TRUE(CheckMemory(graph, schedule).ok());
     }
   });
+}
+
+TEST(PipelineRuleTest, RandomChangesOfAHillAreHills) {
+  int changed = 0;
+  ForEachProblem([&changed](const ProblemGraph& graph, const ListModel&,
+                            const PipelineRules& rules) {
+    std::vector<int64_t> work_ns(rules.groups(), 0);
+    for (int p = 0; p < graph.pairs; ++p) {
+      work_ns[rules.group_of_pair(p)] += graph.choices_of(p)[0].forward_ns;
+    }
+    const auto orders = rules.OtherOrders(rules.FirstRules().front());
+    if (orders.empty()) return;  // all groups are alike
+    std::mt19937_64 random(1);
+    PipelineRule rule = orders.front().front();
+    ASSERT_EQ(rule.group_order, PipelineRule::GroupOrder::kHill);
+    for (int i = 0; i < 50; ++i) {
+      const std::vector<int32_t> before = rule.groups;
+      rule = rules.Mutate(rule, random);
+      changed += rule.groups != before;
+      ASSERT_TRUE(std::is_permutation(before.begin(), before.end(),
+                                      rule.groups.begin(), rule.groups.end()));
+      std::vector<int64_t> heights;
+      for (const int32_t group : rule.groups) heights.push_back(work_ns[group]);
+      const auto top = std::max_element(heights.begin(), heights.end());
+      EXPECT_TRUE(std::is_sorted(heights.begin(), top));
+      EXPECT_TRUE(std::is_sorted(top, heights.end(), std::greater<>()));
+    }
+  });
+  EXPECT_GT(changed, 0);
 }
 
 TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {
