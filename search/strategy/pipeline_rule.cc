@@ -567,11 +567,13 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   if (below(kTwiceEvery) == 0) other.twice = !rule.twice;
   const int m = groups();
   const int pick = below(10);
-  if (pick < 7 && m > 1) {
+  if (pick < 6 && m > 1) {
     // Any but the largest.
     const int place = below(m - 1);
     const bool behind = place >= PlaceOfLargest(other.groups);
     ChangeSides(place + (behind ? 1 : 0), other.groups);
+  } else if (pick == 6 && m > 1) {
+    std::swap(other.groups[below(m)], other.groups[below(m)]);
   } else if (pick == 7 && prices() > 1) {
     other.price[below(graph_.ranks)] = static_cast<uint8_t>(below(prices()));
   } else if (pick == 7 && rule.open > 0) {
