@@ -340,6 +340,11 @@ std::vector<int32_t> PipelineRules::Groups(
     return group_work_ns_[a] < group_work_ns_[b];
   });
   if (order == PipelineRule::GroupOrder::kRising) return rising;
+  if (order == PipelineRule::GroupOrder::kSteepHill) {
+    // Half fills the pipeline; behind it all is large.
+    std::reverse(rising.begin() + m / 2, rising.end());
+    return rising;
+  }
   // Small groups fill and drain the pipeline, neighbours are alike: every
   // second or third group is on the way down.
   const int every = order == PipelineRule::GroupOrder::kHill ? 2 : 3;
@@ -360,7 +365,8 @@ std::vector<std::vector<PipelineRule>> PipelineRules::OtherOrders(
   }
   for (const auto order :
        {PipelineRule::GroupOrder::kHill, PipelineRule::GroupOrder::kRising,
-        PipelineRule::GroupOrder::kLateHill}) {
+        PipelineRule::GroupOrder::kLateHill,
+        PipelineRule::GroupOrder::kSteepHill}) {
     PipelineRule rule = best;
     rule.group_order = order;
     rule.groups = Groups(order);
@@ -408,7 +414,7 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
   for (size_t i = 0; i < settings.size(); ++i) {
     if (!within(i, kMost)) return std::nullopt;
   }
-  if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kLateHill)) ||
+  if (!within(0, static_cast<int32_t>(PipelineRule::GroupOrder::kSteepHill)) ||
       !within(1, static_cast<int32_t>(PipelineRule::Rhythm::kZeroBubbleV)) ||
       !within(3, kMostStretch) || !within(6, kPatient) ||
       !within(4,

@@ -31,7 +31,13 @@ struct PipelineRule {
     kZeroBubbleV,    // the closed form for two sweeps there and back
   };
   // What the order of groups was made from; they are moved one by one since.
-  enum class GroupOrder : uint8_t { kAsGiven, kHill, kRising, kLateHill };
+  enum class GroupOrder : uint8_t {
+    kAsGiven,
+    kHill,
+    kRising,
+    kLateHill,
+    kSteepHill
+  };
   // Which of a group's sweeps goes first on a rank.
   enum class SweepOrder : uint8_t { kAsGiven, kDeepFirst, kShallowFirst };
 
