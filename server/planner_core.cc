@@ -22,7 +22,7 @@ namespace {
 // Of what a report may claim: 11 days, a PiB.
 constexpr uint64_t kMaxReportedNs = 1'000'000'000'000'000;
 constexpr std::chrono::milliseconds kFirstSealTime{20};
-// By then all ranks have their programs.
+// From a step's sealing on: ranks mostly have its programs by then.
 constexpr std::chrono::milliseconds kDiscardAfter{20};
 // Layouts take seconds to find, steps must not. Few are looked for at a time,
 // and few wait, since each holds its samples.
@@ -375,6 +375,7 @@ absl::Status PlannerCore::SubmitStep(StepSubmission submission) {
   if (request->seal_at.has_value()) WakeKeeper();
   if (request->joint_wait.has_value()) {
     JoinStep(*step);
+    DiscardLater(std::move(replaced));
     return absl::OkStatus();
   }
   PlanningPool::Task task;
@@ -1053,6 +1054,7 @@ void PlannerCore::DiscardLater(StepResult replaced) {
   if (!replaced.ok() || *replaced == nullptr) return;
   MutexLock lock(&keeper_mutex_);
   discarded_.push_back({clock_->Now() + kDiscardAfter, *std::move(replaced)});
+  if (discarded_.size() > 1) return;  // the keeper wakes up for the first
   keeper_woken_ = true;
   keeper_wake_.NotifyAll();
 }
@@ -1091,7 +1093,7 @@ void PlannerCore::KeepDeadlines() {
     if (const auto joint = NextJointStart(); joint.has_value()) {
       next = std::min(next.value_or(*joint), *joint);
     }
-    std::vector<Discarded> discarded;  // freed without the lock
+    std::shared_ptr<const SealedPlan> discarded;  // freed without the lock
     {
       MutexLock lock(&keeper_mutex_);
       if (!discarded_.empty()) {
@@ -1104,8 +1106,9 @@ void PlannerCore::KeepDeadlines() {
       }
       if (keeper_stopped_) return;
       keeper_woken_ = false;
-      while (!discarded_.empty() && discarded_.front().at <= clock_->Now()) {
-        discarded.push_back(std::move(discarded_.front()));
+      // One at a time: deadlines do not wait for several.
+      if (!discarded_.empty() && discarded_.front().at <= clock_->Now()) {
+        discarded = std::move(discarded_.front().plan);
         discarded_.pop_front();
       }
     }

@@ -301,9 +301,9 @@ class PlannerCore {
   void KeepDeadlines();
   void DropUnusedJobs(Clock::TimePoint now);
   void WakeKeeper();
-  // Frees a plan that another has replaced, if there is one: on the keeper's
-  // thread, when the ranks have fetched the other. It takes up to a
-  // millisecond, which they would wait for.
+  // Frees a plan that a step has replaced, if there is one: on the keeper's
+  // thread, a while later. It takes up to a millisecond, and ranks that fetch
+  // the step's programs would wait for it.
   void DiscardLater(StepResult replaced);
 
   const PlannerCoreOptions options_;

@@ -198,8 +198,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
                                           ports.empty() ? 0 : ports.front());
   }
 
-  // Debian's Abseil looks for locks taken in circles, under a lock of its own
-  // at each lock of gRPC's.
+  // Off for the whole process: Debian's Abseil looks for locks taken in
+  // circles, under a lock of its own at each lock of gRPC's.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();

@@ -341,7 +341,7 @@ std::vector<int32_t> PipelineRules::Groups(
   });
   if (order == PipelineRule::GroupOrder::kRising) return rising;
   if (order == PipelineRule::GroupOrder::kSteepHill) {
-    // Half fills the pipeline; behind it all is large.
+    // The smaller half rises, the larger falls behind it.
     std::reverse(rising.begin() + m / 2, rising.end());
     return rising;
   }
@@ -563,7 +563,8 @@ void PipelineRules::ChangeSides(int place, std::vector<int32_t>& order) const {
 }
 
 // Pipelines fill and drain well in orders that rise to the largest group and
-// fall behind it, which differ in who stands on which side.
+// fall behind it. Most changes of order are from one of these to another: a
+// group moves to the other side of the largest.
 PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
                                    std::mt19937_64& random) const {
   PipelineRule other = rule;
@@ -590,7 +591,7 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
     other.stretch = std::clamp(rule.stretch + below(5) - 2, 0, kMostStretch);
   } else {
     const std::vector<PipelineRule> variations =
-        Variations(rule, kParts[below(std::size(kParts))]);
+        Variations(other, kParts[below(std::size(kParts))]);
     if (!variations.empty()) {
       other = variations[below(static_cast<int>(variations.size()))];
     }

@@ -54,8 +54,8 @@ struct PipelineRule {
   int reserve = 0;             // of weight gradients, in mean lengths
   // Groups open at a time, in quarters of a mean group's work; 0: any number.
   int open = 0;
-  // Its order is scheduled once more, by its latest start times
-  // (OrderTimes::Latest): for whoever schedules by Build.
+  // Scheduled once more, by the first order's latest start times
+  // (OrderTimes::Latest). Not read by Build.
   bool twice = false;
 };
 
@@ -88,7 +88,7 @@ class PipelineRules {
   std::optional<PipelineRule> FromSettings(
       const std::vector<int32_t>& settings) const;
 
-  // All that Build takes from a rule: rules with equal keys build the same.
+  // All that decides the order: rules with equal keys give the same.
   static std::vector<int32_t> KeyOf(const PipelineRule& rule);
 
   // What a rule is made of, in the order in which to vary it.
@@ -124,9 +124,10 @@ class PipelineRules {
   std::vector<int32_t> Groups(PipelineRule::GroupOrder order) const;
   // `rule` in all rhythms worth a first look.
   void AddRhythms(PipelineRule rule, std::vector<PipelineRule>& rules) const;
-  // Moves the group at `place`, not the largest, to the other side of that one,
-  // between its neighbours by size.
+  // Moves the group at `place` to the other side of the largest, between its
+  // neighbours by size. REQUIRES: it is not the largest.
   void ChangeSides(int place, std::vector<int32_t>& order) const;
+  // The first of several.
   int PlaceOfLargest(const std::vector<int32_t>& order) const;
   void FindGroups(const SafePlan& plan);
   void FindPrices(const ListModel& model, bool by_hold);

@@ -68,12 +68,17 @@ constexpr int64_t kReversedWorkPerPair = 64;
 // schedule.
 constexpr int64_t kMovesPerEvaluation = 64;
 constexpr int kRulesPerBatch = 8;
-constexpr int kMostOfRule = 2;      // evaluations
-constexpr int kPatienceAgain = 64;  // of the second one
+// Evaluations that a rule takes at most: it may be scheduled twice.
+constexpr int kMostOfRule = 2;
+// The first schedule may be longer than what is worth something by this share,
+// and ListRule::patience of the second.
+constexpr int64_t kWorthAgain = 10;  // one in so many
+constexpr int kPatienceAgain = 64;
 // Evaluations left without a limit; may be multiplied by small numbers.
 constexpr int64_t kNoLimit = int64_t{1} << 48;
-// Pairs scheduled by one job of random rules, and its evaluations at most:
-// small problems take many rules a job, so that handing out jobs costs little.
+// About how many pairs one job of random rules schedules, and its evaluations
+// at most: small problems take many rules a job, so that handing out jobs costs
+// little.
 constexpr int kPairsPerJob = 2048;
 constexpr int kMostPerJob = 16;
 constexpr int64_t kEndless = std::numeric_limits<int64_t>::max();
@@ -91,8 +96,8 @@ constexpr double kTinyHottest = 1;
 // Share of the walks between exchanges.
 constexpr double kExchangeEvery = 0.15;
 
-// How long the orders of rules are at least, as far as they were built: climbs
-// come back to the same rules again and again. Thread-safe.
+// Makespans below which building a rule is known to give nothing: climbs come
+// back to the same rules again and again. Thread-safe.
 class KnownMakespans {
  public:
   // 0 where nothing is known.
@@ -135,9 +140,10 @@ class Direction {
   ListScheduler& scheduler(int worker) const { return *schedulers_[worker]; }
 
   // The order by `rule`, in this direction; no tasks where the makespan is over
-  // `worth_ns`. Does not build again what is known to be over it.
+  // `worth_ns`. Does not build again what is known to be over it, nor schedule
+  // a second time after `stop`.
   void Build(int worker, const PipelineRule& rule, int64_t worth_ns,
-             TaskOrder& order) {
+             const std::function<bool()>& stop, TaskOrder& order) {
     std::vector<int32_t> key = PipelineRules::KeyOf(rule);
     if (known_.LeastNs(key) > worth_ns) {
       order.tasks.clear();
@@ -150,7 +156,11 @@ class Direction {
     scheduler(worker).Run(list, ways, order,
                           rule.twice ? WorthTwiceNs(worth_ns) : worth_ns);
     if (rule.twice && !order.tasks.empty()) {
-      ScheduleAgain(worker, worth_ns, order);
+      if (!stop()) ScheduleAgain(worker, worth_ns, order);
+      if (order.makespan_ns > worth_ns) {
+        order.tasks.clear();
+        order.makespan_ns = kEndless;
+      }
     }
     known_.Add(std::move(key),
                order.tasks.empty() ? worth_ns + 1 : order.makespan_ns);
@@ -159,12 +169,12 @@ class Direction {
  private:
   // The longest first schedule that a second may make good.
   static int64_t WorthTwiceNs(int64_t worth_ns) {
-    const int64_t more_ns = worth_ns / 10;
+    const int64_t more_ns = worth_ns / kWorthAgain;
     return worth_ns > kEndless - more_ns ? kEndless : worth_ns + more_ns;
   }
 
-  // Leaves the better of `order` and one by its latest start times; no tasks
-  // where both are over `worth_ns`.
+  // Leaves the better of `order` and one by its latest start times, as far as
+  // that is not over `worth_ns`.
   void ScheduleAgain(int worker, int64_t worth_ns, TaskOrder& order) {
     thread_local ListRule list;
     thread_local TaskOrder again;
@@ -173,9 +183,6 @@ class Direction {
     scheduler(worker).Run(list, order.ways, again,
                           std::min(order.makespan_ns, worth_ns));
     if (!again.tasks.empty()) std::swap(order, again);
-    if (order.makespan_ns <= worth_ns) return;
-    order.tasks.clear();
-    order.makespan_ns = kEndless;
   }
 
   const ListModel model_;
@@ -329,7 +336,7 @@ class Search {
   // `worth_ns`.
   void Schedule(int worker, int64_t worth_ns, Candidate& candidate) {
     DirectionOf(candidate.reversed)
-        .Build(worker, candidate.rule, worth_ns, candidate.order);
+        .Build(worker, candidate.rule, worth_ns, stop_, candidate.order);
     if (candidate.reversed) ReverseTime(candidate.order);
   }
 
@@ -357,7 +364,7 @@ class Search {
       pool_.Run(count, [&](int worker, int i) {
         if (!elites_.empty() && Stopped()) return;
         batch[i].rule = rules[done + i];
-        batch[i].rule.twice &= left >= kMostOfRule;
+        batch[i].rule.twice &= !elites_.empty() && left >= kMostOfRule;
         batch[i].reversed = reversed;
         Schedule(worker, worth_ns, batch[i]);
         tried[i] = EvaluationsOf(batch[i].rule);

@@ -1,5 +1,8 @@
 #include "semu/store/memory_store.h"
 
+#include <algorithm>
+#include <array>
+
 #include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
 
@@ -7,15 +10,21 @@ namespace pipeweaver::semu {
 namespace {
 
 // Of an entry beyond its key and value: map slot, turn, allocation.
-constexpr int64_t kEntryBytes = 128;
+constexpr int64_t kEntryBytes = 160;
 
 int64_t BytesOf(size_t content_bytes) {
   return static_cast<int64_t>(content_bytes) + kEntryBytes;
 }
 
+// Entries that are prefetched together, and bytes of each at most: caches hold
+// no more.
+constexpr size_t kTogether = 64;
+constexpr size_t kMostPrefetched = 1024;
+
 void Prefetch(absl::string_view bytes) {
   constexpr size_t kCacheLine = 64;
-  for (size_t i = 0; i < bytes.size(); i += kCacheLine) {
+  const size_t end = std::min(bytes.size(), kMostPrefetched);
+  for (size_t i = 0; i < end; i += kCacheLine) {
     __builtin_prefetch(bytes.data() + i);
   }
 }
@@ -26,8 +35,7 @@ MemoryStore::MemoryStore(int64_t budget_bytes)
     : shard_budget_bytes_(budget_bytes / kShards) {}
 
 MemoryStore::Shard& MemoryStore::ShardOf(size_t hash) {
-  // The high bits: the map inside takes the low ones.
-  return shards_[(hash >> 56) % kShards];
+  return shards_[hash % kShards];
 }
 
 std::optional<std::string> MemoryStore::Get(absl::string_view key) {
@@ -47,24 +55,26 @@ std::optional<std::string> MemoryStore::Get(size_t hash,
 
 std::vector<std::optional<std::string>> MemoryStore::GetAll(
     absl::Span<const absl::string_view> keys) {
-  std::vector<size_t> hashes;
-  hashes.reserve(keys.size());
-  for (const absl::string_view key : keys) {
-    const size_t hash = hashes.emplace_back(absl::HashOf(key));
-    Shard& shard = ShardOf(hash);
-    MutexLock lock(&shard.mutex);
-    shard.by_hash.prefetch(hash);
-  }
-  for (const size_t hash : hashes) {
-    Shard& shard = ShardOf(hash);
-    MutexLock lock(&shard.mutex);
-    const auto it = shard.by_hash.find(hash);
-    if (it != shard.by_hash.end()) Prefetch(it->second.content);
-  }
   std::vector<std::optional<std::string>> values;
   values.reserve(keys.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    values.push_back(Get(hashes[i], keys[i]));
+  std::array<size_t, kTogether> hashes;
+  for (size_t begin = 0; begin < keys.size(); begin += kTogether) {
+    const auto some = keys.subspan(begin, kTogether);
+    for (size_t i = 0; i < some.size(); ++i) {
+      hashes[i] = absl::HashOf(some[i]);
+      Shard& shard = ShardOf(hashes[i]);
+      MutexLock lock(&shard.mutex);
+      shard.by_hash.prefetch(hashes[i]);
+    }
+    for (size_t i = 0; i < some.size(); ++i) {
+      Shard& shard = ShardOf(hashes[i]);
+      MutexLock lock(&shard.mutex);
+      const auto it = shard.by_hash.find(hashes[i]);
+      if (it != shard.by_hash.end()) Prefetch(it->second.content);
+    }
+    for (size_t i = 0; i < some.size(); ++i) {
+      values.push_back(Get(hashes[i], some[i]));
+    }
   }
   return values;
 }

@@ -28,7 +28,7 @@ class MemoryStore : public SubgraphStore {
 
   absl::string_view name() const override { return "memory"; }
   std::optional<std::string> Get(absl::string_view key) override;
-  // Fetches the memory of all before it reads any: most is in no cache by then.
+  // Prefetches many before it reads any: most is in no CPU cache.
   std::vector<std::optional<std::string>> GetAll(
       absl::Span<const absl::string_view> keys) override;
   void Put(absl::Span<const StoreEntry> entries) override;

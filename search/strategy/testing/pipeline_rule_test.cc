@@ -102,6 +102,19 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
   EXPECT_GT(exchanges, 0);
 }
 
+TEST(PipelineRuleTest, ARandomChangeInFourTurnsTwiceOver) {
+  int changes = 0, turned = 0;
+  ForEachProblem(
+      [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
+        std::mt19937_64 random(1);
+        const PipelineRule rule = rules.FirstRules().front();
+        for (int i = 0; i < 100; ++i, ++changes) {
+          turned += rules.Mutate(rule, random).twice != rule.twice;
+        }
+      });
+  EXPECT_NEAR(static_cast<double>(turned) / changes, 0.25, 0.03);
+}
+
 TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {
   ForEachProblem(
       [](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
