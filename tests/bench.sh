@@ -40,7 +40,7 @@ case $name in
     if (($#)); then
       run_target //tests/bench:search_bench "$@"
     else
-      run_target //tests/bench:search_bench gaps
+      run_target //tests/bench:search_bench gaps "$PIPEWEAVER_SHARED"/problems/*.json.gz
       run_target //tests/bench:search_bench scaling
     fi
     ;;

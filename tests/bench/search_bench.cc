@@ -2,7 +2,8 @@
 //
 //   search_bench gaps [--strategy NAME] [--threads T] PROBLEM.json[.gz] ...
 //     one line per problem and budget of 2, 10, 50, 250 and 1000 ms: gap to the
-//     lower bound and to the flow bound, wall and processor time
+//     lower bound and to the flow bound, wall and processor time; then one per
+//     family of files and budget with the mean gaps
 //   search_bench scaling [--threads T]
 //     time to the first plan on pipelines of 2 to 64 ranks and 4 to 1024
 //     microbatches, and a fit of time = a * n * log2(n) over n stages: the
@@ -16,8 +17,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <map>
 #include <memory>
+#include <regex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -62,8 +66,22 @@ Run Solve(const Strategy& strategy, const Problem& problem,
   return run;
 }
 
-void Gaps(const Strategy& strategy, int threads,
+// Of a problem file: its name without what tells members apart, a number or
+// sizes as in "-p8-m32".
+std::string Family(const std::string& name) {
+  static const std::regex kMember("(-p[0-9]+-m[0-9]+.*|-[0-9]+)?[.]json.*");
+  return std::regex_replace(name, kMember, "");
+}
+
+// False where a file could not be read.
+bool Gaps(const Strategy& strategy, int threads,
           const std::vector<std::string>& paths) {
+  struct Sums {
+    int files = 0;
+    double gap = 0, flow_gap = 0;
+  };
+  std::map<std::pair<std::string, int>, Sums> families;  // and budget
+  bool all_read = true;
   for (const std::string& path : paths) {
     const absl::StatusOr<std::string> text = ReadTextFile(path, 1 << 30);
     const absl::StatusOr<Problem> problem =
@@ -71,8 +89,10 @@ void Gaps(const Strategy& strategy, int threads,
     if (!problem.ok()) {
       std::fprintf(stderr, "%s: %s\n", path.c_str(),
                    std::string(problem.status().message()).c_str());
+      all_read = false;
       continue;
     }
+    const std::string name = path.substr(path.rfind('/') + 1);
     const ProblemGraph graph = BuildProblemGraph(*problem);
     const double bound = static_cast<double>(LowerBound(graph));
     const double flow = static_cast<double>(FlowLowerBound(graph));
@@ -80,19 +100,34 @@ void Gaps(const Strategy& strategy, int threads,
       SearchBudget budget;
       budget.deadline = Clock::now() + std::chrono::milliseconds(budget_ms);
       const Run run = Solve(strategy, *problem, budget, threads);
+      Sums& sums = families[{Family(name), budget_ms}];
+      ++sums.files;
+      sums.gap += run.makespan_ns / bound - 1;
+      sums.flow_gap += run.makespan_ns / flow - 1;
       std::printf(
           "{\"bench\": \"gaps\", \"strategy\": \"%s\", \"problem\": %s, "
           "\"budget_ms\": %d, \"threads\": %d, \"gap\": %.5f, \"flow_gap\": "
           "%.5f, \"makespan_ns\": %.0f, \"evaluations\": %lld, \"wall_ms\": "
           "%.2f, \"processor_ms\": %.2f}\n",
-          std::string(strategy.name()).c_str(),
-          JsonString(path.substr(path.rfind('/') + 1)).c_str(), budget_ms,
-          threads, run.makespan_ns / bound - 1, run.makespan_ns / flow - 1,
-          run.makespan_ns, static_cast<long long>(run.evaluations), run.wall_ms,
+          std::string(strategy.name()).c_str(), JsonString(name).c_str(),
+          budget_ms, threads, run.makespan_ns / bound - 1,
+          run.makespan_ns / flow - 1, run.makespan_ns,
+          static_cast<long long>(run.evaluations), run.wall_ms,
           run.processor_ms);
       std::fflush(stdout);
     }
   }
+  for (const auto& [key, sums] : families) {
+    const auto& [family, budget_ms] = key;
+    std::printf(
+        "{\"bench\": \"gaps_by_family\", \"strategy\": \"%s\", \"family\": "
+        "%s, \"files\": %d, \"budget_ms\": %d, \"gap\": %.5f, \"flow_gap\": "
+        "%.5f}\n",
+        std::string(strategy.name()).c_str(), JsonString(family).c_str(),
+        sums.files, budget_ms, sums.gap / sums.files,
+        sums.flow_gap / sums.files);
+  }
+  return all_read;
 }
 
 // Equal microbatches over all ranks, split backward, memory for a pipeline's
@@ -182,17 +217,16 @@ int Main(int argc, char** argv) {
     }
   }
   const std::unique_ptr<Strategy> strategy = MakeStrategy(name);
-  if (strategy == nullptr || (mode != "gaps" && mode != "scaling")) {
+  if (strategy == nullptr || (mode != "gaps" && mode != "scaling") ||
+      paths.empty() == (mode == "gaps")) {
     std::fprintf(stderr,
-                 "usage: search_bench gaps|scaling [--strategy NAME] "
-                 "[--threads T] [PROBLEM ...]\n");
+                 "usage: search_bench gaps [--strategy NAME] [--threads T] "
+                 "PROBLEM ... | search_bench scaling [--strategy NAME] "
+                 "[--threads T]\n");
     return 2;
   }
-  if (mode == "gaps") {
-    Gaps(*strategy, threads, paths);
-  } else {
-    Scaling(*strategy, threads);
-  }
+  if (mode == "gaps") return Gaps(*strategy, threads, paths) ? 0 : 1;
+  Scaling(*strategy, threads);
   return 0;
 }
 
