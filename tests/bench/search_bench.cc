@@ -39,6 +39,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Run {
+  bool solved = false;
   double makespan_ns = 0;
   double wall_ms = 0;
   double processor_ms = 0;
@@ -59,6 +60,7 @@ Run Solve(const Strategy& strategy, const Problem& problem,
       std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   run.processor_ms =
       1e3 * static_cast<double>(std::clock() - processor) / CLOCKS_PER_SEC;
+  run.solved = result.ok();
   if (result.ok()) {
     run.makespan_ns = static_cast<double>(result->makespan_ns);
     run.evaluations = result->evaluations;
@@ -73,7 +75,7 @@ std::string Family(const std::string& name) {
   return std::regex_replace(name, kMember, "");
 }
 
-// False where a file could not be read.
+// False where a file could not be read, or a problem not be solved.
 bool Gaps(const Strategy& strategy, int threads,
           const std::vector<std::string>& paths) {
   struct Sums {
@@ -81,7 +83,7 @@ bool Gaps(const Strategy& strategy, int threads,
     double gap = 0, flow_gap = 0;
   };
   std::map<std::pair<std::string, int>, Sums> families;  // and budget
-  bool all_read = true;
+  bool all_good = true;
   for (const std::string& path : paths) {
     const absl::StatusOr<std::string> text = ReadTextFile(path, 1 << 30);
     const absl::StatusOr<Problem> problem =
@@ -89,7 +91,7 @@ bool Gaps(const Strategy& strategy, int threads,
     if (!problem.ok()) {
       std::fprintf(stderr, "%s: %s\n", path.c_str(),
                    std::string(problem.status().message()).c_str());
-      all_read = false;
+      all_good = false;
       continue;
     }
     const std::string name = path.substr(path.rfind('/') + 1);
@@ -100,6 +102,11 @@ bool Gaps(const Strategy& strategy, int threads,
       SearchBudget budget;
       budget.deadline = Clock::now() + std::chrono::milliseconds(budget_ms);
       const Run run = Solve(strategy, *problem, budget, threads);
+      if (!run.solved) {
+        std::fprintf(stderr, "%s: not solved\n", path.c_str());
+        all_good = false;
+        continue;
+      }
       Sums& sums = families[{Family(name), budget_ms}];
       ++sums.files;
       sums.gap += run.makespan_ns / bound - 1;
@@ -127,7 +134,7 @@ bool Gaps(const Strategy& strategy, int threads,
         sums.files, budget_ms, sums.gap / sums.files,
         sums.flow_gap / sums.files);
   }
-  return all_read;
+  return all_good;
 }
 
 // Equal microbatches over all ranks, split backward, memory for a pipeline's
