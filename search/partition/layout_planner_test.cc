@@ -255,7 +255,11 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
     const auto refined =
         RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
     ASSERT_TRUE(refined.ok());
-    EXPECT_LT(refined->refined_ns, refined->paper_ns);
+    if (agrees) {
+      EXPECT_LT(refined->refined_ns, refined->paper_ns);
+    } else {
+      EXPECT_EQ(refined->refined_ns, refined->paper_ns);
+    }
     EXPECT_EQ(refined->is_paper, !agrees);
     const LayoutShape paper = *PaperLayoutShape(job, semu::OpGraphCost());
     bool same = true;
@@ -266,6 +270,55 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
     }
     EXPECT_EQ(same, !agrees);
   }
+}
+
+TEST(RefineLayoutTest, TakesTheBestWhereTheHeldOutBatchIsAgainstFewerStages) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+  for (const bool agrees : {false, true}) {
+    // Three segments are best; one is hardly worse, but for the held-out batch.
+    const StepEvaluator evaluator =
+        [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+      int segments = 0;
+      for (const SweepOrigin& sweep : step.sweeps) {
+        segments = std::max(segments, sweep.segment + 1);
+      }
+      const bool is_held_out = step.problem.sweeps.back().microbatch == 2;
+      if (segments == 1) return is_held_out && !agrees ? 30'000 : 10'010;
+      return segments == 3 ? 10'000 : 20'000;
+    };
+    const auto refined =
+        RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
+    ASSERT_TRUE(refined.ok()) << refined.status();
+    EXPECT_FALSE(refined->is_paper);
+    EXPECT_EQ(refined->refined_ns, agrees ? 10'010 : 10'000);
+    int segments = 0;
+    for (const auto& module : refined->shape.modules) {
+      segments = std::max(segments, module.segments);
+    }
+    EXPECT_EQ(segments, agrees ? 1 : 3);
+  }
+}
+
+TEST(RefineLayoutTest, NoWorseSaysWhatFewerStagesMayCost) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  // The more sweeps, the shorter, each the less so.
+  const StepEvaluator evaluator =
+      [](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    return 10'000 + 10'000 / static_cast<int64_t>(step.problem.sweeps.size());
+  };
+  const auto sweeps = [&](double no_worse) {
+    const auto refined =
+        RefineLayout(job, semu::OpGraphCost(), samples, samples, evaluator,
+                     {.no_worse = no_worse, .convincing = 2});
+    EXPECT_TRUE(refined.ok()) << refined.status();
+    return 10'000 / (refined->refined_ns - 10'000);
+  };
+  const int64_t many = sweeps(1), fewer = sweeps(1.002), few = sweeps(1.015);
+  EXPECT_GT(many, fewer);
+  EXPECT_GT(fewer, few);
 }
 
 TEST(RefineLayoutTest, ThreadsHaveNoSayInTheLayout) {

@@ -21,9 +21,8 @@ namespace {
 
 using semu::Job;
 
-// Of a makespan: what is worth a change, what is no loss.
+// Of a makespan: what is worth a change.
 constexpr double kWorthwhile = 0.999;
-constexpr double kNoWorse = 1.002;
 // Of the best layout's makespan on the same samples: beyond, a layout is not
 // looked at further.
 constexpr double kHopeless = 1.02;
@@ -109,20 +108,15 @@ class Refiner {
       chosen = fewer;
     }
     if (Cancelled()) return WasCancelled();
+    if (paper_ != nullptr && chosen != paper_) {
+      PW_ASSIGN_OR_RETURN(chosen, FirstConvincing(chosen, held_out));
+    }
     RefinedLayout result;
     result.paper_ns = paper_ == nullptr ? -1 : paper_->makespan_ns();
     result.refined_ns = chosen->makespan_ns();
     result.layouts_evaluated = static_cast<int>(trials_.size());
     result.shape = chosen->shape;
     result.is_paper = chosen == paper_;
-    if (paper_ != nullptr && !result.is_paper) {
-      PW_ASSIGN_OR_RETURN(const bool convinces,
-                          Convinces(chosen->shape, paper, held_out));
-      if (!convinces) {
-        result.is_paper = true;
-        result.shape = paper;
-      }
-    }
     result.layout = PlaceLayers(job_, result.shape, times_);
     return result;
   }
@@ -230,15 +224,26 @@ class Refiner {
 
   bool Cancelled() const { return options_.cancelled && options_.cancelled(); }
 
-  // Of the complete trials as good as the best the one with fewest stages.
-  const Trial* FewestStages() const {
-    int64_t least_ns = best_->makespan_ns();
+  // The complete trial of least makespan; may be less than best_'s by too
+  // little to move on. REQUIRES: there is one.
+  const Trial* Shortest() const {
+    const Trial* shortest = best_;
     for (const auto& [key, trial] : trials_) {
-      if (trial.complete) least_ns = std::min(least_ns, trial.makespan_ns());
+      if (trial.complete && trial.makespan_ns() < shortest->makespan_ns()) {
+        shortest = &trial;
+      }
     }
+    return shortest;
+  }
+
+  // Of the complete trials about as good as the best the one with fewest
+  // stages.
+  const Trial* FewestStages() const {
+    const int64_t least_ns = Shortest()->makespan_ns();
     const Trial* fewest = nullptr;
     for (const auto& [key, trial] : trials_) {
-      if (!trial.complete || !AtMost(trial.makespan_ns(), kNoWorse, least_ns)) {
+      if (!trial.complete ||
+          !AtMost(trial.makespan_ns(), options_.no_worse, least_ns)) {
         continue;
       }
       // Of equals the last: the one of larger sub-microbatches.
@@ -251,20 +256,35 @@ class Refiner {
     return fewest;
   }
 
-  absl::StatusOr<bool> Convinces(const LayoutShape& shape,
-                                 const LayoutShape& paper,
-                                 absl::Span<const semu::Batch> held_out) {
-    Trial trials[2];
-    trials[0].shape = shape;
-    trials[1].shape = paper;
-    pool_.Run(2, [&](int, int i) {
-      Evaluate(held_out, samples_.size(), nullptr, trials[i]);
+  // `chosen` or else the shortest, where the held-out batches show it to be
+  // better than the paper's (RefineOptions::convincing), or that to fail; or
+  // else the paper's. REQUIRES: the paper's is complete on the samples. Errors:
+  // where all fail, that of `chosen`; CANCELLED.
+  absl::StatusOr<const Trial*> FirstConvincing(
+      const Trial* chosen, absl::Span<const semu::Batch> held_out) {
+    std::vector<const Trial*> trials = {chosen};
+    if (const Trial* shortest = Shortest();
+        shortest != chosen && shortest != paper_) {
+      trials.push_back(shortest);
+    }
+    trials.push_back(paper_);
+    std::vector<Trial> again(trials.size());
+    pool_.Run(static_cast<int>(trials.size()), [&](int, int i) {
+      again[i].shape = trials[i]->shape;
+      Evaluate(held_out, samples_.size(), nullptr, again[i]);
     });
     if (Cancelled()) return WasCancelled();
-    if (!trials[0].complete && !trials[1].complete) return trials[0].status;
-    if (!trials[0].complete || !trials[1].complete) return trials[0].complete;
-    return AtMost(trials[0].makespan_ns(), options_.convincing,
-                  trials[1].makespan_ns());
+    const Trial& paper = again.back();
+    for (size_t i = 0; i + 1 < trials.size(); ++i) {
+      if (again[i].complete &&
+          (!paper.complete ||
+           AtMost(again[i].makespan_ns(), options_.convincing,
+                  paper.makespan_ns()))) {
+        return trials[i];
+      }
+    }
+    if (!paper.complete) return again.front().status;
+    return paper_;
   }
 
   std::vector<int> HeaviestFirst() const {
@@ -348,7 +368,8 @@ absl::StatusOr<RefinedLayout> RefineLayout(
     absl::Span<const semu::Batch> held_out, const StepEvaluator& evaluator,
     const RefineOptions& options) {
   PW_CHECK(!samples.empty() && !held_out.empty());
-  PW_CHECK(options.max_layouts >= 1 && options.threads >= 1);
+  PW_CHECK(options.max_layouts >= 1 && options.threads >= 1 &&
+           options.no_worse >= 1);
   return Refiner(job, costs, samples, evaluator, options).Run(held_out);
 }
 

@@ -38,6 +38,10 @@ struct RefineOptions {
   // further layout is looked at; what bounds the time. Up to eight are
   // evaluated at a time, and the first two always.
   int64_t max_stages = 1'000'000;
+  // Of the least makespan: a layout that takes no more counts as good as the
+  // best. At least 1, and under 1.02, beyond which layouts are given up. The
+  // higher, the fewer stages, and the longer may steps be.
+  double no_worse = 1.002;
   // Of the paper's makespan on the held-out batches: a refined layout that
   // takes more does not replace the paper's.
   double convincing = 0.98;
@@ -48,12 +52,12 @@ struct RefineOptions {
 struct RefinedLayout {
   LayoutShape shape;
   semu::Layout layout;
-  // Sum of makespans over the samples: of the paper's rule, of the refined
-  // layout. The former is -1 where the paper's layout does not fit.
+  // Sum of makespans over the samples: of the paper's rule, of `layout`. The
+  // former is -1 where the paper's layout does not fit.
   int64_t paper_ns = -1;
   int64_t refined_ns = 0;
   // `layout` is the paper's: nothing better was found, or not by the held-out
-  // batches.
+  // batches, or nothing as good has as few stages.
   bool is_paper = false;
   int layouts_evaluated = 0;
 };
@@ -65,11 +69,12 @@ struct RefinedLayout {
 // directions (up, down, and the two alternations, within the executor's
 // capabilities), the best, as long as the sum of makespans falls by 0.1 %.
 // Modules with under 2 % of the arithmetic time stay as they are. Of the
-// layouts seen that are within 0.2 % of the best, the one with fewest stages is
-// refined: its steps are planned sooner and its search gets further in the same
-// time. For that reason, too, layouts are left out by which a sample has more
-// than 12,000 stage pairs and more than by the paper's, where that fits. What
-// was found replaces the paper's layout only if the held-out batches agree.
+// layouts seen that are as good as the best (no_worse), the one with fewest
+// stages is refined: its steps are planned sooner and its search gets further
+// in the same time. For that reason, too, layouts are left out by which a
+// sample has more than 12,000 stage pairs and more than by the paper's, where
+// that fits. What was found, or else the best layout, replaces the paper's only
+// if the held-out batches agree.
 //
 // `samples` and `held_out` are not empty; layers are placed for the mean of the
 // samples. Errors: of the last layout tried, when none fits; of a batch, named
