@@ -595,8 +595,14 @@ TEST_F(PlannerServiceTest, CallersThatHaveGoneLeaveTheirPlacesToOthers) {
   for (auto& call : gone) {
     EXPECT_EQ(call.second.get(), StatusCode::DEADLINE_EXCEEDED);
   }
-  auto last = wait_a_little(18);
-  EXPECT_EQ(last.second.get(), StatusCode::DEADLINE_EXCEEDED)
+  // The server learns that they have gone a little after they know.
+  StatusCode last = StatusCode::RESOURCE_EXHAUSTED;
+  for (int i = 0; i < 100 && last == StatusCode::RESOURCE_EXHAUSTED; ++i) {
+    if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    auto call = wait_a_little(18);
+    last = call.second.get();
+  }
+  EXPECT_EQ(last, StatusCode::DEADLINE_EXCEEDED)
       << "it waits, instead of being refused";
   for (int i = 0; i < 2; ++i) {
     running[i].TryCancel();
