@@ -64,14 +64,53 @@ TEST(PipelineRuleTest, EveryRuleGivesAValidSchedule) {
   });
 }
 
+// The work of each group, in the order in which they enter.
+std::vector<int64_t> HeightsOf(const ProblemGraph& graph,
+                               const PipelineRules& rules,
+                               const std::vector<int32_t>& groups) {
+  std::vector<int64_t> work_ns(rules.groups(), 0);
+  for (int p = 0; p < graph.pairs; ++p) {
+    work_ns[rules.group_of_pair(p)] += graph.choices_of(p)[0].forward_ns;
+  }
+  std::vector<int64_t> heights;
+  for (const int32_t group : groups) heights.push_back(work_ns[group]);
+  return heights;
+}
+
+bool IsHill(const std::vector<int64_t>& heights) {
+  const auto top = std::max_element(heights.begin(), heights.end());
+  return std::is_sorted(heights.begin(), top) &&
+         std::is_sorted(top, heights.end(), std::greater<>());
+}
+
+TEST(PipelineRuleTest, OtherOrdersAreHillsWithTheLargestWhereTheySay) {
+  using Order = PipelineRule::GroupOrder;
+  ForEachProblem([](const ProblemGraph& graph, const ListModel&,
+                    const PipelineRules& rules) {
+    std::vector<Order> seen;
+    for (const auto& order : rules.OtherOrders(rules.FirstRules().front())) {
+      const PipelineRule& rule = order.front();
+      seen.push_back(rule.group_order);
+      const std::vector<int64_t> heights = HeightsOf(graph, rules, rule.groups);
+      EXPECT_TRUE(IsHill(heights));
+      const int64_t top = *std::max_element(heights.begin(), heights.end());
+      if (rule.group_order == Order::kRising) {
+        EXPECT_EQ(heights.back(), top);
+      }
+      if (rule.group_order == Order::kSteepHill) {
+        EXPECT_EQ(heights[heights.size() / 2], top);
+      }
+    }
+    if (seen.empty()) return;  // all groups are alike
+    EXPECT_EQ(seen, (std::vector<Order>{Order::kHill, Order::kRising,
+                                        Order::kLateHill, Order::kSteepHill}));
+  });
+}
+
 TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
   int hills = 0, exchanges = 0;
   ForEachProblem([&](const ProblemGraph& graph, const ListModel&,
                      const PipelineRules& rules) {
-    std::vector<int64_t> work_ns(rules.groups(), 0);
-    for (int p = 0; p < graph.pairs; ++p) {
-      work_ns[rules.group_of_pair(p)] += graph.choices_of(p)[0].forward_ns;
-    }
     const auto orders = rules.OtherOrders(rules.FirstRules().front());
     if (orders.empty()) return;  // all groups are alike
     const PipelineRule& hill = orders.front().front();
@@ -82,20 +121,16 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
       ASSERT_TRUE(std::is_permutation(order.begin(), order.end(),
                                       hill.groups.begin(), hill.groups.end()));
       if (order == hill.groups) continue;
-      std::vector<int64_t> heights;
+      if (IsHill(HeightsOf(graph, rules, order))) {
+        ++hills;
+        continue;
+      }
       int moved = 0;
       for (size_t g = 0; g < order.size(); ++g) {
-        heights.push_back(work_ns[order[g]]);
         moved += order[g] != hill.groups[g];
       }
-      const auto top = std::max_element(heights.begin(), heights.end());
-      if (std::is_sorted(heights.begin(), top) &&
-          std::is_sorted(top, heights.end(), std::greater<>())) {
-        ++hills;
-      } else {
-        EXPECT_EQ(moved, 2);
-        ++exchanges;
-      }
+      EXPECT_EQ(moved, 2);
+      ++exchanges;
     }
   });
   EXPECT_GT(hills, exchanges);
