@@ -194,6 +194,14 @@ TEST(VariedBatchTest, MicrobatchesDifferAndFit) {
   }
 }
 
+int MostSegments(const RefinedLayout& refined) {
+  int most = 0;
+  for (const LayoutShape::ModuleShape& module : refined.shape.modules) {
+    most = std::max(most, module.segments);
+  }
+  return most;
+}
+
 TEST(RefineLayoutTest, NeverWorseThanThePapersRuleAndDeterministic) {
   const semu::Job job = JobOf("vlm-m");
   const std::vector<semu::Batch> samples = {UsualBatch(job, 8)};
@@ -293,11 +301,7 @@ TEST(RefineLayoutTest, TakesTheBestWhereTheHeldOutBatchIsAgainstFewerStages) {
     ASSERT_TRUE(refined.ok()) << refined.status();
     EXPECT_FALSE(refined->is_paper);
     EXPECT_EQ(refined->refined_ns, agrees ? 10'010 : 10'000);
-    int segments = 0;
-    for (const auto& module : refined->shape.modules) {
-      segments = std::max(segments, module.segments);
-    }
-    EXPECT_EQ(segments, agrees ? 1 : 3);
+    EXPECT_EQ(MostSegments(*refined), agrees ? 1 : 3);
   }
 }
 
@@ -362,19 +366,12 @@ TEST(RefineLayoutTest, LeavesOutWhatDoesNotFitAndWhatHasManyStages) {
     return 1'000'000'000 / static_cast<int64_t>(step.problem.sweeps.size());
   };
   const semu::Job job = JobOf("vlm-s");
-  const auto segments = [](const RefinedLayout& refined) {
-    int most = 0;
-    for (const auto& module : refined.shape.modules) {
-      most = std::max(most, module.segments);
-    }
-    return most;
-  };
   const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
   RefineOptions options;
   const auto any = RefineLayout(job, semu::OpGraphCost(), samples, samples,
                                 evaluator, options);
   ASSERT_TRUE(any.ok());
-  EXPECT_GT(segments(*any), 2);
+  EXPECT_GT(MostSegments(*any), 2);
   options.fits = [](const semu::Layout& layout) {
     for (const semu::ModuleLayout& module : layout.modules) {
       if (module.segments.size() > 2) return absl::ResourceExhaustedError("no");
@@ -384,7 +381,7 @@ TEST(RefineLayoutTest, LeavesOutWhatDoesNotFitAndWhatHasManyStages) {
   const auto fitting = RefineLayout(job, semu::OpGraphCost(), samples, samples,
                                     evaluator, options);
   ASSERT_TRUE(fitting.ok());
-  EXPECT_EQ(segments(*fitting), 2);
+  EXPECT_EQ(MostSegments(*fitting), 2);
 
   // So many microbatches that the paper's layout has too many stages already.
   const std::vector<semu::Batch> large = {UsualBatch(job, 512)};

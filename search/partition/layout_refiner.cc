@@ -256,10 +256,10 @@ class Refiner {
     return fewest;
   }
 
-  // `chosen` or else the shortest, where the held-out batches show it to be
-  // better than the paper's (RefineOptions::convincing), or that to fail; or
-  // else the paper's. REQUIRES: the paper's is complete on the samples. Errors:
-  // where all fail, that of `chosen`; CANCELLED.
+  // The first of `chosen` and the shortest that beats the paper's on the
+  // held-out batches (RefineOptions::convincing; any does where the paper's
+  // fails there), or else the paper's. REQUIRES: paper_ is set. Errors: where
+  // all fail, that of `chosen`; CANCELLED.
   absl::StatusOr<const Trial*> FirstConvincing(
       const Trial* chosen, absl::Span<const semu::Batch> held_out) {
     std::vector<const Trial*> trials = {chosen};
