@@ -564,31 +564,52 @@ void PipelineRules::ChangeSides(int place, std::vector<int32_t>& order) const {
 
 // Pipelines fill and drain well in orders that rise to the largest group and
 // fall behind it. Most changes of order are from one of these to another: a
-// group moves to the other side of the largest.
+// group moves to the other side of the largest. Numbers change by little, those
+// of memory most often.
 PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
                                    std::mt19937_64& random) const {
   PipelineRule other = rule;
   const auto below = [&random](int bound) {
     return static_cast<int>(random() % static_cast<uint64_t>(bound));
   };
+  // Up or down by one or two.
+  const auto step = [&below] { return (1 + below(2)) * (2 * below(2) - 1); };
   if (below(kTwiceEvery) == 0) other.twice = !rule.twice;
   const int m = groups();
-  const int pick = below(10);
-  if (pick < 6 && m > 1) {
+  const bool lags = rule.rhythm == PipelineRule::Rhythm::kLag;
+  const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
+  const bool dear = std::any_of(rule.price.begin(), rule.price.end(),
+                                [](uint8_t price) { return price > 0; });
+  // Chances.
+  const int sides = m > 1 ? 6 : 0, swap = m > 1 ? 1 : 0, price = dear ? 4 : 0,
+            open = rule.open > 0 ? 4 : 0, pace = lags || paced ? 2 : 0,
+            variation = 2;
+  int pick = below(sides + swap + price + open + pace + variation);
+  if ((pick -= sides) < 0) {
     // Any but the largest.
     const int place = below(m - 1);
     const bool behind = place >= PlaceOfLargest(other.groups);
     ChangeSides(place + (behind ? 1 : 0), other.groups);
-  } else if (pick == 6 && m > 1) {
+  } else if ((pick -= swap) < 0) {
     std::swap(other.groups[below(m)], other.groups[below(m)]);
-  } else if (pick == 7 && prices() > 1) {
-    other.price[below(graph_.ranks)] = static_cast<uint8_t>(below(prices()));
-  } else if (pick == 7 && rule.open > 0) {
-    other.open = std::max(1, rule.open + below(5) - 2);
-  } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kLag) {
-    other.lag = std::max(0, rule.lag + below(5) - 2);
-  } else if (pick == 8 && rule.rhythm == PipelineRule::Rhythm::kPaced) {
-    other.stretch = std::clamp(rule.stretch + below(5) - 2, 0, kMostStretch);
+  } else if ((pick -= price) < 0) {
+    // On all ranks, or on one.
+    const int by = step();
+    const bool all = below(2) == 0;
+    const int one = below(graph_.ranks);
+    for (int r = 0; r < graph_.ranks; ++r) {
+      if (!all && r != one) continue;
+      other.price[r] =
+          static_cast<uint8_t>(std::clamp(rule.price[r] + by, 0, prices() - 1));
+    }
+  } else if ((pick -= open) < 0) {
+    other.open = std::max(1, rule.open + step());
+  } else if ((pick -= pace) < 0) {
+    if (lags) {
+      other.lag = std::max(0, rule.lag + step());
+    } else {
+      other.stretch = std::clamp(rule.stretch + step(), 0, kMostStretch);
+    }
   } else {
     const std::vector<PipelineRule> variations =
         Variations(other, kParts[below(std::size(kParts))]);

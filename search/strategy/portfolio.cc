@@ -44,10 +44,10 @@ constexpr double kRuleShare = 0.5;
 constexpr double kLargeRuleShare = 0.85;
 constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied: one for so many schedules that
-// rules are good for, and at most so many; and the share of the rules' budget
-// that the first may take.
+// rules are good for, and at most so many in each direction of time; and the
+// share of the rules' budget that the first may take.
 constexpr double kEvaluationsPerDescent = 75;
-constexpr size_t kDescents = 4;
+constexpr size_t kDescentsEachWay = 2;
 constexpr double kFirstDescentShare = 0.7;
 // The share of the rules' budget in which settings that did well before are
 // varied, before anything else is tried.
@@ -469,10 +469,11 @@ class Search {
 
   // The best of the starts, from both directions of time in turn: which one is
   // the better shows only when its rules have been varied.
-  static std::vector<Candidate> Best(std::vector<Candidate> starts) {
+  std::vector<Candidate> Best(std::vector<Candidate> starts) const {
     SortByMakespan(starts);
+    const size_t most = kDescentsEachWay * (reversed_ == nullptr ? 1 : 2);
     std::vector<Candidate> best;
-    while (!starts.empty() && best.size() < kDescents) {
+    while (!starts.empty() && best.size() < most) {
       auto next = starts.begin();
       if (!best.empty()) {
         next = std::find_if(starts.begin(), starts.end(),
@@ -496,9 +497,9 @@ class Search {
     for (size_t i = 0;
          i < starts.size() && static_cast<double>(i + 1) <= descents; ++i) {
       Descend(starts[i],
-              RuleShare() * (kFirstDescentShare + (1 - kFirstDescentShare) *
-                                                      static_cast<double>(i) /
-                                                      kDescents));
+              RuleShare() * (kFirstDescentShare +
+                             (1 - kFirstDescentShare) * static_cast<double>(i) /
+                                 static_cast<double>(starts.size())));
     }
     return MutateRules(std::move(starts));
   }

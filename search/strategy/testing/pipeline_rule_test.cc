@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <optional>
 #include <random>
@@ -139,15 +140,55 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
 
 TEST(PipelineRuleTest, ARandomChangeInFourTurnsTwiceOver) {
   int changes = 0, turned = 0;
+  std::mt19937_64 random(1);
   ForEachProblem(
       [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
-        std::mt19937_64 random(1);
         const PipelineRule rule = rules.FirstRules().front();
         for (int i = 0; i < 100; ++i, ++changes) {
           turned += rules.Mutate(rule, random).twice != rule.twice;
         }
       });
   EXPECT_NEAR(static_cast<double>(turned) / changes, 0.25, 0.03);
+}
+
+TEST(PipelineRuleTest, WhereMemoryIsDearItsNumbersChangeOftenAndByLittle) {
+  int changes = 0, near = 0, far = 0;
+  std::mt19937_64 random(1);
+  ForEachProblem([&](const ProblemGraph& graph, const ListModel&,
+                     const PipelineRules& rules) {
+    if (rules.prices() < 8) return;
+    PipelineRule rule = rules.FirstRules().front();
+    rule.price.assign(graph.ranks, static_cast<uint8_t>(rules.prices() / 2));
+    rule.open = 16;
+    for (int i = 0; i < 100; ++i, ++changes) {
+      const PipelineRule other = rules.Mutate(rule, random);
+      std::vector<int> steps;
+      for (int r = 0; r < graph.ranks; ++r) {
+        if (other.price[r] == rule.price[r]) continue;
+        steps.push_back(other.price[r] - rule.price[r]);
+      }
+      if (other.open != rule.open) steps = {other.open - rule.open};
+      if (steps.empty()) continue;
+      EXPECT_EQ(std::count(steps.begin(), steps.end(), steps[0]), steps.size());
+      ++(std::abs(steps[0]) <= 2 ? near : far);
+    }
+  });
+  ASSERT_GT(changes, 0);
+  EXPECT_GT(near + far, changes / 3);
+  EXPECT_GT(near, 5 * far);
+}
+
+TEST(PipelineRuleTest, PricesStayWhereMemoryCostsNothing) {
+  int changes = 0, changed = 0;
+  std::mt19937_64 random(1);
+  ForEachProblem(
+      [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
+        const PipelineRule rule = rules.FirstRules().front();
+        for (int i = 0; i < 100; ++i, ++changes) {
+          changed += rules.Mutate(rule, random).price != rule.price;
+        }
+      });
+  EXPECT_LT(changed, changes / 20);
 }
 
 TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {
