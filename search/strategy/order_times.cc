@@ -3,8 +3,9 @@
 #include "search/strategy/order_times.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
-#include <utility>
+#include <limits>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -12,32 +13,58 @@
 #include "semu/base/check.h"
 
 namespace pipeweaver::search {
+namespace {
+
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+constexpr int kWordBits = 64;
+
+int HighestBit(uint64_t word) { return std::bit_width(word) - 1; }
+
+}  // namespace
 
 struct OrderTimes::Later {
-  bool operator()(const Entry& a, const Entry& b) const {
+  bool operator()(const Arrival& a, const Arrival& b) const {
     return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.task > b.task;
   }
 };
 
-struct OrderTimes::LessUrgent {
-  bool operator()(const Entry& a, const Entry& b) const {
-    return a.at_ns != b.at_ns ? a.at_ns < b.at_ns : a.task < b.task;
+void OrderTimes::PlaceSet::Reset(int end) {
+  words_.assign(end / kWordBits + 1, 0);
+  summary_.assign(words_.size() / kWordBits + 1, 0);
+  count_ = 0;
+}
+
+void OrderTimes::PlaceSet::Insert(int place) {
+  const int word = place / kWordBits;
+  words_[word] |= uint64_t{1} << (place % kWordBits);
+  summary_[word / kWordBits] |= uint64_t{1} << (word % kWordBits);
+  ++count_;
+}
+
+int OrderTimes::PlaceSet::Last() const {
+  size_t at = summary_.size() - 1;
+  while (summary_[at] == 0) --at;
+  const int word = static_cast<int>(at) * kWordBits + HighestBit(summary_[at]);
+  return word * kWordBits + HighestBit(words_[word]);
+}
+
+int OrderTimes::PlaceSet::TakeLast() {
+  const int place = Last();
+  const int word = place / kWordBits;
+  words_[word] ^= uint64_t{1} << (place % kWordBits);
+  if (words_[word] == 0) {
+    summary_[word / kWordBits] ^= uint64_t{1} << (word % kWordBits);
   }
-};
-
-template <typename Less>
-void OrderTimes::Put(Heap& heap, const Entry& entry) {
-  heap.push_back(entry);
-  std::push_heap(heap.begin(), heap.end(), Less());
+  --count_;
+  return place;
 }
 
-template <typename Less>
-Task OrderTimes::Take(Heap& heap) {
-  const Task task = heap[0].task;
-  std::pop_heap(heap.begin(), heap.end(), Less());
-  heap.pop_back();
-  return task;
-}
+OrderTimes::OrderTimes(const ProblemGraph& graph)
+    : graph_(graph),
+      length_ns_(3 * static_cast<size_t>(graph.pairs)),
+      place_(length_ns_.size()),
+      ranks_(graph.ranks),
+      next_start_ns_(graph.ranks) {}
 
 template <typename Visitor>
 void OrderTimes::ForEachBefore(Task task, const Visitor& visit) const {
@@ -65,20 +92,22 @@ int64_t OrderTimes::BytesOf(const TaskOrder& order, Task task) const {
   return graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
 }
 
-int64_t OrderTimes::LimitOf(Task task) const {
-  return graph_.limit_bytes[graph_.pair_rank[TaskPair(task)]];
-}
-
 void OrderTimes::TimeOrder(const TaskOrder& order) {
-  end_ns_.assign(3 * static_cast<size_t>(graph_.pairs), 0);
-  rank_free_.assign(graph_.ranks, 0);
+  end_ns_.assign(length_ns_.size(), 0);
+  for (Rank& rank : ranks_) {
+    rank.tasks.clear();
+    rank.free_ns = 0;
+  }
   for (const Task task : order.tasks) {
-    int64_t& free_ns = rank_free_[graph_.pair_rank[TaskPair(task)]];
+    Rank& rank = ranks_[RankOf(task)];
+    int64_t start_ns = rank.free_ns;
     ForEachBefore(task, [&](Task before, int64_t delay_ns) {
-      free_ns = std::max(free_ns, end_ns_[before] + delay_ns);
+      start_ns = std::max(start_ns, end_ns_[before] + delay_ns);
     });
-    free_ns += TaskLength(graph_, order.ways, task);
-    end_ns_[task] = free_ns;
+    length_ns_[task] = TaskLength(graph_, order.ways, task);
+    end_ns_[task] = rank.free_ns = start_ns + length_ns_[task];
+    place_[task] = static_cast<int32_t>(rank.tasks.size());
+    rank.tasks.push_back(task);
   }
 }
 
@@ -87,7 +116,7 @@ void OrderTimes::Earliest(const TaskOrder& order,
   TimeOrder(order);
   starts.assign(end_ns_.size(), 0);
   for (const Task task : order.tasks) {
-    starts[task] = end_ns_[task] - TaskLength(graph_, order.ways, task);
+    starts[task] = end_ns_[task] - length_ns_[task];
   }
   GiveFusedTheirs(order, starts);
 }
@@ -103,63 +132,78 @@ void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
 }
 
 void OrderTimes::Arrive(Task task) {
-  Heap& waiting = ranks_[graph_.pair_rank[TaskPair(task)]].waiting;
-  Put<Later>(waiting, {may_run_ns_[task], task});
+  const int r = RankOf(task);
+  Rank& rank = ranks_[r];
+  const int64_t at_ns = may_run_ns_[task];
+  if (at_ns <= rank.free_ns) {
+    rank.ready.Insert(place_[task]);
+    next_start_ns_[r] = rank.free_ns;
+    return;
+  }
+  rank.waiting.push_back({at_ns, task});
+  std::push_heap(rank.waiting.begin(), rank.waiting.end(), Later());
+  next_start_ns_[r] = std::min(next_start_ns_[r], at_ns);
 }
 
 // Takes back what was held, as far as there is room for its activations.
 void OrderTimes::Admit(Rank& rank, const TaskOrder& order, int64_t at_ns) {
   int64_t live_bytes = rank.live_bytes;
   while (!rank.held.empty()) {
-    const Task task = rank.held[0].task;
+    const Task task = rank.tasks[rank.held.Last()];
     live_bytes += BytesOf(order, task);
-    if (live_bytes > LimitOf(task)) return;
-    Take<LessUrgent>(rank.held);
+    if (live_bytes > graph_.limit_bytes[RankOf(task)]) return;
+    rank.held.TakeLast();
     may_run_ns_[task] = std::max(may_run_ns_[task], at_ns);
     Arrive(task);
   }
 }
 
-// The rank that can go on first in reversed time, and when; none when all that
-// is left is held.
-std::pair<OrderTimes::Rank*, int64_t> OrderTimes::FirstRank() {
-  std::pair<Rank*, int64_t> first = {nullptr, 0};
-  for (Rank& rank : ranks_) {
-    if (rank.ready.empty() && rank.waiting.empty()) continue;
-    const int64_t at_ns = rank.ready.empty()
-                              ? std::max(rank.free_ns, rank.waiting[0].at_ns)
-                              : rank.free_ns;
-    if (first.first == nullptr || at_ns < first.second) first = {&rank, at_ns};
+// When rank `r` can go on in reversed time; never when all that is left there
+// is held.
+void OrderTimes::UpdateNextStart(int r) {
+  const Rank& rank = ranks_[r];
+  if (!rank.ready.empty()) {
+    next_start_ns_[r] = rank.free_ns;
+  } else if (!rank.waiting.empty()) {
+    next_start_ns_[r] = std::max(rank.free_ns, rank.waiting[0].at_ns);
+  } else {
+    next_start_ns_[r] = kNever;
   }
-  return first;
 }
 
 // Takes the most urgent of what memory does not admit.
 Task OrderTimes::TakeHeld() {
   Rank* most = nullptr;
+  const auto end_ns = [this](const Rank& rank) {
+    return end_ns_[rank.tasks[rank.held.Last()]];
+  };
   for (Rank& rank : ranks_) {
     if (!rank.held.empty() &&
-        (most == nullptr || LessUrgent()(most->held[0], rank.held[0]))) {
+        (most == nullptr || end_ns(rank) > end_ns(*most))) {
       most = &rank;
     }
   }
   PW_CHECK(most != nullptr);
-  return Take<LessUrgent>(most->held);
+  return most->tasks[most->held.TakeLast()];
 }
 
-// Takes the most urgent of what may run on `rank` at `at_ns`; -1 when memory
+// Takes the most urgent of what may run on rank `r` at `at_ns`; -1 when memory
 // does not admit it, so that it is held.
-Task OrderTimes::TakeReady(Rank& rank, const TaskOrder& order, int64_t at_ns) {
-  while (!rank.waiting.empty() && rank.waiting[0].at_ns <= at_ns) {
-    const Task task = Take<Later>(rank.waiting);
-    Put<LessUrgent>(rank.ready, {end_ns_[task], task});
+Task OrderTimes::TakeReady(int r, const TaskOrder& order, int64_t at_ns) {
+  Rank& rank = ranks_[r];
+  std::vector<Arrival>& waiting = rank.waiting;
+  while (!waiting.empty() && waiting[0].at_ns <= at_ns) {
+    rank.ready.Insert(place_[waiting[0].task]);
+    std::pop_heap(waiting.begin(), waiting.end(), Later());
+    waiting.pop_back();
   }
-  const Task task = Take<LessUrgent>(rank.ready);
+  const int place = rank.ready.TakeLast();
+  const Task task = rank.tasks[place];
   if (TaskKind(task) != kGradientTask ||
-      rank.live_bytes + BytesOf(order, task) <= LimitOf(task)) {
+      rank.live_bytes + BytesOf(order, task) <= graph_.limit_bytes[r]) {
     return task;
   }
-  Put<LessUrgent>(rank.held, {end_ns_[task], task});
+  rank.held.Insert(place);
   return -1;
 }
 
@@ -167,8 +211,12 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   TimeOrder(order);
   may_run_ns_.assign(end_ns_.size(), 0);
   waits_.assign(end_ns_.size(), 0);
-  ranks_.resize(graph_.ranks);
-  for (Rank& rank : ranks_) rank.free_ns = rank.live_bytes = 0;
+  for (Rank& rank : ranks_) {
+    rank.free_ns = rank.live_bytes = 0;
+    rank.ready.Reset(static_cast<int>(rank.tasks.size()));
+    rank.held.Reset(static_cast<int>(rank.tasks.size()));
+  }
+  next_start_ns_.assign(graph_.ranks, kNever);
   for (const Task task : order.tasks) {
     ForEachBefore(task, [this](Task before, int64_t) { ++waits_[before]; });
   }
@@ -179,13 +227,22 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   starts.assign(end_ns_.size(), 0);
   int64_t whole_ns = 0;
   for (size_t left = order.tasks.size(); left > 0;) {
-    const auto [first, at_ns] = FirstRank();
-    const Task task =
-        first == nullptr ? TakeHeld() : TakeReady(*first, order, at_ns);
-    if (task < 0) continue;
-    Rank& rank = ranks_[graph_.pair_rank[TaskPair(task)]];
-    rank.free_ns = std::max(rank.free_ns, may_run_ns_[task]) +
-                   TaskLength(graph_, order.ways, task);
+    const auto first =
+        std::min_element(next_start_ns_.begin(), next_start_ns_.end());
+    Task task = -1;
+    if (*first == kNever) {
+      task = TakeHeld();
+    } else {
+      const int r = static_cast<int>(first - next_start_ns_.begin());
+      task = TakeReady(r, order, *first);
+      if (task < 0) {
+        UpdateNextStart(r);
+        continue;
+      }
+    }
+    const int r = RankOf(task);
+    Rank& rank = ranks_[r];
+    rank.free_ns = std::max(rank.free_ns, may_run_ns_[task]) + length_ns_[task];
     starts[task] = rank.free_ns;
     whole_ns = std::max(whole_ns, rank.free_ns);
     if (TaskKind(task) == kGradientTask) {
@@ -200,6 +257,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
           std::max(may_run_ns_[before], starts[task] + delay_ns);
       if (--waits_[before] == 0) Arrive(before);
     });
+    UpdateNextStart(r);
     --left;
   }
   for (const Task task : order.tasks) starts[task] = whole_ns - starts[task];

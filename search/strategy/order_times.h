@@ -5,7 +5,6 @@
 #define SEARCH_STRATEGY_ORDER_TIMES_H_
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "search/problem/problem_graph.h"
@@ -19,7 +18,7 @@ namespace pipeweaver::search {
 class OrderTimes {
  public:
   // `graph` must outlive it.
-  explicit OrderTimes(const ProblemGraph& graph) : graph_(graph) {}
+  explicit OrderTimes(const ProblemGraph& graph);
 
   // Start times, [task], each as early as the order allows.
   void Earliest(const TaskOrder& order, std::vector<int64_t>& starts);
@@ -32,24 +31,34 @@ class OrderTimes {
   void Latest(const TaskOrder& order, std::vector<int64_t>& starts);
 
  private:
-  struct Entry {
+  // Places on a rank: small numbers, of which the greatest is found at once.
+  class PlaceSet {
+   public:
+    // Empties it, for places below `end`.
+    void Reset(int end);
+    bool empty() const { return count_ == 0; }
+    void Insert(int place);
+    // REQUIRES: not empty.
+    int Last() const;
+    int TakeLast();
+
+   private:
+    std::vector<uint64_t> words_;    // bits: places
+    std::vector<uint64_t> summary_;  // bits: words that are not 0
+    int count_ = 0;
+  };
+  struct Arrival {
     int64_t at_ns;
     Task task;
   };
-  using Heap = std::vector<Entry>;
   struct Rank {
-    Heap waiting;  // by the time from which they may run
-    Heap ready;    // most urgent first, as in `held`
-    Heap held;     // backwards that memory did not admit
+    std::vector<Task> tasks;  // in the order, as they end: urgent ones are last
+    std::vector<Arrival> waiting;  // heap by the time from which they may run
+    PlaceSet ready;
+    PlaceSet held;  // backwards that memory did not admit
     int64_t free_ns = 0, live_bytes = 0;
   };
   struct Later;
-  struct LessUrgent;
-  // Of a heap whose first is that which is least Less than others.
-  template <typename Less>
-  static void Put(Heap& heap, const Entry& entry);
-  template <typename Less>
-  static Task Take(Heap& heap);
 
   // Calls visit(task, delay) for what `task` waits for, but its rank's order.
   template <typename Visitor>
@@ -58,20 +67,21 @@ class OrderTimes {
   void GiveFusedTheirs(const TaskOrder& order,
                        std::vector<int64_t>& starts) const;
   int64_t BytesOf(const TaskOrder& order, Task task) const;
-  int64_t LimitOf(Task task) const;
+  int RankOf(Task task) const { return graph_.pair_rank[TaskPair(task)]; }
   void Arrive(Task task);
   void Admit(Rank& rank, const TaskOrder& order, int64_t at_ns);
-  std::pair<Rank*, int64_t> FirstRank();
+  void UpdateNextStart(int r);
   Task TakeHeld();
-  Task TakeReady(Rank& rank, const TaskOrder& order, int64_t at_ns);
+  Task TakeReady(int r, const TaskOrder& order, int64_t at_ns);
 
   const ProblemGraph& graph_;
-  std::vector<int64_t> end_ns_;     // [task]
-  std::vector<int64_t> rank_free_;  // [rank]
+  std::vector<int64_t> end_ns_, length_ns_;  // [task]
+  std::vector<int32_t> place_;               // [task]: on its rank
   // In reversed time.
   std::vector<Rank> ranks_;
-  std::vector<int32_t> waits_;       // [task]
-  std::vector<int64_t> may_run_ns_;  // [task]
+  std::vector<int64_t> next_start_ns_;  // [rank]
+  std::vector<int32_t> waits_;          // [task]
+  std::vector<int64_t> may_run_ns_;     // [task]
 };
 
 }  // namespace pipeweaver::search
