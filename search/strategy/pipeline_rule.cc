@@ -34,8 +34,6 @@ constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
 constexpr int kMostStretch = 24;
 constexpr int kFirstStretch = 8;
 constexpr int kFirstOpen = 16;
-// One random change in so many turns PipelineRule::twice over.
-constexpr int kTwiceEvery = 4;
 constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
 
 }  // namespace
@@ -574,7 +572,7 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   };
   // Up or down by one or two.
   const auto step = [&below] { return (1 + below(2)) * (2 * below(2) - 1); };
-  if (below(kTwiceEvery) == 0) other.twice = !rule.twice;
+  other.twice = true;
   const int m = groups();
   const bool lags = rule.rhythm == PipelineRule::Rhythm::kLag;
   const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
@@ -583,7 +581,7 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   // Chances.
   const int sides = m > 1 ? 6 : 0, swap = m > 1 ? 1 : 0, price = dear ? 4 : 0,
             open = rule.open > 0 ? 4 : 0, pace = lags || paced ? 2 : 0,
-            variation = 2;
+            variation = 6;
   int pick = below(sides + swap + price + open + pace + variation);
   if ((pick -= sides) < 0) {
     // Any but the largest.

@@ -40,7 +40,7 @@ using Clock = std::chrono::steady_clock;
 // Rules get this share of the budget, orders the rest; rules more where prices
 // of memory are to be found and orders would get less than kLeastWalk moves for
 // every task.
-constexpr double kRuleShare = 0.5;
+constexpr double kRuleShare = 0.65;
 constexpr double kLargeRuleShare = 0.85;
 constexpr double kLeastWalk = 1;
 // Orders of groups from which rules are varied: one for so many schedules that
@@ -70,10 +70,7 @@ constexpr int64_t kMovesPerEvaluation = 64;
 constexpr int kRulesPerBatch = 8;
 // Evaluations that a rule takes at most: it may be scheduled twice.
 constexpr int kMostOfRule = 2;
-// The first schedule may be longer than what is worth something by this share,
-// and ListRule::patience of the second.
-constexpr int64_t kWorthAgain = 10;  // one in so many
-constexpr int kPatienceAgain = 64;
+constexpr int kPatienceAgain = 64;  // ListRule::patience of the second
 // Evaluations left without a limit; may be multiplied by small numbers.
 constexpr int64_t kNoLimit = int64_t{1} << 48;
 // About how many pairs one job of random rules schedules, and its evaluations
@@ -140,8 +137,9 @@ class Direction {
   ListScheduler& scheduler(int worker) const { return *schedulers_[worker]; }
 
   // The order by `rule`, in this direction; no tasks where the makespan is over
-  // `worth_ns`. Does not build again what is known to be over it, nor schedule
-  // a second time after `stop`.
+  // `worth_ns`. How long the first of two schedules is does not count: the
+  // second is often good where the first is not. Does not build again what is
+  // known to be over `worth_ns`, nor schedule a second time after `stop`.
   void Build(int worker, const PipelineRule& rule, int64_t worth_ns,
              const std::function<bool()>& stop, TaskOrder& order) {
     std::vector<int32_t> key = PipelineRules::KeyOf(rule);
@@ -153,9 +151,8 @@ class Direction {
     thread_local ListRule list;
     thread_local Ways ways;
     rules_.Build(rule, list, ways);
-    scheduler(worker).Run(list, ways, order,
-                          rule.twice ? WorthTwiceNs(worth_ns) : worth_ns);
-    if (rule.twice && !order.tasks.empty()) {
+    scheduler(worker).Run(list, ways, order, rule.twice ? kEndless : worth_ns);
+    if (rule.twice) {
       if (!stop()) ScheduleAgain(worker, worth_ns, order);
       if (order.makespan_ns > worth_ns) {
         order.tasks.clear();
@@ -167,12 +164,6 @@ class Direction {
   }
 
  private:
-  // The longest first schedule that a second may make good.
-  static int64_t WorthTwiceNs(int64_t worth_ns) {
-    const int64_t more_ns = worth_ns / kWorthAgain;
-    return worth_ns > kEndless - more_ns ? kEndless : worth_ns + more_ns;
-  }
-
   // Leaves the better of `order` and one by its latest start times, as far as
   // that is not over `worth_ns`.
   void ScheduleAgain(int worker, int64_t worth_ns, TaskOrder& order) {

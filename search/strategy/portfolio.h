@@ -2,9 +2,9 @@
 //
 //  1. A first valid schedule at once: the plain list rule.
 //  2. Rules (pipeline_rule.h): orders of groups, closed forms and memory prices
-//     are tried, then varied one number at a time, then at random, some
-//     scheduled a second time by what the first schedule tells; where all
-//     backwards are whole, in both directions of time (reversed_time.h).
+//     are tried, then varied one number at a time, then at random and scheduled
+//     a second time by what the first schedule tells; where all backwards are
+//     whole, in both directions of time (reversed_time.h).
 //  3. The best few schedules found are improved side by side, one by moves on
 //     its critical path (order_search.h), the others by building schedules anew
 //     from shifted start times (rebuild_search.h); the worst give way to copies

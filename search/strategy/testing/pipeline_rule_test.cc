@@ -138,17 +138,16 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
   EXPECT_GT(exchanges, 0);
 }
 
-TEST(PipelineRuleTest, ARandomChangeInFourTurnsTwiceOver) {
-  int changes = 0, turned = 0;
+TEST(PipelineRuleTest, RandomChangesAreScheduledTwice) {
   std::mt19937_64 random(1);
   ForEachProblem(
       [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
         const PipelineRule rule = rules.FirstRules().front();
-        for (int i = 0; i < 100; ++i, ++changes) {
-          turned += rules.Mutate(rule, random).twice != rule.twice;
+        EXPECT_FALSE(rule.twice);
+        for (int i = 0; i < 20; ++i) {
+          EXPECT_TRUE(rules.Mutate(rule, random).twice);
         }
       });
-  EXPECT_NEAR(static_cast<double>(turned) / changes, 0.25, 0.03);
 }
 
 TEST(PipelineRuleTest, WhereMemoryIsDearItsNumbersChangeOftenAndByLittle) {
@@ -178,7 +177,7 @@ TEST(PipelineRuleTest, WhereMemoryIsDearItsNumbersChangeOftenAndByLittle) {
   EXPECT_GT(near, 5 * far);
 }
 
-TEST(PipelineRuleTest, PricesStayWhereMemoryCostsNothing) {
+TEST(PipelineRuleTest, PricesMostlyStayWhereMemoryCostsNothing) {
   int changes = 0, changed = 0;
   std::mt19937_64 random(1);
   ForEachProblem(
@@ -188,7 +187,7 @@ TEST(PipelineRuleTest, PricesStayWhereMemoryCostsNothing) {
           changed += rules.Mutate(rule, random).price != rule.price;
         }
       });
-  EXPECT_LT(changed, changes / 20);
+  EXPECT_LT(changed, changes / 10);
 }
 
 TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {
