@@ -63,8 +63,18 @@ OrderTimes::OrderTimes(const ProblemGraph& graph)
     : graph_(graph),
       length_ns_(3 * static_cast<size_t>(graph.pairs)),
       place_(length_ns_.size()),
+      first_waits_(length_ns_.size(), 0),
       ranks_(graph.ranks),
-      next_start_ns_(graph.ranks) {}
+      next_start_ns_(graph.ranks) {
+  for (int p = 0; p < graph.pairs; ++p) {
+    const auto count = [this](Task before, int64_t) { ++first_waits_[before]; };
+    ForEachBefore(3 * p + kForwardTask, count);
+    if (graph.has_backward(p)) ForEachBefore(3 * p + kGradientTask, count);
+    if (graph.mode[p] == PairMode::kSplit) {
+      ForEachBefore(3 * p + kWeightTask, count);
+    }
+  }
+}
 
 template <typename Visitor>
 void OrderTimes::ForEachBefore(Task task, const Visitor& visit) const {
@@ -124,8 +134,7 @@ void OrderTimes::Earliest(const TaskOrder& order,
 void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
                                  std::vector<int64_t>& starts) const {
   for (int p = 0; p < graph_.pairs; ++p) {
-    if (graph_.mode[p] == PairMode::kSplit &&
-        order.ways.fused[p] == Ways::kFused) {
+    if (IsFused(order, p)) {
       starts[3 * p + kWeightTask] = starts[3 * p + kGradientTask];
     }
   }
@@ -210,16 +219,16 @@ Task OrderTimes::TakeReady(int r, const TaskOrder& order, int64_t at_ns) {
 void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   TimeOrder(order);
   may_run_ns_.assign(end_ns_.size(), 0);
-  waits_.assign(end_ns_.size(), 0);
+  waits_ = first_waits_;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (IsFused(order, p)) --waits_[3 * p + kGradientTask];
+  }
   for (Rank& rank : ranks_) {
     rank.free_ns = rank.live_bytes = 0;
     rank.ready.Reset(static_cast<int>(rank.tasks.size()));
     rank.held.Reset(static_cast<int>(rank.tasks.size()));
   }
   next_start_ns_.assign(graph_.ranks, kNever);
-  for (const Task task : order.tasks) {
-    ForEachBefore(task, [this](Task before, int64_t) { ++waits_[before]; });
-  }
   for (const Task task : order.tasks) {
     if (waits_[task] == 0) Arrive(task);
   }

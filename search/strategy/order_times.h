@@ -67,6 +67,11 @@ class OrderTimes {
   void GiveFusedTheirs(const TaskOrder& order,
                        std::vector<int64_t>& starts) const;
   int64_t BytesOf(const TaskOrder& order, Task task) const;
+  // Whether a B runs in I and W's place.
+  bool IsFused(const TaskOrder& order, int pair) const {
+    return graph_.mode[pair] == PairMode::kSplit &&
+           order.ways.fused[pair] == Ways::kFused;
+  }
   int RankOf(Task task) const { return graph_.pair_rank[TaskPair(task)]; }
   void Arrive(Task task);
   void Admit(Rank& rank, const TaskOrder& order, int64_t at_ns);
@@ -77,6 +82,8 @@ class OrderTimes {
   const ProblemGraph& graph_;
   std::vector<int64_t> end_ns_, length_ns_;  // [task]
   std::vector<int32_t> place_;               // [task]: on its rank
+  // [task]: how many wait for it, where no backward is fused.
+  std::vector<int32_t> first_waits_;
   // In reversed time.
   std::vector<Rank> ranks_;
   std::vector<int64_t> next_start_ns_;  // [rank]
