@@ -24,7 +24,7 @@ int HighestBit(uint64_t word) { return std::bit_width(word) - 1; }
 
 struct OrderTimes::Later {
   bool operator()(const Arrival& a, const Arrival& b) const {
-    return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.task > b.task;
+    return a.at_ns > b.at_ns;
   }
 };
 
@@ -155,12 +155,13 @@ void OrderTimes::Arrive(Task task) {
 }
 
 // Takes back what was held, as far as there is room for its activations.
-void OrderTimes::Admit(Rank& rank, const TaskOrder& order, int64_t at_ns) {
+void OrderTimes::Admit(int r, const TaskOrder& order, int64_t at_ns) {
+  Rank& rank = ranks_[r];
   int64_t live_bytes = rank.live_bytes;
   while (!rank.held.empty()) {
     const Task task = rank.tasks[rank.held.Last()];
     live_bytes += BytesOf(order, task);
-    if (live_bytes > graph_.limit_bytes[RankOf(task)]) return;
+    if (live_bytes > graph_.limit_bytes[r]) return;
     rank.held.TakeLast();
     may_run_ns_[task] = std::max(may_run_ns_[task], at_ns);
     Arrive(task);
@@ -180,7 +181,8 @@ void OrderTimes::UpdateNextStart(int r) {
   }
 }
 
-// Takes the most urgent of what memory does not admit.
+// Takes the most urgent of what memory does not admit, of ranks alike the
+// first.
 Task OrderTimes::TakeHeld() {
   Rank* most = nullptr;
   const auto end_ns = [this](const Rank& rank) {
@@ -259,7 +261,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
     } else if (TaskKind(task) == kForwardTask &&
                graph_.has_backward(TaskPair(task))) {
       rank.live_bytes -= BytesOf(order, task);
-      Admit(rank, order, rank.free_ns);
+      Admit(r, order, rank.free_ns);
     }
     ForEachBefore(task, [&](Task before, int64_t delay_ns) {
       may_run_ns_[before] =

@@ -12,9 +12,9 @@
 
 namespace pipeweaver::search {
 
-// One thread's workspace. Not thread-safe. Orders must be complete. Times are
-// in ns from the start of the order; a W that is fused away has its B's, other
-// tasks that are not in the order 0.
+// One thread's workspace. Not thread-safe. REQUIRES: orders are complete. Times
+// are in ns from the start of the order; a W that is fused away has its B's,
+// other tasks that are not in the order 0.
 class OrderTimes {
  public:
   // `graph` must outlive it.
@@ -74,7 +74,7 @@ class OrderTimes {
   }
   int RankOf(Task task) const { return graph_.pair_rank[TaskPair(task)]; }
   void Arrive(Task task);
-  void Admit(Rank& rank, const TaskOrder& order, int64_t at_ns);
+  void Admit(int r, const TaskOrder& order, int64_t at_ns);
   void UpdateNextStart(int r);
   Task TakeHeld();
   Task TakeReady(int r, const TaskOrder& order, int64_t at_ns);
@@ -84,8 +84,8 @@ class OrderTimes {
   std::vector<int32_t> place_;               // [task]: on its rank
   // [task]: how many wait for it, where no backward is fused.
   std::vector<int32_t> first_waits_;
-  // In reversed time.
   std::vector<Rank> ranks_;
+  // In reversed time.
   std::vector<int64_t> next_start_ns_;  // [rank]
   std::vector<int32_t> waits_;          // [task]
   std::vector<int64_t> may_run_ns_;     // [task]

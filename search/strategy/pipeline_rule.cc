@@ -571,26 +571,32 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
     return static_cast<int>(random() % static_cast<uint64_t>(bound));
   };
   // Up or down by one or two.
-  const auto step = [&below] { return (1 + below(2)) * (2 * below(2) - 1); };
+  const auto step = [&below] {
+    const int by = 1 + below(2);
+    return below(2) == 0 ? -by : by;
+  };
   other.twice = true;
   const int m = groups();
   const bool lags = rule.rhythm == PipelineRule::Rhythm::kLag;
   const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
   const bool dear = std::any_of(rule.price.begin(), rule.price.end(),
                                 [](uint8_t price) { return price > 0; });
-  // Chances.
-  const int sides = m > 1 ? 6 : 0, swap = m > 1 ? 1 : 0, price = dear ? 4 : 0,
-            open = rule.open > 0 ? 4 : 0, pace = lags || paced ? 2 : 0,
-            variation = 6;
-  int pick = below(sides + swap + price + open + pace + variation);
-  if ((pick -= sides) < 0) {
+  const int side_chance = m > 1 ? 6 : 0;
+  const int swap_chance = m > 1 ? 1 : 0;
+  const int price_chance = dear ? 4 : 0;
+  const int open_chance = rule.open > 0 ? 4 : 0;
+  const int pace_chance = lags || paced ? 2 : 0;
+  const int variation_chance = 6;
+  int pick = below(side_chance + swap_chance + price_chance + open_chance +
+                   pace_chance + variation_chance);
+  if ((pick -= side_chance) < 0) {
     // Any but the largest.
     const int place = below(m - 1);
     const bool behind = place >= PlaceOfLargest(other.groups);
     ChangeSides(place + (behind ? 1 : 0), other.groups);
-  } else if ((pick -= swap) < 0) {
+  } else if ((pick -= swap_chance) < 0) {
     std::swap(other.groups[below(m)], other.groups[below(m)]);
-  } else if ((pick -= price) < 0) {
+  } else if ((pick -= price_chance) < 0) {
     // On all ranks, or on one.
     const int by = step();
     const bool all = below(2) == 0;
@@ -600,9 +606,9 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
       other.price[r] =
           static_cast<uint8_t>(std::clamp(rule.price[r] + by, 0, prices() - 1));
     }
-  } else if ((pick -= open) < 0) {
+  } else if ((pick -= open_chance) < 0) {
     other.open = std::max(1, rule.open + step());
-  } else if ((pick -= pace) < 0) {
+  } else if ((pick -= pace_chance) < 0) {
     if (lags) {
       other.lag = std::max(0, rule.lag + step());
     } else {

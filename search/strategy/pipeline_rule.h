@@ -111,7 +111,7 @@ class PipelineRules {
   std::vector<PipelineRule> Variations(const PipelineRule& rule,
                                        Part part) const;
 
-  // `rule` with a random change of order or numbers, scheduled twice.
+  // `rule` with a random change of order or numbers, to be scheduled twice.
   PipelineRule Mutate(const PipelineRule& rule, std::mt19937_64& random) const;
 
   // The order of groups of a schedule of this problem or one like it: by where

@@ -413,12 +413,10 @@ class Search {
     const bool reversed = settings.back() == 1;
     settings.pop_back();
     if (!forward_.rules().FromSettings(settings)) return;
-    if (reversed) {
-      // What may be had at once comes first.
-      TryAll({forward_.rules().FirstRules().front()}, false, RuleShare(),
-             starts.emplace_back());
-      if (!MayReverse()) return;
-    }
+    // What may be had at once comes first.
+    TryAll({forward_.rules().FirstRules().front()}, false, RuleShare(),
+           starts.emplace_back());
+    if (reversed && !MayReverse()) return;
     const auto rule = DirectionOf(reversed).rules().FromSettings(settings);
     if (!rule) return;
     Candidate& start = starts.emplace_back();
@@ -460,23 +458,22 @@ class Search {
 
   // The best of the starts, from both directions of time in turn: which one is
   // the better shows only when its rules have been varied.
-  std::vector<Candidate> Best(std::vector<Candidate> starts) const {
+  static std::vector<Candidate> Best(std::vector<Candidate> starts) {
     SortByMakespan(starts);
-    const size_t most = kDescentsEachWay * (reversed_ == nullptr ? 1 : 2);
-    std::vector<Candidate> best;
-    while (!starts.empty() && best.size() < most) {
-      auto next = starts.begin();
-      if (!best.empty()) {
-        next = std::find_if(starts.begin(), starts.end(),
-                            [&best](const Candidate& start) {
-                              return start.reversed != best.back().reversed;
-                            });
-        if (next == starts.end()) next = starts.begin();
-      }
-      best.push_back(std::move(*next));
-      starts.erase(next);
+    const bool first = !starts.empty() && starts.front().reversed;
+    std::vector<Candidate> best[2];  // [reversed]
+    for (Candidate& start : starts) {
+      std::vector<Candidate>& way = best[start.reversed ? 1 : 0];
+      if (way.size() < kDescentsEachWay) way.push_back(std::move(start));
     }
-    return best;
+    starts.clear();
+    for (size_t i = 0; i < kDescentsEachWay; ++i) {
+      for (const bool reversed : {first, !first}) {
+        std::vector<Candidate>& way = best[reversed ? 1 : 0];
+        if (i < way.size()) starts.push_back(std::move(way[i]));
+      }
+    }
+    return starts;
   }
 
   // Returns the best rules of the best starts.
@@ -505,8 +502,11 @@ class Search {
   // Random changes, each job a short climb of its own from one of `climbs`,
   // half of them from the best. Returns how far each has come.
   std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
-    const int64_t most_steps = std::clamp<int64_t>(kPairsPerJob / graph_.pairs,
-                                                   kMostOfRule, kMostPerJob);
+    // Even: all rules are scheduled twice.
+    const int64_t most_steps =
+        kMostOfRule *
+        std::clamp<int64_t>(kPairsPerJob / graph_.pairs / kMostOfRule, 1,
+                            kMostPerJob / kMostOfRule);
     for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
       SortByMakespan(climbs);
       const int64_t steps =

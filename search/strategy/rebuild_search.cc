@@ -21,10 +21,9 @@ namespace {
 constexpr double kFarthestShift = 0.3;
 constexpr double kNearShift = 0.09;
 constexpr double kTwoShifts = 0.2;
-// Orders longer than the present one by more than the first, before any pair is
-// sped up, are not worth the second schedule, those by more than the second are
-// not worth a descent.
-constexpr double kWorth = 1.04;
+// Orders longer than the present one by more than the first are not worth the
+// second schedule, those by more than the second are not worth a descent.
+constexpr double kWorth = 1.02;
 constexpr double kWorthDescent = 1.001;
 // ListRule::patience is 0, once or twice this.
 constexpr int kPatience = 64;
@@ -41,7 +40,6 @@ RebuildSearch::RebuildSearch(const ListModel& model, const PipelineRules& rules)
 
 void RebuildSearch::Load(const TaskOrder& order,
                          const std::function<bool()>* stop) {
-  if (first_ways_.choice.empty()) first_ways_ = order.ways;
   orders_.Load(order);
   orders_.SpeedUpWhereMemoryAllows(stop);
   orders_.FuseWhereSlack();
@@ -89,13 +87,10 @@ int64_t RebuildSearch::Walk(const WalkOptions& options,
     ShiftGroup();
     if (Random() < kTwoShifts) ShiftGroup();
     list_.patience = RandomBelow(3) * kPatience;
-    scheduler.Run(list_, first_ways_, next_,
+    scheduler.Run(list_, current_.ways, next_,
                   static_cast<int64_t>(makespan_ns * kWorth));
     made += kMovesPerSchedule;
     if (next_.tasks.empty()) continue;
-    orders_.Load(next_);
-    orders_.SpeedUpWhereMemoryAllows(options.stop);
-    orders_.Save(next_);
     times_.Latest(next_, list_.key);
     scheduler.Run(list_, next_.ways, again_, next_.makespan_ns);
     made += kMovesPerSchedule;

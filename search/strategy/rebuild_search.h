@@ -1,9 +1,8 @@
 // Local search by rebuilding (iterated local search): the start times of an
 // order, those of a group or two shifted, are the priorities by which the list
-// scheduler builds the next order; pairs are sped up where memory allows, and
-// that order's latest start times are the priorities by which it is built once
-// more; where it is about as good as the first, descent on its critical path
-// improves it. Reaches what single moves do not: a group's stages
+// scheduler builds the next order, that one's latest start times those by which
+// it is built once more; where it is about as good as the first, descent on its
+// critical path improves it. Reaches what single moves do not: a group's stages
 // change places with others' on all ranks at once.
 
 #ifndef SEARCH_STRATEGY_REBUILD_SEARCH_H_
@@ -63,9 +62,6 @@ class RebuildSearch {
   std::vector<std::vector<int32_t>> pairs_of_group_;
   OrderSearch orders_;
   OrderTimes times_;
-  // Of the order loaded first. What is sped up fits one order, so orders are
-  // built without, and sped up anew.
-  Ways first_ways_;
   TaskOrder current_, next_, again_;
   std::vector<int64_t> earliest_ns_, latest_ns_;  // of current_, [task]
   ListRule list_;
