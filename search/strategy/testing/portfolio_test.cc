@@ -6,9 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "search/problem/problem_graph.h"
+#include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/order_times.h"
 #include "search/strategy/pipeline_rule.h"
@@ -49,6 +51,25 @@ TEST(PortfolioTest, SettingsThatWereScheduledTwiceAreSoAgain) {
     better += twice.makespan_ns < std::min(plain.makespan_ns, once.makespan_ns);
   });
   EXPECT_GT(better, 5);
+}
+
+TEST(PortfolioTest, CancelledBeforeItTakesWarmSettings) {
+  const std::atomic<bool> cancelled = true;
+  ForEachRandomModel(20, [&](const ProblemGraph& graph, const SafePlan&,
+                             const ListModel& model) {
+    for (const int reversed : {0, 1}) {
+      SearchOptions options;
+      options.budget.evaluations = 50;
+      options.budget.cancelled = &cancelled;
+      options.warm_settings =
+          PipelineRules::ToSettings(PipelineRules(model).FirstRules().back());
+      options.warm_settings.push_back(reversed);
+      const auto result = PortfolioStrategy().Solve(graph, options);
+      ASSERT_TRUE(result.ok());
+      EXPECT_TRUE(TimeSchedule(graph, result->schedule).ok());
+      EXPECT_EQ(result->evaluations, 1);
+    }
+  });
 }
 
 }  // namespace
