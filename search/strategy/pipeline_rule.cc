@@ -563,7 +563,7 @@ void PipelineRules::ChangeSides(int place, std::vector<int32_t>& order) const {
 // Pipelines fill and drain well in orders that rise to the largest group and
 // fall behind it. Most changes of order are from one of these to another: a
 // group moves to the other side of the largest. Numbers change by little, those
-// of memory most often.
+// of memory most often, or to any of their values.
 PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
                                    std::mt19937_64& random) const {
   PipelineRule other = rule;
