@@ -9,6 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "search/partition/layout_refiner.h"
@@ -303,6 +306,62 @@ TEST(RefineLayoutTest, TakesTheBestWhereTheHeldOutBatchIsAgainstFewerStages) {
     EXPECT_EQ(refined->refined_ns, agrees ? 10'010 : 10'000);
     EXPECT_EQ(MostSegments(*refined), agrees ? 1 : 3);
   }
+}
+
+TEST(RefineLayoutTest, WhatFailsOnTheHeldOutBatchIsNotTaken) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+  for (const bool refined_fails : {false, true}) {
+    for (const bool paper_fails : {false, true}) {
+      // One segment is the shortest, in the samples.
+      const StepEvaluator evaluator =
+          [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+        int segments = 0;
+        for (const SweepOrigin& sweep : step.sweeps) {
+          segments = std::max(segments, sweep.segment + 1);
+        }
+        const auto sweeps = static_cast<int64_t>(step.problem.sweeps.size());
+        if (step.problem.sweeps.back().microbatch != 2) return 1000 * sweeps;
+        if (segments == 1 ? refined_fails : paper_fails) {
+          return absl::ResourceExhaustedError(
+              absl::StrCat("too long in ", segments, " segments"));
+        }
+        return segments == 1 ? 1'000'000 * sweeps : 1000 * sweeps;
+      };
+      const auto refined =
+          RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
+      if (refined_fails && paper_fails) {
+        EXPECT_EQ(refined.status().code(),
+                  absl::StatusCode::kResourceExhausted);
+        EXPECT_THAT(refined.status().message(),
+                    HasSubstr("too long in 1 segments"));
+        continue;
+      }
+      ASSERT_TRUE(refined.ok()) << refined.status();
+      // Much longer than the paper's on the held-out batch, it is taken only
+      // where the paper's fails.
+      EXPECT_EQ(refined->is_paper, !paper_fails);
+      EXPECT_EQ(MostSegments(*refined) == 1, paper_fails);
+    }
+  }
+}
+
+TEST(RefineLayoutTest, CancelledOnTheHeldOutBatch) {
+  const semu::Job job = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
+  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+  std::atomic<bool> cancelled = false;
+  const StepEvaluator evaluator =
+      [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
+    if (step.problem.sweeps.back().microbatch == 2) cancelled = true;
+    return 1000 * static_cast<int64_t>(step.problem.sweeps.size());
+  };
+  const auto refined =
+      RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator,
+                   {.cancelled = [&] { return cancelled.load(); }});
+  EXPECT_EQ(refined.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(cancelled);
 }
 
 TEST(RefineLayoutTest, NoWorseSaysWhatFewerStagesMayCost) {
