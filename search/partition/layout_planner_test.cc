@@ -197,6 +197,14 @@ TEST(VariedBatchTest, MicrobatchesDifferAndFit) {
   }
 }
 
+int MostSegments(const StepProblem& step) {
+  int most = 0;
+  for (const SweepOrigin& sweep : step.sweeps) {
+    most = std::max(most, sweep.segment + 1);
+  }
+  return most;
+}
+
 int MostSegments(const RefinedLayout& refined) {
   int most = 0;
   for (const LayoutShape::ModuleShape& module : refined.shape.modules) {
@@ -251,20 +259,34 @@ TEST(RefineLayoutTest, FollowsTheEvaluator) {
   }
 }
 
-TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
-  const semu::Job job = JobOf("vlm-s");
-  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
-  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+// Layouts of vlm-s, chosen on one batch and judged by another.
+class HeldOutBatchTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<RefinedLayout> Refine(
+      const StepEvaluator& evaluator, const RefineOptions& options = {}) const {
+    return RefineLayout(job_, semu::OpGraphCost(), samples_, held_out_,
+                        evaluator, options);
+  }
+
+  static bool IsHeldOut(const StepProblem& step) {
+    return step.problem.sweeps.back().microbatch + 1 == kHeldOut;
+  }
+
+  static constexpr int kHeldOut = 3;  // microbatches
+  const semu::Job job_ = JobOf("vlm-s");
+  const std::vector<semu::Batch> samples_ = {UsualBatch(job_, 4)};
+  const std::vector<semu::Batch> held_out_ = {UsualBatch(job_, kHeldOut)};
+};
+
+TEST_F(HeldOutBatchTest, KeepsThePapersLayoutWhereItDisagrees) {
   for (const bool agrees : {false, true}) {
     // One segment of everything is the shortest, in the samples.
     const StepEvaluator evaluator =
         [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
-      const int microbatches = step.problem.sweeps.back().microbatch + 1;
-      if (microbatches == 3 && !agrees) return 1000;
+      if (IsHeldOut(step) && !agrees) return 1000;
       return 1000 * static_cast<int64_t>(step.problem.sweeps.size());
     };
-    const auto refined =
-        RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
+    const auto refined = Refine(evaluator);
     ASSERT_TRUE(refined.ok());
     if (agrees) {
       EXPECT_LT(refined->refined_ns, refined->paper_ns);
@@ -272,9 +294,9 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
       EXPECT_EQ(refined->refined_ns, refined->paper_ns);
     }
     EXPECT_EQ(refined->is_paper, !agrees);
-    const LayoutShape paper = *PaperLayoutShape(job, semu::OpGraphCost());
+    const LayoutShape paper = *PaperLayoutShape(job_, semu::OpGraphCost());
     bool same = true;
-    for (size_t m = 0; m < job.modules.size(); ++m) {
+    for (size_t m = 0; m < job_.modules.size(); ++m) {
       same &= refined->shape.modules[m].segments == paper.modules[m].segments &&
               refined->shape.modules[m].sub_microbatch_tokens ==
                   paper.modules[m].sub_microbatch_tokens;
@@ -283,24 +305,16 @@ TEST(RefineLayoutTest, KeepsThePapersLayoutWhereTheHeldOutBatchDisagrees) {
   }
 }
 
-TEST(RefineLayoutTest, TakesTheBestWhereTheHeldOutBatchIsAgainstFewerStages) {
-  const semu::Job job = JobOf("vlm-s");
-  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
-  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+TEST_F(HeldOutBatchTest, TheBestIsTakenWhereItIsAgainstFewerStages) {
   for (const bool agrees : {false, true}) {
     // Three segments are best; one is hardly worse, but for the held-out batch.
     const StepEvaluator evaluator =
         [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
-      int segments = 0;
-      for (const SweepOrigin& sweep : step.sweeps) {
-        segments = std::max(segments, sweep.segment + 1);
-      }
-      const bool is_held_out = step.problem.sweeps.back().microbatch == 2;
-      if (segments == 1) return is_held_out && !agrees ? 30'000 : 10'010;
+      const int segments = MostSegments(step);
+      if (segments == 1) return IsHeldOut(step) && !agrees ? 30'000 : 10'010;
       return segments == 3 ? 10'000 : 20'000;
     };
-    const auto refined =
-        RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
+    const auto refined = Refine(evaluator);
     ASSERT_TRUE(refined.ok()) << refined.status();
     EXPECT_FALSE(refined->is_paper);
     EXPECT_EQ(refined->refined_ns, agrees ? 10'010 : 10'000);
@@ -308,29 +322,22 @@ TEST(RefineLayoutTest, TakesTheBestWhereTheHeldOutBatchIsAgainstFewerStages) {
   }
 }
 
-TEST(RefineLayoutTest, WhatFailsOnTheHeldOutBatchIsNotTaken) {
-  const semu::Job job = JobOf("vlm-s");
-  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
-  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+TEST_F(HeldOutBatchTest, WhatFailsOnItIsNotTaken) {
   for (const bool refined_fails : {false, true}) {
     for (const bool paper_fails : {false, true}) {
       // One segment is the shortest, in the samples.
       const StepEvaluator evaluator =
           [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
-        int segments = 0;
-        for (const SweepOrigin& sweep : step.sweeps) {
-          segments = std::max(segments, sweep.segment + 1);
-        }
+        const int segments = MostSegments(step);
         const auto sweeps = static_cast<int64_t>(step.problem.sweeps.size());
-        if (step.problem.sweeps.back().microbatch != 2) return 1000 * sweeps;
+        if (!IsHeldOut(step)) return 1000 * sweeps;
         if (segments == 1 ? refined_fails : paper_fails) {
           return absl::ResourceExhaustedError(
               absl::StrCat("too long in ", segments, " segments"));
         }
         return segments == 1 ? 1'000'000 * sweeps : 1000 * sweeps;
       };
-      const auto refined =
-          RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator);
+      const auto refined = Refine(evaluator);
       if (refined_fails && paper_fails) {
         EXPECT_EQ(refined.status().code(),
                   absl::StatusCode::kResourceExhausted);
@@ -347,19 +354,15 @@ TEST(RefineLayoutTest, WhatFailsOnTheHeldOutBatchIsNotTaken) {
   }
 }
 
-TEST(RefineLayoutTest, CancelledOnTheHeldOutBatch) {
-  const semu::Job job = JobOf("vlm-s");
-  const std::vector<semu::Batch> samples = {UsualBatch(job, 4)};
-  const std::vector<semu::Batch> held_out = {UsualBatch(job, 3)};
+TEST_F(HeldOutBatchTest, Cancelled) {
   std::atomic<bool> cancelled = false;
   const StepEvaluator evaluator =
       [&](const StepProblem& step) -> absl::StatusOr<int64_t> {
-    if (step.problem.sweeps.back().microbatch == 2) cancelled = true;
+    if (IsHeldOut(step)) cancelled = true;
     return 1000 * static_cast<int64_t>(step.problem.sweeps.size());
   };
   const auto refined =
-      RefineLayout(job, semu::OpGraphCost(), samples, held_out, evaluator,
-                   {.cancelled = [&] { return cancelled.load(); }});
+      Refine(evaluator, {.cancelled = [&] { return cancelled.load(); }});
   EXPECT_EQ(refined.status().code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(cancelled);
 }

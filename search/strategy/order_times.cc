@@ -154,17 +154,14 @@ void OrderTimes::Arrive(Task task) {
   next_start_ns_[r] = std::min(next_start_ns_[r], at_ns);
 }
 
-// Takes back what was held, as far as there is room for its activations.
-void OrderTimes::Admit(int r, const TaskOrder& order, int64_t at_ns) {
+// What was held is ready again, as far as there is room for its activations.
+void OrderTimes::Admit(int r, const TaskOrder& order) {
   Rank& rank = ranks_[r];
   int64_t live_bytes = rank.live_bytes;
   while (!rank.held.empty()) {
-    const Task task = rank.tasks[rank.held.Last()];
-    live_bytes += BytesOf(order, task);
+    live_bytes += BytesOf(order, rank.tasks[rank.held.Last()]);
     if (live_bytes > graph_.limit_bytes[r]) return;
-    rank.held.TakeLast();
-    may_run_ns_[task] = std::max(may_run_ns_[task], at_ns);
-    Arrive(task);
+    rank.ready.Insert(rank.held.TakeLast());
   }
 }
 
@@ -261,7 +258,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
     } else if (TaskKind(task) == kForwardTask &&
                graph_.has_backward(TaskPair(task))) {
       rank.live_bytes -= BytesOf(order, task);
-      Admit(r, order, rank.free_ns);
+      Admit(r, order);
     }
     ForEachBefore(task, [&](Task before, int64_t delay_ns) {
       may_run_ns_[before] =

@@ -74,7 +74,7 @@ class OrderTimes {
   }
   int RankOf(Task task) const { return graph_.pair_rank[TaskPair(task)]; }
   void Arrive(Task task);
-  void Admit(int r, const TaskOrder& order, int64_t at_ns);
+  void Admit(int r, const TaskOrder& order);
   void UpdateNextStart(int r);
   Task TakeHeld();
   Task TakeReady(int r, const TaskOrder& order, int64_t at_ns);

@@ -411,9 +411,6 @@ class Search {
     const bool reversed = settings.back() == 1;
     settings.pop_back();
     if (!forward_.rules().FromSettings(settings)) return;
-    // What may be had at once comes first.
-    TryAll({forward_.rules().FirstRules().front()}, false, RuleShare(),
-           starts.emplace_back());
     if (reversed && !MayReverse()) return;
     const auto rule = DirectionOf(reversed).rules().FromSettings(settings);
     if (!rule) return;
@@ -424,10 +421,13 @@ class Search {
 
   // The best rule of every order of groups, in both directions of time.
   std::vector<Candidate> FindStarts() {
-    std::vector<Candidate> starts;
+    std::vector<Candidate> starts, firsts(1);
+    // What may be had at once comes first, then what did well before.
+    std::vector<PipelineRule> rules = forward_.rules().FirstRules();
+    TryAll({rules.front()}, false, RuleShare(), firsts[0]);
+    rules.erase(rules.begin());
     TryWarmSettings(starts);
-    std::vector<Candidate> firsts(1);
-    TryAll(forward_.rules().FirstRules(), false, RuleShare(), firsts[0]);
+    TryAll(rules, false, RuleShare(), firsts[0]);
     if (Progress() < RuleShare() && MayReverse()) {
       TryAll(reversed_->direction.rules().FirstRules(), true, RuleShare(),
              firsts.emplace_back());
@@ -443,8 +443,8 @@ class Search {
         rule.group_order = PipelineRule::GroupOrder::kAsGiven;
         others.push_back({rule});
       }
-      for (const std::vector<PipelineRule>& rules : others) {
-        TryAll(rules, first.reversed, RuleShare(), starts.emplace_back());
+      for (const std::vector<PipelineRule>& order : others) {
+        TryAll(order, first.reversed, RuleShare(), starts.emplace_back());
       }
       starts.push_back(std::move(first));
     }

@@ -38,7 +38,7 @@ TEST(PortfolioTest, SettingsThatWereScheduledTwiceAreSoAgain) {
     scheduler.Run(list, ways, once);
     ListRule again;
     OrderTimes(graph).Latest(once, again.key);
-    again.patience = 64;
+    again.patience = 64;  // as the portfolio has it
     scheduler.Run(again, once.ways, twice);
 
     SearchOptions options;
