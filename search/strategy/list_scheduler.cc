@@ -560,6 +560,9 @@ inline void ListScheduler::Push(int pair, int64_t arrival_ns) {
   Rank& rank = ranks_[r];
   Queue& queue = kKind == kWeightTask ? rank.weights : rank.queue;
   const Task task = 3 * pair + kKind;
+  if (kKind == kForwardTask && !rule_->not_before_ns.empty()) {
+    arrival_ns = std::max(arrival_ns, rule_->not_before_ns[pair]);
+  }
   const Entry entry = {
       .key = rule_->key[task],
       .arrival_ns = arrival_ns,
@@ -758,8 +761,8 @@ ABSL_ATTRIBUTE_ALWAYS_INLINE inline void ListScheduler::Execute(
   }
   const ListModel::Place& place = runs_[pair].place;
   const PairRun& run = runs_[pair];
-  // A component that had to wait for others could have begun before: nothing in
-  // the schedule keeps it.
+  // An F that was held back, or whose component had to wait for others, could
+  // have begun before: nothing in the schedule keeps it.
   const int64_t arrival_ns =
       kind == kForwardTask ? waits_[pair].forward_ready_ns : entry.arrival_ns;
   const int64_t end = std::max(rank.free_ns, arrival_ns) + run.length_ns[kind];

@@ -17,7 +17,8 @@
 // the rule: where they stand in the way, W runs first. The first component's
 // next stage is therefore always admitted, on some rank, and the schedule ends.
 // A limit on open work (ListRule::open_work_ns) changes none of this: it holds
-// a component back only while another is begun and not finished.
+// a component back only while another is begun and not finished. Nor do times
+// before which F may not run: they pass.
 
 #ifndef SEARCH_STRATEGY_LIST_SCHEDULER_H_
 #define SEARCH_STRATEGY_LIST_SCHEDULER_H_
@@ -71,6 +72,11 @@ struct TaskOrder {
 
 struct ListRule {
   std::vector<int64_t> key;  // [task]; less runs first, ties by task
+  // [pair], or empty: when a rank may take its F, ns; before, it rather waits
+  // for something else. What begins late holds its memory for less time.
+  // Decides the order only: in the schedule F starts as early as the order
+  // allows.
+  std::vector<int64_t> not_before_ns;
   // A rank waits for a stage of less key that is about to arrive rather than
   // start one that would delay it, when the wait is at most this share of the
   // other's length, in 1/256.

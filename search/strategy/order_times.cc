@@ -131,6 +131,17 @@ void OrderTimes::Earliest(const TaskOrder& order,
   GiveFusedTheirs(order, starts);
 }
 
+void OrderTimes::Holds(const TaskOrder& order, std::vector<int64_t>& hold_ns) {
+  TimeOrder(order);
+  hold_ns.assign(graph_.pairs, 0);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (!graph_.has_backward(p)) continue;
+    const Task forward = 3 * p + kForwardTask;
+    hold_ns[p] =
+        end_ns_[3 * p + kGradientTask] - end_ns_[forward] + length_ns_[forward];
+  }
+}
+
 void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
                                  std::vector<int64_t>& starts) const {
   for (int p = 0; p < graph_.pairs; ++p) {

@@ -23,6 +23,10 @@ class OrderTimes {
   // Start times, [task], each as early as the order allows.
   void Earliest(const TaskOrder& order, std::vector<int64_t>& starts);
 
+  // How long pairs hold their activations, [pair]: from the start of F to the
+  // end of I or B. 0 without a backward.
+  void Holds(const TaskOrder& order, std::vector<int64_t>& hold_ns);
+
   // Start times, [task], when all is scheduled anew in reversed time, what ends
   // last in `order` first (forward-backward improvement: Li and Willis 1992).
   // In reversed time a backward takes its pair's activations and F gives them

@@ -13,10 +13,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/memory_ways.h"
+#include "search/strategy/order_times.h"
 #include "search/strategy/safe_plan.h"
 
 namespace pipeweaver::search {
@@ -30,11 +32,21 @@ constexpr int64_t kFarAhead = int64_t{1} << 50;
 constexpr int kMostReserve = 1000000;  // never fuse
 constexpr int kReserves[] = {0, 1, 2, 4, 8, 16, 32, kMostReserve};
 constexpr int kPatient = 128;
+constexpr int kPatienceAgain = 64;  // of second schedules
 constexpr int kStretches[] = {0, 4, 6, 8, 12, 16};
 constexpr int kMostStretch = 24;
+constexpr int kNoStretch = 4;
 constexpr int kFirstStretch = 8;
 constexpr int kFirstOpen = 16;
 constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
+// Prices above one in so many of all are for scarce memory.
+constexpr int kScarceShare = 4;
+// How long before its time a forward may run where memory is scarce, in the
+// mean time that a group takes alone.
+constexpr double kAhead = 0.7;
+// Of the weight of a pair's memory, what goes by how long it held it in the
+// schedule before; the rest goes by what was expected.
+constexpr double kHeldShare = 0.3;
 
 }  // namespace
 
@@ -60,6 +72,7 @@ PipelineRules::PipelineRules(const ListModel& model)
         (model.component_work_ns(c) - mean_component_work_ns_) / (c + 1);
   }
   for (const bool by_hold : {false, true}) FindPrices(model, by_hold);
+  FindScarcity();
   FindAloneTimes();
   FindV();
 }
@@ -131,13 +144,39 @@ void PipelineRules::FindAloneTimes() {
       }
     }
   }
+  std::vector<int64_t> passage_ns(groups(), 0);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    int64_t& passage = passage_ns[group_of_sweep_[graph_.pair_sweep[p]]];
+    passage = std::max({passage, alone_ns_[3 * p + kForwardTask],
+                        alone_ns_[3 * p + kGradientTask]});
+  }
+  double whole_ns = 0;
+  for (const int64_t passage : passage_ns) {
+    whole_ns += static_cast<double>(passage);
+  }
+  ahead_ns_ = static_cast<int64_t>(kAhead * whole_ns / groups());
+}
+
+void PipelineRules::FindScarcity() {
+  std::vector<int64_t> least_bytes(graph_.ranks, 0);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (!graph_.has_backward(p)) continue;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (const GraphChoice& choice : graph_.choices_of(p)) {
+      least = std::min(least, choice.activation_bytes);
+    }
+    least_bytes[graph_.pair_rank[p]] += least;
+  }
+  for (int r = 0; r < graph_.ranks; ++r) {
+    is_scarce_ = is_scarce_ || least_bytes[r] > graph_.limit_bytes[r];
+  }
 }
 
 // A group is due when the busiest rank has done the groups before it, its tasks
-// as much later as they would start if it ran alone, stretched.
-void PipelineRules::BuildPaced(const PipelineRule& rule,
-                               const std::vector<int32_t>& place,
-                               ListRule& list) const {
+// as much later as they would start if it ran alone, stretched where that is
+// the rhythm.
+void PipelineRules::SetDueTimes(const PipelineRule& rule,
+                                std::vector<int64_t>& key) const {
   std::vector<int64_t> due_ns(groups(), 0);
   std::vector<int64_t> done_ns(graph_.ranks, 0);
   int64_t most_done_ns = 0;
@@ -150,13 +189,13 @@ void PipelineRules::BuildPaced(const PipelineRule& rule,
       most_done_ns = std::max(most_done_ns, done);
     }
   }
+  const int stretch =
+      rule.rhythm == PipelineRule::Rhythm::kPaced ? rule.stretch : kNoStretch;
   for (int p = 0; p < graph_.pairs; ++p) {
     const int group = group_of_sweep_[graph_.pair_sweep[p]];
     for (const int kind : {kForwardTask, kGradientTask}) {
-      list.key[3 * p + kind] =
-          due_ns[group] + alone_ns_[3 * p + kind] / 4 * rule.stretch;
+      key[3 * p + kind] = due_ns[group] + alone_ns_[3 * p + kind] / 4 * stretch;
     }
-    list.key[3 * p + kWeightTask] = kFarAhead + place[group];
   }
 }
 
@@ -658,12 +697,73 @@ void PipelineRules::BuildZeroBubbleV(const std::vector<int32_t>& place,
   }
 }
 
+double PipelineRules::PriceOf(const PipelineRule& rule, int pair) const {
+  const PriceLadder& ladder = ladders_[rule.by_hold];
+  const auto last = static_cast<uint8_t>(ladder.prices.size() - 1);
+  return ladder.prices[std::min(
+      last, std::max(rule.price[graph_.pair_rank[pair]], ladder.least[pair]))];
+}
+
+bool PipelineRules::MemoryIsScarce(const PipelineRule& rule) const {
+  const int most = *std::max_element(rule.price.begin(), rule.price.end());
+  return is_scarce_ || most > prices() / kScarceShare;
+}
+
+void PipelineRules::HoldBack(absl::Span<const int64_t> start_ns,
+                             ListRule& list) const {
+  list.not_before_ns.resize(graph_.pairs);
+  for (int p = 0; p < graph_.pairs; ++p) {
+    list.not_before_ns[p] = start_ns[3 * p + kForwardTask] - ahead_ns_;
+  }
+}
+
+void PipelineRules::Reprice(const PipelineRule& rule,
+                            absl::Span<const int64_t> hold_ns,
+                            Ways& ways) const {
+  const PriceLadder& ladder = ladders_[rule.by_hold];
+  double whole_ns = 0, whole_weight = 0;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (!graph_.has_backward(p)) continue;
+    whole_ns += static_cast<double>(hold_ns[p]);
+    whole_weight += ladder.weights[p];
+  }
+  if (whole_ns == 0) return;
+  for (int p = 0; p < graph_.pairs; ++p) {
+    if (!graph_.has_backward(p)) continue;
+    const double held =
+        static_cast<double>(hold_ns[p]) * whole_weight / whole_ns;
+    const double weight =
+        (1 - kHeldShare) * ladder.weights[p] + kHeldShare * held;
+    const int choice = memory_.At(p, PriceOf(rule, p) * weight).choice;
+    if (ways.fused[p] == Ways::kFused && graph_.mode[p] == PairMode::kSplit &&
+        !graph_.choices_of(p)[choice].has_backward()) {
+      continue;
+    }
+    ways.choice[p] = choice;
+  }
+}
+
+void PipelineRules::BuildAgain(const PipelineRule& rule, const TaskOrder& order,
+                               OrderTimes& times, ListRule& list,
+                               Ways& ways) const {
+  list = {};
+  ways = order.ways;
+  times.Latest(order, list.key);
+  list.patience = kPatienceAgain;
+  if (!MemoryIsScarce(rule)) return;
+  HoldBack(list.key, list);
+  std::vector<int64_t> hold_ns;
+  times.Holds(order, hold_ns);
+  Reprice(rule, hold_ns, ways);
+}
+
 void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
                           Ways& ways) const {
   const int m = groups();
   std::vector<int32_t> place(m);
   for (int i = 0; i < m; ++i) place[rule.groups[i]] = i;
   list.key.resize(3 * static_cast<size_t>(graph_.pairs));
+  list.not_before_ns.clear();
   list.patience = rule.patience;
   list.strict = false;
   list.open_work_ns =
@@ -676,15 +776,11 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
                  : std::min(mean_weight_grad_ns_, kFarAhead / kMostReserve) *
                        rule.reserve;
   const PriceLadder& ladder = ladders_[rule.by_hold];
-  const auto last_price = static_cast<uint8_t>(ladder.prices.size() - 1);
   ways.choice.resize(graph_.pairs);
   ways.fused.resize(graph_.pairs);
   for (int p = 0; p < graph_.pairs; ++p) {
     const int s = graph_.pair_sweep[p];
-    const double price = ladder.prices[std::min(
-        last_price,
-        std::max(rule.price[graph_.pair_rank[p]], ladder.least[p]))];
-    ways.choice[p] = memory_.At(p, price * ladder.weights[p]).choice;
+    ways.choice[p] = memory_.At(p, PriceOf(rule, p) * ladder.weights[p]).choice;
     const int64_t i = place[group_of_sweep_[s]];
     ways.fused[p] = graph_.mode[p] != PairMode::kSplit || never_fuse ||
                             i >= m - rule.split_groups
@@ -695,8 +791,16 @@ void PipelineRules::Build(const PipelineRule& rule, ListRule& list,
     BuildZeroBubbleV(place, list);
     return;
   }
-  if (rule.rhythm == PipelineRule::Rhythm::kPaced) {
-    BuildPaced(rule, place, list);
+  // Due times are the keys of kPaced, and what forwards are held back by.
+  const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
+  const bool scarce = MemoryIsScarce(rule);
+  if (paced || scarce) SetDueTimes(rule, list.key);
+  if (scarce) HoldBack(list.key, list);
+  if (paced) {
+    for (int p = 0; p < graph_.pairs; ++p) {
+      list.key[3 * p + kWeightTask] =
+          kFarAhead + place[group_of_sweep_[graph_.pair_sweep[p]]];
+    }
     return;
   }
   for (int p = 0; p < graph_.pairs; ++p) {

@@ -14,10 +14,12 @@
 #include <random>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/memory_ways.h"
+#include "search/strategy/order_times.h"
 #include "search/strategy/safe_plan.h"
 
 namespace pipeweaver::search {
@@ -54,8 +56,7 @@ struct PipelineRule {
   int reserve = 0;             // of weight gradients, in mean lengths
   // Groups open at a time, in quarters of a mean group's work; 0: any number.
   int open = 0;
-  // Scheduled once more, by the first order's latest start times
-  // (OrderTimes::Latest). Not read by Build.
+  // Scheduled once more (BuildAgain). Not read by Build.
   bool twice = false;
 };
 
@@ -120,6 +121,27 @@ class PipelineRules {
 
   void Build(const PipelineRule& rule, ListRule& list, Ways& ways) const;
 
+  // For a second schedule by `rule`, whose first is `order`: by the latest
+  // start times of that. Where memory is scarce, forwards are held back to
+  // about these, and it is priced by how long `order` holds it. `times`: a
+  // workspace.
+  void BuildAgain(const PipelineRule& rule, const TaskOrder& order,
+                  OrderTimes& times, ListRule& list, Ways& ways) const;
+
+  // Whether memory costs much by `rule`, or a rank's activations do not fit at
+  // once whatever it costs.
+  bool MemoryIsScarce(const PipelineRule& rule) const;
+
+  // Holds back all F of `list` to somewhat before `start_ns`, [task]: less than
+  // a group's passage through the pipeline.
+  void HoldBack(absl::Span<const int64_t> start_ns, ListRule& list) const;
+
+  // Chooses anew how pairs run at the prices of `rule`, which are by `hold_ns`,
+  // too: how long each pair held its activations, [pair]. Pairs stay fused or
+  // not as they are in `ways`.
+  void Reprice(const PipelineRule& rule, absl::Span<const int64_t> hold_ns,
+               Ways& ways) const;
+
  private:
   std::vector<int32_t> Groups(PipelineRule::GroupOrder order) const;
   // `rule` in all rhythms worth a first look.
@@ -131,10 +153,14 @@ class PipelineRules {
   int PlaceOfLargest(const std::vector<int32_t>& order) const;
   void FindGroups(const SafePlan& plan);
   void FindPrices(const ListModel& model, bool by_hold);
+  void FindScarcity();
   void FindAloneTimes();
   void FindV();
-  void BuildPaced(const PipelineRule& rule, const std::vector<int32_t>& place,
-                  ListRule& list) const;
+  // ns per byte, before the pair's weight: that of its rank, or the least at
+  // which its component fits.
+  double PriceOf(const PipelineRule& rule, int pair) const;
+  // Of forwards and gradients; [task].
+  void SetDueTimes(const PipelineRule& rule, std::vector<int64_t>& key) const;
   void BuildZeroBubbleV(const std::vector<int32_t>& place,
                         ListRule& list) const;
 
@@ -152,6 +178,7 @@ class PipelineRules {
   const MemoryPrices memory_;
   bool can_fuse_ = false;
   bool is_v_ = false;
+  bool is_scarce_ = false;  // memory, at any price
   int64_t mean_weight_grad_ns_ = 0;
   int64_t mean_component_work_ns_ = 0;
   // Work of a group on each rank that it stands on, by group.
@@ -161,8 +188,10 @@ class PipelineRules {
   };
   std::vector<RankWork> group_work_;
   std::vector<int32_t> group_work_begin_;  // [group], and the total at the end
-  // When tasks start if their group has all ranks to itself, [task].
+  // When tasks start if their group has all ranks to itself, [task]; and how
+  // long before its time a forward may run (HoldBack).
   std::vector<int64_t> alone_ns_;
+  int64_t ahead_ns_ = 0;
   // For kZeroBubbleV: place of each task on its rank, by
   // [(rank * 2 + chunk) * groups + group's place][kind].
   std::vector<int32_t> v_place_;

@@ -70,7 +70,6 @@ constexpr int64_t kMovesPerEvaluation = 64;
 constexpr int kRulesPerBatch = 8;
 // Evaluations that a rule takes at most: it may be scheduled twice.
 constexpr int kMostOfRule = 2;
-constexpr int kPatienceAgain = 64;  // ListRule::patience of the second
 // Evaluations left without a limit; may be multiplied by small numbers.
 constexpr int64_t kNoLimit = int64_t{1} << 48;
 // About how many pairs one job of random rules schedules, and its evaluations
@@ -153,7 +152,7 @@ class Direction {
     rules_.Build(rule, list, ways);
     scheduler(worker).Run(list, ways, order, rule.twice ? kEndless : worth_ns);
     if (rule.twice) {
-      if (!stop()) ScheduleAgain(worker, worth_ns, order);
+      if (!stop()) ScheduleAgain(worker, rule, worth_ns, order);
       if (order.makespan_ns > worth_ns) {
         order.tasks.clear();
         order.makespan_ns = kEndless;
@@ -166,12 +165,13 @@ class Direction {
  private:
   // Leaves the better of `order` and one by its latest start times, as far as
   // that is not over `worth_ns`.
-  void ScheduleAgain(int worker, int64_t worth_ns, TaskOrder& order) {
+  void ScheduleAgain(int worker, const PipelineRule& rule, int64_t worth_ns,
+                     TaskOrder& order) {
     thread_local ListRule list;
+    thread_local Ways ways;
     thread_local TaskOrder again;
-    times_[worker]->Latest(order, list.key);
-    list.patience = kPatienceAgain;
-    scheduler(worker).Run(list, order.ways, again,
+    rules_.BuildAgain(rule, order, *times_[worker], list, ways);
+    scheduler(worker).Run(list, ways, again,
                           std::min(order.makespan_ns, worth_ns));
     if (!again.tasks.empty()) std::swap(order, again);
   }

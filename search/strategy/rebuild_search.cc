@@ -31,7 +31,7 @@ constexpr int kPatience = 64;
 }  // namespace
 
 RebuildSearch::RebuildSearch(const ListModel& model, const PipelineRules& rules)
-    : orders_(model.graph()), times_(model.graph()) {
+    : rules_(rules), orders_(model.graph()), times_(model.graph()) {
   pairs_of_group_.resize(rules.groups());
   for (int p = 0; p < model.graph().pairs; ++p) {
     pairs_of_group_[rules.group_of_pair(p)].push_back(p);
@@ -87,11 +87,13 @@ int64_t RebuildSearch::Walk(const WalkOptions& options,
     ShiftGroup();
     if (Random() < kTwoShifts) ShiftGroup();
     list_.patience = RandomBelow(3) * kPatience;
+    rules_.HoldBack(latest_ns_, list_);
     scheduler.Run(list_, current_.ways, next_,
                   static_cast<int64_t>(makespan_ns * kWorth));
     made += kMovesPerSchedule;
     if (next_.tasks.empty()) continue;
     times_.Latest(next_, list_.key);
+    rules_.HoldBack(list_.key, list_);
     scheduler.Run(list_, next_.ways, again_, next_.makespan_ns);
     made += kMovesPerSchedule;
     if (!again_.tasks.empty()) std::swap(next_, again_);

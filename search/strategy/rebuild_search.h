@@ -59,6 +59,7 @@ class RebuildSearch {
     return static_cast<int>(random_() % static_cast<uint64_t>(bound));
   }
 
+  const PipelineRules& rules_;
   std::vector<std::vector<int32_t>> pairs_of_group_;
   OrderSearch orders_;
   OrderTimes times_;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -152,6 +153,52 @@ TEST(ListSchedulerTest, WaitsForStagesOfLessKeyAsLongAsPatienceSays) {
       }
     }
   }
+}
+
+// Two sweeps of one stage on one rank, each of 1 ns forwards and backwards.
+TEST(ListSchedulerTest, ForwardsThatAreHeldBackLeaveTheirRankToOthers) {
+  Problem problem = SingleStages(1, 2);
+  problem.memory_limit_bytes = {2};
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  const auto plan = FindSafePlan(graph);
+  ASSERT_TRUE(plan.ok());
+  const ListModel model(graph, *plan);
+  Ways ways;
+  ways.choice.assign(graph.pairs, 0);
+  ways.fused.assign(graph.pairs, Ways::kApart);
+  const auto run = [&](int64_t not_before_ns) {
+    ListRule rule;
+    // Forwards before backwards.
+    rule.key = {0, 2, 0, 1, 3, 0};
+    rule.not_before_ns = {0, not_before_ns};
+    TaskOrder order;
+    ListScheduler(model).Run(rule, ways, order);
+    EXPECT_EQ(order.makespan_ns, 4);
+    return order.tasks;
+  };
+  EXPECT_EQ(run(0), (std::vector<Task>{0, 3, 1, 4}));
+  EXPECT_EQ(run(1), (std::vector<Task>{0, 3, 1, 4}));
+  EXPECT_EQ(run(2), (std::vector<Task>{0, 1, 3, 4}));
+  // The rank idles until then, the schedule does not.
+  EXPECT_EQ(run(1000), (std::vector<Task>{0, 1, 3, 4}));
+}
+
+TEST(ListSchedulerTest, WhateverIsHeldBackAllIsScheduled) {
+  std::mt19937_64 random(1);
+  ForEachProblem([&](const ProblemGraph& graph, const SafePlan&,
+                     const ListModel& model, ListRule rule, const Ways& ways) {
+    for (int i = 0; i < 10; ++i) {
+      rule.patience = i % 2 == 0 ? 0 : 128;
+      rule.not_before_ns.clear();
+      for (int p = 0; p < graph.pairs; ++p) {
+        rule.not_before_ns.push_back(static_cast<int64_t>(random() % 1000) -
+                                     300);
+      }
+      TaskOrder order;
+      ListScheduler(model).Run(rule, ways, order);
+      ExpectConsistent(graph, order);
+    }
+  });
 }
 
 TEST(ListModelTest, HasCellsOnlyWhereComponentsStand) {

@@ -76,8 +76,9 @@ TEST(OrderTimesTest, EarliestTimesAreTheScheduleAndLatestFollowDependencies) {
     const auto times = TimeSchedule(graph, ToSchedule(graph, order));
     ASSERT_TRUE(times.ok());
     OrderTimes order_times(graph);
-    std::vector<int64_t> earliest, latest;
+    std::vector<int64_t> earliest, latest, hold_ns;
     order_times.Earliest(order, earliest);
+    order_times.Holds(order, hold_ns);
     order_times.Latest(order, latest);
     std::vector<size_t> next(graph.ranks, 0);
     for (const Task task : order.tasks) {
@@ -93,9 +94,15 @@ TEST(OrderTimesTest, EarliestTimesAreTheScheduleAndLatestFollowDependencies) {
         EXPECT_GE(latest[3 * edge.pair + kForwardTask],
                   latest[3 * p + kForwardTask] + forward_ns + edge.delay_ns);
       }
-      if (!graph.has_backward(p)) continue;
-      EXPECT_GE(latest[3 * p + kGradientTask],
-                latest[3 * p + kForwardTask] + forward_ns);
+      if (!graph.has_backward(p)) {
+        EXPECT_EQ(hold_ns[p], 0);
+        continue;
+      }
+      const Task gradient = 3 * p + kGradientTask;
+      EXPECT_EQ(hold_ns[p], earliest[gradient] +
+                                TaskLength(graph, order.ways, gradient) -
+                                earliest[3 * p + kForwardTask]);
+      EXPECT_GE(latest[gradient], latest[3 * p + kForwardTask] + forward_ns);
     }
   });
 }

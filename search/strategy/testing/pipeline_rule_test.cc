@@ -12,8 +12,10 @@
 #include <functional>
 #include <optional>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "search/problem/problem.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
@@ -222,6 +224,123 @@ TEST(PipelineRuleTest, PricesMostlyStayWhereMemoryCostsNothing) {
         }
       });
   EXPECT_LT(changed, changes / 8);
+}
+
+// One sweep a microbatch, of one stage on the only rank: `choices`, and room
+// for `limit_bytes`.
+Problem OneRank(int microbatches, const std::vector<Choice>& choices,
+                int64_t limit_bytes) {
+  Problem problem;
+  problem.ranks = 1;
+  problem.memory_limit_bytes = {limit_bytes};
+  for (int i = 0; i < microbatches; ++i) {
+    Sweep& sweep = problem.sweeps.emplace_back();
+    sweep.id = std::to_string(i);
+    sweep.stages = {{.rank = 0, .choices = ChoiceList(choices)}};
+  }
+  return problem;
+}
+
+Choice WithBytes(int64_t backward_ns, int64_t bytes) {
+  Choice choice;
+  choice.forward_ns = 10;
+  choice.input_grad_ns = backward_ns;
+  choice.activation_bytes = choice.backward_bytes = bytes;
+  return choice;
+}
+
+// Calls visit(graph, rules) for `problem`.
+template <typename Visitor>
+void WithRules(const Problem& problem, const Visitor& visit) {
+  const ProblemGraph graph = BuildProblemGraph(problem);
+  const auto plan = FindSafePlan(graph);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const ListModel model(graph, *plan);
+  visit(graph, PipelineRules(model));
+}
+
+TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
+  const auto held_back = [](const PipelineRules& rules, PipelineRule rule) {
+    ListRule list;
+    Ways ways;
+    rules.Build(rule, list, ways);
+    EXPECT_EQ(!list.not_before_ns.empty(), rules.MemoryIsScarce(rule));
+    return !list.not_before_ns.empty();
+  };
+  // A microbatch takes 30 ns.
+  WithRules(OneRank(4, {WithBytes(20, 10)}, 40),
+            [&](const ProblemGraph&, const PipelineRules& rules) {
+              EXPECT_FALSE(held_back(rules, rules.FirstRules().front()));
+            });
+  WithRules(
+      OneRank(4, {WithBytes(20, 10)}, 39),
+      [&](const ProblemGraph&, const PipelineRules& rules) {
+        const PipelineRule rule = rules.FirstRules().front();
+        EXPECT_TRUE(held_back(rules, rule));
+        // Due one after the other, as the rank gets to them: forwards may
+        // run 0.7 * 10 ns ahead, for backwards start 10 ns after them.
+        ListRule list;
+        Ways ways;
+        rules.Build(rule, list, ways);
+        EXPECT_EQ(list.not_before_ns, (std::vector<int64_t>{-7, 23, 53, 83}));
+      });
+  // At prices from low to high; lean activations fit at once.
+  WithRules(
+      OneRank(4, {WithBytes(20, 10), WithBytes(25, 5), WithBytes(35, 1)}, 10),
+      [&](const ProblemGraph&, const PipelineRules& rules) {
+        PipelineRule rule = rules.FirstRules().front();
+        EXPECT_FALSE(held_back(rules, rule));
+        rule.price = {static_cast<uint8_t>(rules.prices() - 1)};
+        EXPECT_TRUE(held_back(rules, rule));
+      });
+}
+
+TEST(PipelineRuleTest, WhatHeldItsMemoryLongerIsRunLeaner) {
+  const std::vector<Choice> choices = {WithBytes(20, 10), WithBytes(21, 5),
+                                       WithBytes(35, 1)};
+  WithRules(OneRank(3, choices, 100), [](const ProblemGraph& graph,
+                                         const PipelineRules& rules) {
+    PipelineRule rule = rules.FirstRules().front();
+    ListRule list;
+    Ways ways, again;
+    int changed = 0;
+    for (int price = 0; price < rules.prices(); ++price) {
+      rule.price = {static_cast<uint8_t>(price)};
+      rules.Build(rule, list, ways);
+      // As long as was expected: nothing changes.
+      again = ways;
+      rules.Reprice(rule, std::vector<int64_t>(graph.pairs, 50), again);
+      EXPECT_EQ(again.choice, ways.choice);
+      rules.Reprice(rule, std::vector<int64_t>(graph.pairs, 0), again);
+      EXPECT_EQ(again.choice, ways.choice);
+      rules.Reprice(rule, std::vector<int64_t>{0, 50, 1000}, again);
+      EXPECT_LE(again.choice[0], ways.choice[0]);
+      EXPECT_GE(again.choice[2], ways.choice[2]);
+      changed += again.choice != ways.choice;
+    }
+    EXPECT_GT(changed, 0);
+  });
+}
+
+TEST(PipelineRuleTest, WhatIsFusedStaysSoWhenPricesChange) {
+  Choice keep = WithBytes(20, 10), lean = WithBytes(30, 1);
+  keep.weight_grad_ns = lean.weight_grad_ns = 10;
+  keep.fused_backward_ns = 25;
+  keep.fused_backward_bytes = 10;
+  Problem problem = OneRank(2, {keep, lean}, 100);
+  problem.split_backward = true;
+  WithRules(problem, [](const ProblemGraph& graph, const PipelineRules& rules) {
+    ASSERT_EQ(graph.mode[0], PairMode::kSplit);
+    PipelineRule rule = rules.FirstRules().front();
+    rule.price = {static_cast<uint8_t>(rules.prices() - 1)};
+    Ways ways;
+    ways.choice.assign(graph.pairs, 0);
+    ways.fused = {Ways::kFused, Ways::kApart};
+    rules.Reprice(rule, std::vector<int64_t>(graph.pairs, 50), ways);
+    // The lean choice has no B in one piece.
+    EXPECT_EQ(ways.choice, (std::vector<int32_t>{0, 1}));
+    EXPECT_EQ(ways.fused, (std::vector<uint8_t>{Ways::kFused, Ways::kApart}));
+  });
 }
 
 TEST(PipelineRuleTest, SettingsAreARuleButForSingleMoves) {

@@ -36,10 +36,9 @@ TEST(PortfolioTest, SettingsThatWereScheduledTwiceAreSoAgain) {
     scheduler.Run(list, ways, plain);
     rules.Build(rule, list, ways);
     scheduler.Run(list, ways, once);
-    ListRule again;
-    OrderTimes(graph).Latest(once, again.key);
-    again.patience = 64;  // as the portfolio has it
-    scheduler.Run(again, once.ways, twice);
+    OrderTimes times(graph);
+    rules.BuildAgain(rule, once, times, list, ways);
+    scheduler.Run(list, ways, twice);
 
     SearchOptions options;
     options.budget.evaluations = 3;  // the plain one, and this rule twice
