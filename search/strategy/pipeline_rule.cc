@@ -425,6 +425,7 @@ std::vector<int32_t> PipelineRules::ToSettings(const PipelineRule& rule) {
                                    rule.split_groups,
                                    rule.reserve,
                                    rule.open,
+                                   rule.holds_back ? 1 : 0,
                                    rule.twice ? 1 : 0};
   settings.insert(settings.end(), rule.price.begin(), rule.price.end());
   return settings;
@@ -442,7 +443,7 @@ std::vector<int32_t> PipelineRules::KeyOf(const PipelineRule& rule) {
 
 std::optional<PipelineRule> PipelineRules::FromSettings(
     const std::vector<int32_t>& settings) const {
-  constexpr size_t kNumbers = 11;
+  constexpr size_t kNumbers = 12;
   if (settings.size() != kNumbers + graph_.ranks) return std::nullopt;
   const auto within = [&settings](size_t i, int32_t most) {
     return settings[i] >= 0 && settings[i] <= most;
@@ -470,7 +471,8 @@ std::optional<PipelineRule> PipelineRules::FromSettings(
   rule.split_groups = settings[7];
   rule.reserve = settings[8];
   rule.open = settings[9];
-  rule.twice = settings[10] != 0;
+  rule.holds_back = settings[10] != 0;
+  rule.twice = settings[11] != 0;
   if (rule.rhythm == PipelineRule::Rhythm::kZeroBubbleV && !is_v_) {
     return std::nullopt;
   }
@@ -571,6 +573,7 @@ std::vector<PipelineRule> PipelineRules::Variations(const PipelineRule& rule,
       }
       break;
   }
+  for (PipelineRule& variation : variations) variation.holds_back = true;
   return variations;
 }
 
@@ -614,7 +617,7 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
     const int by = 1 + below(2);
     return below(2) == 0 ? -by : by;
   };
-  other.twice = true;
+  other.holds_back = other.twice = true;
   const int m = groups();
   const bool lags = rule.rhythm == PipelineRule::Rhythm::kLag;
   const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
@@ -706,7 +709,7 @@ double PipelineRules::PriceOf(const PipelineRule& rule, int pair) const {
 
 bool PipelineRules::MemoryIsScarce(const PipelineRule& rule) const {
   const int most = *std::max_element(rule.price.begin(), rule.price.end());
-  return is_scarce_ || most > prices() / kScarceShare;
+  return is_scarce_ || (rule.holds_back && most > prices() / kScarceShare);
 }
 
 void PipelineRules::HoldBack(absl::Span<const int64_t> start_ns,

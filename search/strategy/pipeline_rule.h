@@ -56,6 +56,9 @@ struct PipelineRule {
   int reserve = 0;             // of weight gradients, in mean lengths
   // Groups open at a time, in quarters of a mean group's work; 0: any number.
   int open = 0;
+  // Forwards are held back where memory costs much. Not so in first rules:
+  // layouts are compared by these, and better without.
+  bool holds_back = false;
   // Scheduled once more (BuildAgain). Not read by Build.
   bool twice = false;
 };
@@ -108,11 +111,12 @@ class PipelineRules {
   static constexpr Part kMainParts[] = {Part::kRhythm, Part::kOpen,
                                         Part::kPrice};
 
-  // All variations of one part of `rule`; may be none.
+  // All variations of one part of `rule`, held back; may be none.
   std::vector<PipelineRule> Variations(const PipelineRule& rule,
                                        Part part) const;
 
-  // `rule` with a random change of order or numbers, to be scheduled twice.
+  // `rule` with a random change of order or numbers, held back, to be scheduled
+  // twice.
   PipelineRule Mutate(const PipelineRule& rule, std::mt19937_64& random) const;
 
   // The order of groups of a schedule of this problem or one like it: by where
@@ -128,8 +132,8 @@ class PipelineRules {
   void BuildAgain(const PipelineRule& rule, const TaskOrder& order,
                   OrderTimes& times, ListRule& list, Ways& ways) const;
 
-  // Whether memory costs much by `rule`, or a rank's activations do not fit at
-  // once whatever it costs.
+  // Whether a rank's activations do not fit at once whatever memory costs, or
+  // it costs much by `rule`, which holds back.
   bool MemoryIsScarce(const PipelineRule& rule) const;
 
   // Holds back all F of `list` to somewhat before `start_ns`, [task]: less than

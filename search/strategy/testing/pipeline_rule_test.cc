@@ -140,6 +140,21 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
   EXPECT_GT(exchanges, 0);
 }
 
+TEST(PipelineRuleTest, AllButFirstRulesHoldBack) {
+  std::mt19937_64 random(1);
+  ForEachProblem(
+      [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
+        const std::vector<PipelineRule> first = rules.FirstRules();
+        for (const PipelineRule& rule : first) EXPECT_FALSE(rule.holds_back);
+        for (const auto part : PipelineRules::kParts) {
+          for (const auto& rule : rules.Variations(first.front(), part)) {
+            EXPECT_TRUE(rule.holds_back);
+          }
+        }
+        EXPECT_TRUE(rules.Mutate(first.front(), random).holds_back);
+      });
+}
+
 TEST(PipelineRuleTest, RandomChangesAreScheduledTwice) {
   std::mt19937_64 random(1);
   ForEachProblem(
@@ -291,6 +306,8 @@ TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
         PipelineRule rule = rules.FirstRules().front();
         EXPECT_FALSE(held_back(rules, rule));
         rule.price = {static_cast<uint8_t>(rules.prices() - 1)};
+        EXPECT_FALSE(held_back(rules, rule));
+        rule.holds_back = true;
         EXPECT_TRUE(held_back(rules, rule));
       });
 }
