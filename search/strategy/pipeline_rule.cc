@@ -42,11 +42,16 @@ constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
 // Prices above one in so many of all are for scarce memory.
 constexpr int kScarceShare = 4;
 // How long before its time a forward may run where memory is scarce, in the
-// mean time that a group takes alone.
+// mean time until a group that has all ranks to itself starts its last stage.
 constexpr double kAhead = 0.7;
 // Of the weight of a pair's memory, what goes by how long it held it in the
 // schedule before; the rest goes by what was expected.
 constexpr double kHeldShare = 0.3;
+
+bool HasPrice(const PipelineRule& rule) {
+  return std::any_of(rule.price.begin(), rule.price.end(),
+                     [](uint8_t price) { return price > 0; });
+}
 
 }  // namespace
 
@@ -436,6 +441,7 @@ std::vector<int32_t> PipelineRules::KeyOf(const PipelineRule& rule) {
   alike.group_order = PipelineRule::GroupOrder::kAsGiven;
   if (rule.rhythm != PipelineRule::Rhythm::kLag) alike.lag = 0;
   if (rule.rhythm != PipelineRule::Rhythm::kPaced) alike.stretch = 0;
+  if (!HasPrice(rule)) alike.holds_back = false;
   std::vector<int32_t> key = ToSettings(alike);
   key.insert(key.end(), rule.groups.begin(), rule.groups.end());
   return key;
@@ -621,11 +627,9 @@ PipelineRule PipelineRules::Mutate(const PipelineRule& rule,
   const int m = groups();
   const bool lags = rule.rhythm == PipelineRule::Rhythm::kLag;
   const bool paced = rule.rhythm == PipelineRule::Rhythm::kPaced;
-  const bool dear = std::any_of(rule.price.begin(), rule.price.end(),
-                                [](uint8_t price) { return price > 0; });
   const int side_chance = m > 1 ? 6 : 0;
   const int swap_chance = m > 1 ? 1 : 0;
-  const int price_chance = dear ? 4 : 0;
+  const int price_chance = HasPrice(rule) ? 4 : 0;
   const int open_chance = rule.open > 0 ? 4 : 0;
   const int pace_chance = lags || paced ? 2 : 0;
   const int variation_chance = 6;
@@ -708,8 +712,10 @@ double PipelineRules::PriceOf(const PipelineRule& rule, int pair) const {
 }
 
 bool PipelineRules::MemoryIsScarce(const PipelineRule& rule) const {
-  const int most = *std::max_element(rule.price.begin(), rule.price.end());
-  return is_scarce_ || (rule.holds_back && most > prices() / kScarceShare);
+  const int prices = static_cast<int>(ladders_[rule.by_hold].prices.size());
+  const int most = std::min<int>(
+      prices - 1, *std::max_element(rule.price.begin(), rule.price.end()));
+  return is_scarce_ || (rule.holds_back && most > prices / kScarceShare);
 }
 
 void PipelineRules::HoldBack(absl::Span<const int64_t> start_ns,
@@ -737,7 +743,10 @@ void PipelineRules::Reprice(const PipelineRule& rule,
         static_cast<double>(hold_ns[p]) * whole_weight / whole_ns;
     const double weight =
         (1 - kHeldShare) * ladder.weights[p] + kHeldShare * held;
-    const int choice = memory_.At(p, PriceOf(rule, p) * weight).choice;
+    // Its component fits alone, however short it was held.
+    const double least = ladder.prices[ladder.least[p]] * ladder.weights[p];
+    const int choice =
+        memory_.At(p, std::max(least, PriceOf(rule, p) * weight)).choice;
     if (ways.fused[p] == Ways::kFused && graph_.mode[p] == PairMode::kSplit &&
         !graph_.choices_of(p)[choice].has_backward()) {
       continue;
@@ -749,10 +758,13 @@ void PipelineRules::Reprice(const PipelineRule& rule,
 void PipelineRules::BuildAgain(const PipelineRule& rule, const TaskOrder& order,
                                OrderTimes& times, ListRule& list,
                                Ways& ways) const {
-  list = {};
-  ways = order.ways;
-  times.Latest(order, list.key);
+  list.not_before_ns.clear();
+  list.alternate = list.strict = false;
   list.patience = kPatienceAgain;
+  list.weight_reserve_ns = 0;
+  list.open_work_ns = std::numeric_limits<int64_t>::max();
+  times.Latest(order, list.key);
+  ways = order.ways;
   if (!MemoryIsScarce(rule)) return;
   HoldBack(list.key, list);
   std::vector<int64_t> hold_ns;

@@ -29,7 +29,7 @@ struct PipelineRule {
     kBackwardFirst,  // a backward runs before any forward
     kLag,            // a backward before forwards of groups `lag` behind it
     kForwardFirst,   // by group, a group's backwards after all forwards
-    kPaced,          // by due time (BuildPaced)
+    kPaced,          // by due time (SetDueTimes)
     kZeroBubbleV,    // the closed form for two sweeps there and back
   };
   // What the order of groups was made from; they are moved one by one since.
@@ -56,8 +56,9 @@ struct PipelineRule {
   int reserve = 0;             // of weight gradients, in mean lengths
   // Groups open at a time, in quarters of a mean group's work; 0: any number.
   int open = 0;
-  // Forwards are held back where memory costs much. Not so in first rules:
-  // layouts are compared by these, and better without.
+  // Forwards are held back also where memory only costs much (MemoryIsScarce).
+  // Not so in rules for a first look: layouts are compared by these, and better
+  // without.
   bool holds_back = false;
   // Scheduled once more (BuildAgain). Not read by Build.
   bool twice = false;
@@ -77,7 +78,8 @@ class PipelineRules {
         std::max(ladders_[0].prices.size(), ladders_[1].prices.size()));
   }
 
-  // The plain list schedule (backwards first, sweeps and groups as given), and
+  // The plain list schedule (backwards first, sweeps and groups as given, held
+  // back where memory does not suffice at any price), and
   // the rules to look at next to it, groups as given.
   std::vector<PipelineRule> FirstRules() const;
 
@@ -132,17 +134,19 @@ class PipelineRules {
   void BuildAgain(const PipelineRule& rule, const TaskOrder& order,
                   OrderTimes& times, ListRule& list, Ways& ways) const;
 
-  // Whether a rank's activations do not fit at once whatever memory costs, or
-  // it costs much by `rule`, which holds back.
+  // Whether forwards are held back by `rule`: where a rank's activations do not
+  // fit at once whatever memory costs, or it costs much and the rule holds
+  // back. Not read by kZeroBubbleV's first schedule, which is of a fixed form.
   bool MemoryIsScarce(const PipelineRule& rule) const;
 
   // Holds back all F of `list` to somewhat before `start_ns`, [task]: less than
   // a group's passage through the pipeline.
   void HoldBack(absl::Span<const int64_t> start_ns, ListRule& list) const;
 
-  // Chooses anew how pairs run at the prices of `rule`, which are by `hold_ns`,
-  // too: how long each pair held its activations, [pair]. Pairs stay fused or
-  // not as they are in `ways`.
+  // Chooses anew how pairs of `ways`, a complete schedule's, run at the prices
+  // of `rule`: what a pair's memory weighs goes in part by `hold_ns`, how long
+  // it was held, [pair]. Pairs stay fused or not as they are: one without a B
+  // in one piece keeps its choice where the new one has none.
   void Reprice(const PipelineRule& rule, absl::Span<const int64_t> hold_ns,
                Ways& ways) const;
 

@@ -1,8 +1,9 @@
 // Local search by rebuilding (iterated local search): the start times of an
 // order, those of a group or two shifted, are the priorities by which the list
 // scheduler builds the next order, that one's latest start times those by which
-// it is built once more; where it is about as good as the first, descent on its
-// critical path improves it. Reaches what single moves do not: a group's stages
+// it is built once more, forwards held back to about the latest start times in
+// both; where it is about as good as the first, descent on its critical path
+// improves it. Reaches what single moves do not: a group's stages
 // change places with others' on all ranks at once.
 
 #ifndef SEARCH_STRATEGY_REBUILD_SEARCH_H_

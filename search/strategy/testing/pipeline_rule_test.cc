@@ -19,6 +19,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/order_times.h"
 #include "search/strategy/safe_plan.h"
 #include "search/strategy/testing/random_models.h"
 
@@ -140,7 +141,7 @@ TEST(PipelineRuleTest, RandomChangesOfAHillAreHillsOrExchanges) {
   EXPECT_GT(exchanges, 0);
 }
 
-TEST(PipelineRuleTest, AllButFirstRulesHoldBack) {
+TEST(PipelineRuleTest, VariationsAndRandomChangesHoldBack) {
   std::mt19937_64 random(1);
   ForEachProblem(
       [&](const ProblemGraph&, const ListModel&, const PipelineRules& rules) {
@@ -310,6 +311,67 @@ TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
         rule.holds_back = true;
         EXPECT_TRUE(held_back(rules, rule));
       });
+}
+
+TEST(PipelineRuleTest, SecondSchedulesGoByTheLatestTimesOfTheFirst) {
+  std::mt19937_64 random(1);
+  int held_back = 0, repriced = 0, plain = 0;
+  ForEachProblem([&](const ProblemGraph& graph, const ListModel& model,
+                     const PipelineRules& rules) {
+    ListScheduler scheduler(model);
+    OrderTimes times(graph);
+    PipelineRule rule = rules.FirstRules().back();
+    for (int i = 0; i < 20; ++i) {
+      ListRule list;
+      Ways ways;
+      TaskOrder order, again;
+      rules.Build(rule, list, ways);
+      scheduler.Run(list, ways, order);
+      rules.BuildAgain(rule, order, times, list, ways);
+      std::vector<int64_t> latest_ns, hold_ns;
+      times.Latest(order, latest_ns);
+      EXPECT_EQ(list.key, latest_ns);
+      EXPECT_FALSE(list.strict);
+      Ways expected = order.ways;
+      if (rules.MemoryIsScarce(rule)) {
+        ListRule held;
+        rules.HoldBack(latest_ns, held);
+        EXPECT_EQ(list.not_before_ns, held.not_before_ns);
+        times.Holds(order, hold_ns);
+        rules.Reprice(rule, hold_ns, expected);
+        ++held_back;
+        repriced += expected.choice != order.ways.choice;
+      } else {
+        EXPECT_TRUE(list.not_before_ns.empty());
+        ++plain;
+      }
+      EXPECT_EQ(ways.choice, expected.choice);
+      EXPECT_EQ(ways.fused, order.ways.fused);
+      scheduler.Run(list, ways, again);
+      ExpectConsistent(graph, again);
+      rule = rules.Mutate(rule, random);
+    }
+  });
+  EXPECT_GT(plain, 100);
+  EXPECT_GT(held_back, 100);
+  EXPECT_GT(repriced, 20);
+}
+
+TEST(PipelineRuleTest, WhatIsShortlyHeldStillFitsAlone) {
+  // Kept activations of the two sweeps do not fit together.
+  Problem problem = OneRank(2, {WithBytes(20, 10), WithBytes(21, 5)}, 15);
+  problem.sweeps[1].after = {0};
+  WithRules(problem, [](const ProblemGraph&, const PipelineRules& rules) {
+    PipelineRule rule = rules.FirstRules().front();
+    ListRule list;
+    Ways ways;
+    rules.Build(rule, list, ways);
+    const Ways built = ways;
+    EXPECT_NE(ways.choice, (std::vector<int32_t>{0, 0}));
+    rules.Reprice(rule, std::vector<int64_t>{1, 1000}, ways);
+    EXPECT_GE(ways.choice[0], built.choice[0]);
+    EXPECT_GE(ways.choice[1], built.choice[1]);
+  });
 }
 
 TEST(PipelineRuleTest, WhatHeldItsMemoryLongerIsRunLeaner) {

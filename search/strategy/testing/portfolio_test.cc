@@ -27,7 +27,7 @@ TEST(PortfolioTest, SettingsThatWereScheduledTwiceAreSoAgain) {
                                  const ListModel& model) {
     const PipelineRules rules(model);
     PipelineRule rule = rules.FirstRules().back();
-    rule.twice = true;
+    rule.twice = rule.holds_back = true;
     ListScheduler scheduler(model);
     ListRule list;
     Ways ways;
