@@ -4,18 +4,12 @@
 
 #include <vector>
 
+#include "search/problem/problem.h"
 #include "search/problem/problem_graph.h"
+#include "search/strategy/testing/plain_choice.h"
 
 namespace pipeweaver::search {
 namespace {
-
-Choice MakeChoice(int64_t backward_ns, int64_t bytes) {
-  Choice choice;
-  choice.forward_ns = 10;
-  choice.input_grad_ns = backward_ns;
-  choice.activation_bytes = choice.backward_bytes = bytes;
-  return choice;
-}
 
 // One sweep over three ranks, each stage with 100 bytes kept or 40 for 6 ns.
 ProblemGraph ThreeRanks() {
@@ -27,7 +21,7 @@ ProblemGraph ThreeRanks() {
     sweep.stages.push_back(
         {.rank = r,
          .transfer_ns = 5,
-         .choices = {MakeChoice(20, 100), MakeChoice(26, 40)}});
+         .choices = {PlainChoice(20, 100), PlainChoice(26, 40)}});
   }
   problem.sweeps = {sweep};
   return BuildProblemGraph(problem);

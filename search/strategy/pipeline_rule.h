@@ -134,9 +134,10 @@ class PipelineRules {
   void BuildAgain(const PipelineRule& rule, const TaskOrder& order,
                   OrderTimes& times, ListRule& list, Ways& ways) const;
 
-  // Whether forwards are held back by `rule`: where a rank's activations do not
-  // fit at once whatever memory costs, or it costs much and the rule holds
-  // back. Not read by kZeroBubbleV's first schedule, which is of a fixed form.
+  // Whether memory is scarce by `rule`, so that forwards are held back: a
+  // rank's activations do not fit at once whatever memory costs, or it costs
+  // much and the rule holds back. Not so in kZeroBubbleV's first schedule,
+  // which is of a fixed form.
   bool MemoryIsScarce(const PipelineRule& rule) const;
 
   // Holds back all F of `list` to somewhat before `start_ns`, [task]: less than

@@ -21,6 +21,7 @@
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/order_times.h"
 #include "search/strategy/safe_plan.h"
+#include "search/strategy/testing/plain_choice.h"
 #include "search/strategy/testing/random_models.h"
 
 namespace pipeweaver::search {
@@ -257,14 +258,6 @@ Problem OneRank(int microbatches, const std::vector<Choice>& choices,
   return problem;
 }
 
-Choice WithBytes(int64_t backward_ns, int64_t bytes) {
-  Choice choice;
-  choice.forward_ns = 10;
-  choice.input_grad_ns = backward_ns;
-  choice.activation_bytes = choice.backward_bytes = bytes;
-  return choice;
-}
-
 // Calls visit(graph, rules) for `problem`.
 template <typename Visitor>
 void WithRules(const Problem& problem, const Visitor& visit) {
@@ -284,12 +277,12 @@ TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
     return !list.not_before_ns.empty();
   };
   // A microbatch takes 30 ns.
-  WithRules(OneRank(4, {WithBytes(20, 10)}, 40),
+  WithRules(OneRank(4, {PlainChoice(20, 10)}, 40),
             [&](const ProblemGraph&, const PipelineRules& rules) {
               EXPECT_FALSE(held_back(rules, rules.FirstRules().front()));
             });
   WithRules(
-      OneRank(4, {WithBytes(20, 10)}, 39),
+      OneRank(4, {PlainChoice(20, 10)}, 39),
       [&](const ProblemGraph&, const PipelineRules& rules) {
         const PipelineRule rule = rules.FirstRules().front();
         EXPECT_TRUE(held_back(rules, rule));
@@ -302,7 +295,8 @@ TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
       });
   // At prices from low to high; lean activations fit at once.
   WithRules(
-      OneRank(4, {WithBytes(20, 10), WithBytes(25, 5), WithBytes(35, 1)}, 10),
+      OneRank(4, {PlainChoice(20, 10), PlainChoice(25, 5), PlainChoice(35, 1)},
+              10),
       [&](const ProblemGraph&, const PipelineRules& rules) {
         PipelineRule rule = rules.FirstRules().front();
         EXPECT_FALSE(held_back(rules, rule));
@@ -359,7 +353,7 @@ TEST(PipelineRuleTest, SecondSchedulesGoByTheLatestTimesOfTheFirst) {
 
 TEST(PipelineRuleTest, WhatIsShortlyHeldStillFitsAlone) {
   // Kept activations of the two sweeps do not fit together.
-  Problem problem = OneRank(2, {WithBytes(20, 10), WithBytes(21, 5)}, 15);
+  Problem problem = OneRank(2, {PlainChoice(20, 10), PlainChoice(21, 5)}, 15);
   problem.sweeps[1].after = {0};
   WithRules(problem, [](const ProblemGraph&, const PipelineRules& rules) {
     PipelineRule rule = rules.FirstRules().front();
@@ -375,8 +369,8 @@ TEST(PipelineRuleTest, WhatIsShortlyHeldStillFitsAlone) {
 }
 
 TEST(PipelineRuleTest, WhatHeldItsMemoryLongerIsRunLeaner) {
-  const std::vector<Choice> choices = {WithBytes(20, 10), WithBytes(21, 5),
-                                       WithBytes(35, 1)};
+  const std::vector<Choice> choices = {PlainChoice(20, 10), PlainChoice(21, 5),
+                                       PlainChoice(35, 1)};
   WithRules(OneRank(3, choices, 100), [](const ProblemGraph& graph,
                                          const PipelineRules& rules) {
     PipelineRule rule = rules.FirstRules().front();
@@ -402,7 +396,7 @@ TEST(PipelineRuleTest, WhatHeldItsMemoryLongerIsRunLeaner) {
 }
 
 TEST(PipelineRuleTest, WhatIsFusedStaysSoWhenPricesChange) {
-  Choice keep = WithBytes(20, 10), lean = WithBytes(30, 1);
+  Choice keep = PlainChoice(20, 10), lean = PlainChoice(30, 1);
   keep.weight_grad_ns = lean.weight_grad_ns = 10;
   keep.fused_backward_ns = 25;
   keep.fused_backward_bytes = 10;
