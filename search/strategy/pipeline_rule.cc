@@ -163,17 +163,14 @@ void PipelineRules::FindAloneTimes() {
 }
 
 void PipelineRules::FindScarcity() {
-  std::vector<int64_t> least_bytes(graph_.ranks, 0);
+  if (prices() > 1) return;  // then the price tells
+  std::vector<int64_t> bytes(graph_.ranks, 0);
   for (int p = 0; p < graph_.pairs; ++p) {
     if (!graph_.has_backward(p)) continue;
-    int64_t least = std::numeric_limits<int64_t>::max();
-    for (const GraphChoice& choice : graph_.choices_of(p)) {
-      least = std::min(least, choice.activation_bytes);
-    }
-    least_bytes[graph_.pair_rank[p]] += least;
+    bytes[graph_.pair_rank[p]] += graph_.choices_of(p)[0].activation_bytes;
   }
   for (int r = 0; r < graph_.ranks; ++r) {
-    is_scarce_ = is_scarce_ || least_bytes[r] > graph_.limit_bytes[r];
+    is_scarce_ = is_scarce_ || bytes[r] > graph_.limit_bytes[r];
   }
 }
 

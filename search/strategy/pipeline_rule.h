@@ -79,7 +79,7 @@ class PipelineRules {
   }
 
   // The plain list schedule (backwards first, sweeps and groups as given, held
-  // back where memory does not suffice at any price), and
+  // back where time does not buy memory), and
   // the rules to look at next to it, groups as given.
   std::vector<PipelineRule> FirstRules() const;
 
@@ -134,10 +134,10 @@ class PipelineRules {
   void BuildAgain(const PipelineRule& rule, const TaskOrder& order,
                   OrderTimes& times, ListRule& list, Ways& ways) const;
 
-  // Whether memory is scarce by `rule`, so that forwards are held back: a
-  // rank's activations do not fit at once whatever memory costs, or it costs
-  // much and the rule holds back. Not so in kZeroBubbleV's first schedule,
-  // which is of a fixed form.
+  // Whether memory is scarce by `rule`, so that forwards are held back: it
+  // costs much time and the rule holds back, or time does not buy any and a
+  // rank's activations do not fit at once. Not so in kZeroBubbleV's first
+  // schedule, which is of a fixed form.
   bool MemoryIsScarce(const PipelineRule& rule) const;
 
   // Holds back all F of `list` to somewhat before `start_ns`, [task]: less than
@@ -187,7 +187,7 @@ class PipelineRules {
   const MemoryPrices memory_;
   bool can_fuse_ = false;
   bool is_v_ = false;
-  bool is_scarce_ = false;  // memory, at any price
+  bool is_scarce_ = false;  // memory, which time does not buy
   int64_t mean_weight_grad_ns_ = 0;
   int64_t mean_component_work_ns_ = 0;
   // Work of a group on each rank that it stands on, by group.

@@ -293,9 +293,9 @@ TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
         rules.Build(rule, list, ways);
         EXPECT_EQ(list.not_before_ns, (std::vector<int64_t>{-7, 23, 53, 83}));
       });
-  // At prices from low to high; lean activations fit at once.
+  // Where time buys memory, however little there is, only if it costs much.
   WithRules(
-      OneRank(4, {PlainChoice(20, 10), PlainChoice(25, 5), PlainChoice(35, 1)},
+      OneRank(4, {PlainChoice(20, 10), PlainChoice(25, 5), PlainChoice(35, 4)},
               10),
       [&](const ProblemGraph&, const PipelineRules& rules) {
         PipelineRule rule = rules.FirstRules().front();
