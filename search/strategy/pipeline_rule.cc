@@ -40,7 +40,7 @@ constexpr int kFirstStretch = 8;
 constexpr int kFirstOpen = 16;
 constexpr int kOpen[] = {0, 4, 6, 8, 10, 12, 16, 20, 24, 32};
 // Prices above one in so many of all are for scarce memory.
-constexpr int kScarceShare = 4;
+constexpr int kScarceShare = 3;
 // How long before its time a forward may run where memory is scarce, in the
 // mean time until a group that has all ranks to itself starts its last stage.
 constexpr double kAhead = 0.7;
