@@ -53,6 +53,8 @@ stop_all() {
 }
 trap stop_all EXIT
 
+# What an earlier run left there is not this server's address.
+: >"$out/server.out"
 bazel-bin/server/pipeweaver_server --listen_address=127.0.0.1:0 \
   --metrics_address=127.0.0.1:0 >"$out/server.out" 2>"$out/server.log" &
 pids+=($!)
