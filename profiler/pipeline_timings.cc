@@ -162,8 +162,10 @@ StageDurations DurationsOf(const std::vector<RankIteration>& iteration) {
   for (const RankIteration& rank : iteration) {
     const auto lengths = [](const std::vector<StageInterval>& stages) {
       std::vector<int64_t> result;
-      for (const StageInterval& stage : stages)
+      result.reserve(stages.size());
+      for (const StageInterval& stage : stages) {
         result.push_back(stage.end_ns - stage.start_ns);
+      }
       return result;
     };
     durations.forward_ns.push_back(lengths(rank.forwards));
@@ -189,8 +191,10 @@ absl::StatusOr<StageDurations> MedianDurations(const PipelineTimings& timings,
     for (std::size_t rank = 0; rank < (median.*direction).size(); ++rank) {
       for (std::size_t m = 0; m < (median.*direction)[rank].size(); ++m) {
         std::vector<int64_t> values;
-        for (const StageDurations& one : all)
+        values.reserve(all.size());
+        for (const StageDurations& one : all) {
           values.push_back((one.*direction)[rank][m]);
+        }
         (median.*direction)[rank][m] = Median(std::move(values));
       }
     }

@@ -114,6 +114,7 @@ absl::Status AddHostPoints(const ImportedTrace& trace, SamplesByKey* all) {
 absl::Status AddCollectivePoints(const std::vector<ProfileInput>& inputs,
                                  SamplesByKey* all) {
   std::vector<const ImportedTrace*> traces;
+  traces.reserve(inputs.size());
   for (const ProfileInput& input : inputs) traces.push_back(&input.trace);
   for (const CollectiveTime& time : SeparateWaiting(traces)) {
     const ImportedTrace& trace = *traces[time.trace];

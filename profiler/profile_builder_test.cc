@@ -133,8 +133,8 @@ TEST(LayerAnnotationTest, ReadsAndWritesTheAgreedForm) {
                             "pw:module=a,layer=b,pass=sideways",
                             "pw:module=a,layer=b,pass=forward,tokens=-1",
                             "pw:module=a,layer=b,pass=forward,x=1",
-                            "pw:module=a,layer=b,pass=forward,"
-                            "condition_tokens=-1",
+                            ("pw:module=a,layer=b,pass=forward,"
+                             "condition_tokens=-1"),
                             "pw:module=a,module=a,layer=b,pass=forward",
                             "pw:module=a,layer=b,pass=forward,"}) {
     EXPECT_FALSE(ParseLayerAnnotation(other)) << other;

@@ -34,6 +34,7 @@ Planned PlanSetup(const StepPlanner& planner, const char* name) {
 
 std::vector<int64_t> PredictedDurations(const std::vector<Action>& program) {
   std::vector<int64_t> durations_ns;
+  durations_ns.reserve(program.size());
   for (const Action& action : program) {
     durations_ns.push_back(action.end_ns - action.start_ns);
   }

@@ -112,6 +112,7 @@ TEST_F(JointPlannerTest, MovesKeepEveryMicrobatchAndEvenOutTheLoad) {
   EXPECT_EQ(seen.size(), 4u * 8u);
   const std::vector<semu::Batch> moved = ApplyMoves(replicas_.pointers, moves);
   std::vector<const semu::Batch*> pointers;
+  pointers.reserve(moved.size());
   for (const semu::Batch& batch : moved) pointers.push_back(&batch);
   PlanOptions options;
   options.search.budget.evaluations = 200;

@@ -165,6 +165,7 @@ class ServerProcess {
     Must(pipe(out) == 0);
     flags.insert(flags.begin(), *binary);
     std::vector<char*> argv;
+    argv.reserve(flags.size() + 1);
     for (std::string& flag : flags) argv.push_back(flag.data());
     argv.push_back(nullptr);
     pid_ = fork();

@@ -160,7 +160,8 @@ absl::Status PlannerCore::QueueFull() const {
                    " may wait for a thread (max_queued): try again later"));
 }
 
-void PlannerCore::RunQuestion(const std::string& job, CancelFlag cancelled,
+void PlannerCore::RunQuestion(const std::string& job,
+                              const CancelFlag& cancelled,
                               std::function<void(absl::Status)> task) {
   if (!questions_.Reserve()) {
     task(QueueFull());
@@ -244,7 +245,8 @@ bool PlannerCore::AnsweredAtOnce(const Registration& registration,
   return true;
 }
 
-void PlannerCore::RegisterJob(Registration registration, CancelFlag cancelled,
+void PlannerCore::RegisterJob(Registration registration,
+                              const CancelFlag& cancelled,
                               RegisterCallback done) {
   if (AnsweredAtOnce(registration, done)) return;
   const std::string name = registration.job.name;

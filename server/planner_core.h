@@ -113,7 +113,7 @@ class PlannerCore {
   // ALREADY_EXISTS, RESOURCE_EXHAUSTED, CANCELLED, what Prepare returns.
   using RegisterCallback =
       std::function<void(absl::StatusOr<std::shared_ptr<const RegisteredJob>>)>;
-  void RegisterJob(Registration registration, CancelFlag cancelled,
+  void RegisterJob(Registration registration, const CancelFlag& cancelled,
                    RegisterCallback done);
 
   // Errors of these: see JobRegistry.
@@ -169,7 +169,7 @@ class PlannerCore {
   // low priority that no step waits for. `task` is called exactly once, with a
   // status other than OK when it is not to run: RESOURCE_EXHAUSTED (queue
   // full), CANCELLED, or UNAVAILABLE (stopped).
-  void RunQuestion(const std::string& job, CancelFlag cancelled,
+  void RunQuestion(const std::string& job, const CancelFlag& cancelled,
                    std::function<void(absl::Status)> task);
 
   // Gives back the places of tasks that are cancelled and still wait, and ends

@@ -22,7 +22,6 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 CancelFlag NotCancelled() { return std::make_shared<std::atomic<bool>>(false); }
 
@@ -1007,7 +1006,7 @@ TEST_F(PlannerCoreTest, StopAnswersAllThatWait) {
             absl::StatusCode::kUnavailable);
   absl::Status answer;
   core_.RunQuestion("vlm", NotCancelled(),
-                    [&answer](absl::Status status) { answer = status; });
+                    [&answer](const absl::Status& status) { answer = status; });
   EXPECT_EQ(answer.code(), absl::StatusCode::kUnavailable);
 }
 
@@ -1113,7 +1112,7 @@ TEST(PlannerCoreRaceTest, OnePlanAKeyUnderLoad) {
       std::mt19937 random(round);
       while (submitted < kSteps) {
         const StepKey key{"vlm", attempt, random() % kSteps, 0};
-        const uint64_t handle = core.ReadStep(key, [](StepResult) {});
+        const uint64_t handle = core.ReadStep(key, [](const StepResult&) {});
         core.CancelRead(key, handle);
         core.held();
         core.load();

@@ -1061,8 +1061,9 @@ grpc::Status CallRaw(grpc::GenericStub& stub, const std::string& method,
   context.set_deadline(std::chrono::system_clock::now() +
                        std::chrono::seconds(30));
   std::promise<grpc::Status> done;
-  stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response,
-                 [&done](grpc::Status status) { done.set_value(status); });
+  stub.UnaryCall(
+      &context, method, grpc::StubOptions(), &request, &response,
+      [&done](const grpc::Status& status) { done.set_value(status); });
   return done.get_future().get();
 }
 

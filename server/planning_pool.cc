@@ -155,7 +155,8 @@ std::deque<std::string>::iterator PlanningPool::NextTurn() {
   return turn;
 }
 
-PlanningPool::Task PlanningPool::Take(std::deque<std::string>::iterator turn) {
+PlanningPool::Task PlanningPool::Take(
+    const std::deque<std::string>::iterator& turn) {
   const std::string job = std::move(*turn);
   turns_.erase(turn);
   const auto entry = waiting_.find(job);

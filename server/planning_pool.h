@@ -81,7 +81,7 @@ class PlanningPool {
   std::deque<std::string>::iterator NextTurn()
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The next task of the job whose turn it is.
-  Task Take(std::deque<std::string>::iterator turn)
+  Task Take(const std::deque<std::string>::iterator& turn)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int num_threads_;

@@ -171,6 +171,7 @@ TEST(PlanningPoolTest, ManyThreadsRunEachTaskOnce) {
   {
     PlanningPool pool(4, kTasks);
     std::vector<std::thread> submitters;
+    submitters.reserve(4);
     for (int t = 0; t < 4; ++t) {
       submitters.emplace_back([&pool, &ran, t] {
         for (int i = 0; i < kTasks / 4; ++i) {

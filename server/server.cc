@@ -93,9 +93,9 @@ std::string BoundAddress(const std::string& address, int port) {
 }  // namespace
 
 struct Server::Parts {
-  Parts(const v1::ServerConfig& server_config, PlannerCoreOptions options,
-        const search::StepPlanner* planner, SimulateFunction simulate,
-        Clock* clock, TokenAuth token_auth)
+  Parts(const v1::ServerConfig& server_config,
+        const PlannerCoreOptions& options, const search::StepPlanner* planner,
+        SimulateFunction simulate, Clock* clock, TokenAuth token_auth)
       : config(server_config),
         auth(std::move(token_auth)),
         metrics(std::make_shared<Metrics>(config.max_job_labels())),

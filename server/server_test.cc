@@ -183,8 +183,9 @@ std::string HealthOf(TestServer& server) {
   grpc::ClientContext context;
   std::promise<grpc::Status> done;
   stub.UnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::StubOptions(),
-                 &request, &response,
-                 [&done](grpc::Status status) { done.set_value(status); });
+                 &request, &response, [&done](const grpc::Status& status) {
+                   done.set_value(status);
+                 });
   if (!done.get_future().get().ok()) return "no answer";
   grpc::Slice slice;
   if (!response.DumpToSingleSlice(&slice).ok()) return "no answer";
@@ -341,11 +342,12 @@ TEST(ServerTest, TenThousandGarbageCallsNeitherCrashNorGrowIt) {
     context.set_deadline(std::chrono::system_clock::now() +
                          std::chrono::seconds(20));
     std::promise<grpc::Status> done;
-    stub.UnaryCall(&context,
-                   std::string("/pipeweaver.v1.PlannerService/") +
-                       methods[random() % std::size(methods)],
-                   grpc::StubOptions(), &request, &response,
-                   [&done](grpc::Status status) { done.set_value(status); });
+    stub.UnaryCall(
+        &context,
+        std::string("/pipeweaver.v1.PlannerService/") +
+            methods[random() % std::size(methods)],
+        grpc::StubOptions(), &request, &response,
+        [&done](const grpc::Status& status) { done.set_value(status); });
     return done.get_future().get();
   };
   // What is cached, pooled or counted once is there after the first part.

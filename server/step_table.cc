@@ -26,7 +26,7 @@ bool FoundBySearch(PlanOrigin origin) {
 
 }  // namespace
 
-void StepTable::Send(Answers answers) {
+void StepTable::Send(Answers&& answers) {
   for (auto& [callback, result] : answers) callback(std::move(result));
 }
 
@@ -139,7 +139,7 @@ void StepTable::EndJob(const std::string& job) {
 }
 
 absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
-    std::shared_ptr<const StepRequest> request, StepResult* replaced) {
+    const std::shared_ptr<const StepRequest>& request, StepResult* replaced) {
   const StepKey& key = request->key;
   MutexLock lock(&mutex_);
   PW_ASSIGN_OR_RETURN(Replica * replica, FindReplica(key));
@@ -452,8 +452,8 @@ void StepTable::TellGaveWay(const std::vector<StepKey>& steps) const {
   for (const StepKey& step : steps) gave_way_(step);
 }
 
-// The key by value: it may lie in what is erased.
-void StepTable::Expire(const StepKey key, Answers* answers) {
+void StepTable::Expire(const StepKey& expired, Answers* answers) {
+  const StepKey key = expired;  // it may lie in what is erased
   absl::StatusOr<Replica*> replica = FindReplica(key);
   PW_CHECK(replica.ok());
   const auto it = (*replica)->steps.find(key.step);

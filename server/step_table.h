@@ -104,7 +104,7 @@ class StepTable {
   // another batch), OUT_OF_RANGE (behind the window), RESOURCE_EXHAUSTED
   // (window full, or too many bytes waiting).
   absl::StatusOr<std::shared_ptr<const PendingStep>> Submit(
-      std::shared_ptr<const StepRequest> request,
+      const std::shared_ptr<const StepRequest>& request,
       StepResult* replaced = nullptr);
 
   // Withdraws a step; calls that wait on it get NOT_FOUND. Errors: those of
@@ -193,7 +193,7 @@ class StepTable {
   // Callbacks to run once the lock is released.
   using Answers = std::vector<std::pair<ReadCallback, StepResult>>;
 
-  static void Send(Answers answers);
+  static void Send(Answers&& answers);
 
   absl::StatusOr<Replica*> FindReplica(const StepKey& key)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -220,7 +220,7 @@ class StepTable {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TellGaveWay(const std::vector<StepKey>& steps) const;
   // Expires a sealed step.
-  void Expire(StepKey key, Answers* answers)
+  void Expire(const StepKey& expired, Answers* answers)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static std::string LikeKey(absl::string_view job, absl::string_view layout,
                              absl::string_view batch,

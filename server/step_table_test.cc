@@ -79,7 +79,7 @@ class StepTableTest : public ::testing::Test {
   StepResult ReadNow(uint64_t step, uint64_t attempt = 1) {
     std::optional<StepResult> got;
     EXPECT_EQ(table_.Read({"vlm", attempt, step, 0},
-                          [&got](StepResult result) { got = result; }),
+                          [&got](const StepResult& result) { got = result; }),
               0);
     return got.value_or(absl::InternalError("waits"));
   }
@@ -92,7 +92,7 @@ TEST_F(StepTableTest, ReadsWaitForTheSealAndAllGetTheSamePlan) {
   const auto pending = Submit(5);
   StepResult first = nullptr;
   EXPECT_NE(table_.Read({"vlm", 1, 5, 0},
-                        [&first](StepResult result) { first = result; }),
+                        [&first](const StepResult& result) { first = result; }),
             0);
   EXPECT_EQ(*first, nullptr);
   const auto plan = MakePlan(*pending->request);
@@ -129,7 +129,7 @@ TEST_F(StepTableTest, ANewAttemptEndsTheOldOne) {
   const auto pending = Submit(5);
   StepResult waiting = nullptr;
   table_.Read({"vlm", 1, 5, 0},
-              [&waiting](StepResult result) { waiting = result; });
+              [&waiting](const StepResult& result) { waiting = result; });
   table_.BeginAttempt("vlm", 2);
   EXPECT_EQ(waiting.status().code(), absl::StatusCode::kAborted);
   EXPECT_TRUE(pending->cancelled->load());
@@ -147,7 +147,7 @@ TEST_F(StepTableTest, RemovalAnswersThoseWhoWait) {
   Submit(5);
   StepResult waiting = nullptr;
   table_.Read({"vlm", 1, 5, 0},
-              [&waiting](StepResult result) { waiting = result; });
+              [&waiting](const StepResult& result) { waiting = result; });
   table_.EndJob("vlm");
   EXPECT_EQ(waiting.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(waiting.status().message()), HasSubstr("removed"));
@@ -214,9 +214,9 @@ TEST_F(StepTableTest, CancelledReadsCancelNothingElse) {
   StepResult first = nullptr;
   StepResult second = nullptr;
   const uint64_t handle = table_.Read(
-      {"vlm", 1, 5, 0}, [&first](StepResult result) { first = result; });
+      {"vlm", 1, 5, 0}, [&first](const StepResult& result) { first = result; });
   table_.Read({"vlm", 1, 5, 0},
-              [&second](StepResult result) { second = result; });
+              [&second](const StepResult& result) { second = result; });
   table_.CancelRead({"vlm", 1, 5, 0}, handle);
   EXPECT_EQ(first.status().code(), absl::StatusCode::kCancelled);
   EXPECT_FALSE(pending->cancelled->load());
@@ -230,7 +230,7 @@ TEST_F(StepTableTest, AStepIsWithdrawnOnlyBeforeItIsSealed) {
   const auto pending = Submit(5);
   StepResult waiting = nullptr;
   table_.Read({"vlm", 1, 5, 0},
-              [&waiting](StepResult result) { waiting = result; });
+              [&waiting](const StepResult& result) { waiting = result; });
   EXPECT_TRUE(table_.Cancel({"vlm", 1, 5, 0}).ok());
   EXPECT_EQ(waiting.status().code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(pending->cancelled->load());
@@ -372,7 +372,7 @@ TEST_F(StepTableTest, AbandonAnswersAllThatWaitAndKeepsWhatIsSealed) {
   Submit(1);
   StepResult waiting = nullptr;
   table_.Read({"vlm", 1, 1, 0},
-              [&waiting](StepResult result) { waiting = result; });
+              [&waiting](const StepResult& result) { waiting = result; });
   table_.AbandonPending(absl::UnavailableError("bye"));
   EXPECT_EQ(waiting.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(ReadNow(0).ok());

@@ -90,7 +90,7 @@ class PlannerClientTest : public ::testing::Test {
     server_ = builder.BuildAndStart();
   }
 
-  PlannerClient Client(PlannerClientOptions options = {}) {
+  PlannerClient Client(const PlannerClientOptions& options = {}) {
     return *PlannerClient::Create("127.0.0.1:" + std::to_string(port_),
                                   options);
   }

@@ -374,6 +374,7 @@ TEST_F(AgentTest, AFloodOfKernelsFromManyThreadsIsSummedWhole) {
   constexpr int kThreads = 4;
   constexpr int kLaunches = 2000;
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&agent, launch, t] {
       const std::string annotation = "thread" + std::to_string(t);

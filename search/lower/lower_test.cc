@@ -127,6 +127,7 @@ StepProblem TwoRanks(int microbatches, MemoryChoice memory) {
 
 std::vector<ActionKind> Kinds(const std::vector<Action>& program) {
   std::vector<ActionKind> kinds;
+  kinds.reserve(program.size());
   for (const Action& a : program) kinds.push_back(a.kind);
   return kinds;
 }

@@ -69,6 +69,7 @@ TEST(SplitItemsTest, CoversItemsAndIsNearTheOptimum) {
     const int count = 1 + static_cast<int>(random() % 8);
     const int groups = 1 + static_cast<int>(random() % std::min(count, 4));
     std::vector<double> weights;
+    weights.reserve(count);
     for (int i = 0; i < count; ++i) {
       weights.push_back(
           static_cast<double>(random() % 5 == 0 ? 0 : random() % 100));
@@ -244,6 +245,7 @@ TEST(PartitionLayersTest, IsOptimal) {
     const int n = 1 + static_cast<int>(random() % 9);
     const int chunks = 1 + static_cast<int>(random() % 4);
     std::vector<int64_t> weights;
+    weights.reserve(n);
     for (int i = 0; i < n; ++i) weights.push_back(random() % 10);
     const std::vector<int> lengths = PartitionLayers(weights, chunks);
     ASSERT_EQ(lengths.size(), static_cast<size_t>(chunks));

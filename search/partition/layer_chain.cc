@@ -58,6 +58,7 @@ std::vector<ChainTurn> OneForwardOneBackward(int ranks, int rank,
 
 std::vector<ChainTurn> Gpipe(int microbatches) {
   std::vector<ChainTurn> order;
+  order.reserve(2 * static_cast<size_t>(microbatches));
   for (int m = 0; m < microbatches; ++m) {
     order.push_back({StageKind::kForward, m, 0});
   }

@@ -390,6 +390,7 @@ class Builder {
           }
         }
         std::vector<std::string> names;
+        names.reserve(choices.size());
         for (const MemoryChoice& choice : choices) names.push_back(choice.name);
         info.candidate_names.push_back(
             std::make_shared<const std::vector<std::string>>(std::move(names)));

@@ -99,7 +99,7 @@ class TreeSearch {
     return best_.makespan_ns <= bound_ns_ ||
            (budget.evaluations > 0 && evaluations_ >= budget.evaluations) ||
            budget.Stopped() ||
-           (nodes_.size() > 0 && nodes_[0].untried.empty() &&
+           (!nodes_.empty() && nodes_[0].untried.empty() &&
             nodes_[0].children.empty());
   }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -176,8 +177,8 @@ TEST(SafePlanTest, ProvesWhatNoOrderSolves) {
   constexpr int kHalf = 1500;
   std::vector<std::vector<Choice>> choices(kHalf, {Bytes(1, 1)});
   std::vector<std::vector<int>> after(kHalf);
-  std::vector<int> all;
-  for (int i = 0; i < kHalf; ++i) all.push_back(i);
+  std::vector<int> all(kHalf);
+  std::iota(all.begin(), all.end(), 0);
   for (int i = 0; i < 2; ++i) {
     choices.push_back({Bytes(kHalf, kHalf)});
     after.push_back(all);

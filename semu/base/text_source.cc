@@ -45,7 +45,7 @@ class FileSource : public TextSource {
 
  private:
   const std::string path_;
-  const gzFile file_;
+  gzFile file_;
   std::vector<char> block_;
 };
 

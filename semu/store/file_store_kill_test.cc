@@ -102,8 +102,8 @@ TEST(FileStoreKillTest, SurvivesKillsAtRandomMoments) {
     }
   }
   EXPECT_GT(found, kRounds);
-  std::printf("%lld entries found, %lld of them never acknowledged\n",
-              static_cast<long long>(found + unacknowledged),
+  const long long all = found + unacknowledged;
+  std::printf("%lld entries found, %lld of them never acknowledged\n", all,
               static_cast<long long>(unacknowledged));
 }
 

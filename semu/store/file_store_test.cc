@@ -209,6 +209,7 @@ TEST_F(FileStoreTest, StaysWithinItsBytesAndSaysWhenItIsEmptied) {
   int batch = 0;
   while (log_.empty() && batch < 4000) {
     std::vector<StoreEntry> entries;
+    entries.reserve(kNumberedBatch);
     for (int i = 0; i < kNumberedBatch; ++i) {
       entries.push_back(NumberedEntry(0, batch, i));
     }

@@ -96,6 +96,7 @@ TEST(MemoryStoreTest, TakesNothingThatIsLargerThanAShard) {
 TEST(MemoryStoreTest, ManyThreadsNeverSeeAWrongValue) {
   MemoryStore store(32 << 10);
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> wrong = 0;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&store, &wrong, t] {

@@ -121,6 +121,7 @@ TEST_F(RedisStoreTest, IsShared) {
   const auto two = Open();
   EXPECT_EQ(one->Get("key"), std::nullopt);
   std::vector<StoreEntry> entries;
+  entries.reserve(1000);
   for (int i = 0; i < 1000; ++i) {
     entries.push_back(NumberedEntry(0, i / kNumberedBatch, i % kNumberedBatch));
   }
@@ -172,6 +173,7 @@ TEST_F(RedisStoreTest, KilledUnderLoadNoWrongValueComesBack) {
   std::atomic<int> asked = 0;
   std::atomic<int> wrong = 0;
   std::vector<std::thread> threads;
+  threads.reserve(3);
   for (int t = 0; t < 3; ++t) {
     threads.emplace_back([&, t] {
       for (int i = t; !ending; i = (i + 1) % 500) {

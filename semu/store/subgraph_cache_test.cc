@@ -142,6 +142,7 @@ TEST(SubgraphCacheTest, ComputesAKeyOnceForManyThreads) {
     return std::string("v");
   };
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&] {
       ++asking;
@@ -162,6 +163,7 @@ TEST(SubgraphCacheTest, ComputesEachOfManyKeysOnceForManyThreads) {
   for (int round = 0; round < 50; ++round) {
     TwoLevels two;
     std::vector<std::thread> threads;
+    threads.reserve(kThreads);
     for (int t = 0; t < kThreads; ++t) {
       threads.emplace_back([&two, t] {
         std::vector<std::string> keys;
@@ -188,6 +190,7 @@ TEST(SubgraphCacheTest, KeysDoNotMixUnderLoad) {
   levels.push_back(std::make_unique<MemoryStore>(16 << 10));
   SubgraphCache cache(std::move(levels));
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&cache, t] {
       for (int i = 0; i < 4000; ++i) {

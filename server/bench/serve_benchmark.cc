@@ -141,7 +141,8 @@ Rates Measure(grpc::GenericStub& stub, const std::string& method,
       slot.context = std::make_unique<grpc::ClientContext>();
       slot.response.Clear();
       stub.UnaryCall(slot.context.get(), method, grpc::StubOptions(),
-                     &slot.request, &slot.response, [&](grpc::Status status) {
+                     &slot.request, &slot.response,
+                     [&](const grpc::Status& status) {
                        PW_CHECK(status.ok());
                        ++calls;
                        if (BenchClock::now() < end) {

@@ -329,6 +329,7 @@ absl::StatusOr<int64_t> PartitionerOnly(const Setup& setup,
   const Chain chain = MakeChain(setup.job, modules, cut, false);
   const int microbatches = static_cast<int>(batch.microbatches.size());
   std::vector<std::vector<ChainTurn>> orders;
+  orders.reserve(ranks);
   for (int r = 0; r < ranks; ++r) {
     orders.push_back(ChainOrder(ChainRule::k1f1b, ranks, r, microbatches,
                                 chain.virtual_stages));
@@ -633,12 +634,14 @@ void RunReplicas(const StepPlanner& planner, const Options& options) {
     const int replicas =
         options.quick ? 4 : setup.job.parallelism.data_parallel;
     std::vector<semu::Batch> batches;
+    batches.reserve(replicas);
     for (int r = 0; r < replicas; ++r) {
       batches.push_back(setup.Sample(
           {.seed = options.seed + r, .microbatches = options.Microbatches()}));
     }
     const auto pointers_to = [](const std::vector<semu::Batch>& all) {
       std::vector<const semu::Batch*> pointers;
+      pointers.reserve(all.size());
       for (const semu::Batch& batch : all) pointers.push_back(&batch);
       return pointers;
     };

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -27,7 +28,7 @@ std::map<std::string, std::string> Untar(const std::string& archive) {
   std::map<std::string, std::string> files;
   for (std::size_t at = 0;
        at + kBlock <= archive.size() && archive[at] != '\0';) {
-    const std::string name = archive.substr(at, 100).c_str();
+    const std::string name(&archive[at], strnlen(&archive[at], 100));
     const std::size_t size =
         std::strtoul(archive.substr(at + 124, 12).c_str(), nullptr, 8);
     if (archive[at + 156] == '0')
@@ -49,6 +50,7 @@ TEST(PrimusTest, HopFittedOnEarlyIterationsPredictsLateOnes) {
   ASSERT_TRUE(archive.ok()) << archive.status();
   std::map<std::string, std::string> files = Untar(*archive);
   std::vector<std::string> ranks;
+  ranks.reserve(8);
   for (int rank = 0; rank < 8; ++rank) {
     ranks.push_back(files["pp8/pp_rank_" + std::to_string(rank) + ".json"]);
   }

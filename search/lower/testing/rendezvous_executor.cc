@@ -220,6 +220,7 @@ absl::Status ExecuteOnThreads(const StepPrograms& programs) {
     }
   };
   std::vector<std::thread> threads;
+  threads.reserve(programs.ranks.size());
   for (int r = 0; r < static_cast<int>(programs.ranks.size()); ++r) {
     threads.emplace_back(run_rank, r);
   }

@@ -84,7 +84,7 @@ Problem UnlikeGroupsProblem(uint64_t seed) {
         choice.forward_ns = choice.forward_ns * unit + below(unit);
         choice.input_grad_ns = choice.input_grad_ns * unit + below(unit);
         choice.weight_grad_ns *= unit;
-        stage.choices.Mutable().push_back(std::move(choice));
+        stage.choices.Mutable().push_back(choice);
       }
       sweep.stages.push_back(std::move(stage));
     }
@@ -180,7 +180,7 @@ Problem ShortOfMemoryProblem(uint64_t seed) {
         }
         least_bytes = std::min(least_bytes, std::max(choice.backward_bytes,
                                                      choice.weight_grad_bytes));
-        stage.choices.Mutable().push_back(std::move(choice));
+        stage.choices.Mutable().push_back(choice);
       }
       most_bytes = std::max(most_bytes, least_bytes);
       sweep.stages.push_back(std::move(stage));
@@ -210,7 +210,7 @@ Problem UnlikeGroupsInMemoryProblem(uint64_t seed) {
       }
       Choice too_much = stage.choices.Mutable().front();
       too_much.activation_bytes = 1000;
-      stage.choices.Mutable().push_back(std::move(too_much));
+      stage.choices.Mutable().push_back(too_much);
     }
   }
   return problem;

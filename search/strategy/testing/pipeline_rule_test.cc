@@ -78,6 +78,7 @@ std::vector<int64_t> HeightsOf(const ProblemGraph& graph,
     work_ns[rules.group_of_pair(p)] += graph.choices_of(p)[0].forward_ns;
   }
   std::vector<int64_t> heights;
+  heights.reserve(groups.size());
   for (const int32_t group : groups) heights.push_back(work_ns[group]);
   return heights;
 }
@@ -269,7 +270,8 @@ void WithRules(const Problem& problem, const Visitor& visit) {
 }
 
 TEST(PipelineRuleTest, ForwardsAreHeldBackWhereMemoryIsScarce) {
-  const auto held_back = [](const PipelineRules& rules, PipelineRule rule) {
+  const auto held_back = [](const PipelineRules& rules,
+                            const PipelineRule& rule) {
     ListRule list;
     Ways ways;
     rules.Build(rule, list, ways);

@@ -70,7 +70,7 @@ Problem RandomProblem(uint64_t seed, const RandomProblemOptions& options) {
           choice.fused_backward_ns = std::max<int64_t>(
               0, choice.input_grad_ns + choice.weight_grad_ns + below(5) - 2);
         }
-        stage.choices.Mutable().push_back(std::move(choice));
+        stage.choices.Mutable().push_back(choice);
       }
       sweep.stages.push_back(std::move(stage));
     }

@@ -19,6 +19,7 @@ constexpr double kDeviationsPerMad = 1.4826;
 
 double MedianAbsolute(const std::deque<double>& values) {
   std::vector<double> sorted;
+  sorted.reserve(values.size());
   for (const double value : values) sorted.push_back(std::abs(value));
   const auto middle =
       sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);

@@ -12,9 +12,9 @@ namespace {
 
 // y = a * exp(-b x) with every tenth point far off.
 std::vector<double> Decay(double outlier) {
-  std::vector<double> y;
+  std::vector<double> y(50);
   for (int i = 0; i < 50; ++i) {
-    y.push_back(3 * std::exp(-0.1 * i) + (i % 10 == 3 ? outlier : 0));
+    y[i] = 3 * std::exp(-0.1 * i) + (i % 10 == 3 ? outlier : 0);
   }
   return y;
 }

@@ -43,6 +43,7 @@ std::vector<OpRow> Measure(const DeviceFactors& truth, const std::string& model,
 
 std::vector<const OpRow*> Pointers(const std::vector<OpRow>& rows) {
   std::vector<const OpRow*> pointers;
+  pointers.reserve(rows.size());
   for (const OpRow& row : rows) pointers.push_back(&row);
   return pointers;
 }

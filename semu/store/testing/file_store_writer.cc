@@ -38,6 +38,7 @@ int Run(const char* path, int64_t round) {
   });
   for (int64_t batch = 0;; ++batch) {
     std::vector<StoreEntry> entries;
+    entries.reserve(kNumberedBatch);
     for (int i = 0; i < kNumberedBatch; ++i) {
       entries.push_back(NumberedEntry(round, batch, i));
     }
