@@ -274,8 +274,8 @@ class Benchmark {
     config.set_listen_address("127.0.0.1:0");
     config.set_metrics_address("none");
     config.set_search_budget_ms(absl::GetFlag(FLAGS_search_budget_ms));
-    server_ = *Server::Start(*CompleteConfig(config), planner_.get(), nullptr,
-                             &clock_);
+    server_config_ = *CompleteConfig(config);
+    server_ = *Server::Start(server_config_, planner_.get(), nullptr, &clock_);
     client::PlannerClient client = Connect();
     v1::RegisterJobRequest request;
     request.set_request_id("benchmark");
@@ -312,9 +312,10 @@ class Benchmark {
     }
     std::vector<StepLatency> latencies;
     const int steps = absl::GetFlag(FLAGS_steps);
-    // The first steps warm the allocator and are left out.
-    constexpr int kWarmUp = 3;
-    for (int step = 0; step < steps + kWarmUp; ++step) {
+    // Until the server holds as many plans as it keeps, each takes new memory
+    // from the kernel; these steps are left out.
+    const int kept = server_config_.max_steps_per_replica();
+    for (int step = 0; step < kept + steps; ++step) {
       key_.set_step(step);
       v1::SubmitStepRequest request;
       *request.mutable_key() = key_;
@@ -330,7 +331,7 @@ class Benchmark {
       for (const auto& client : clients) last = std::max(last, client->Held());
       const auto plan = submitter.GetPlan(key_);
       PW_CHECK(plan.ok());
-      if (step < kWarmUp) continue;
+      if (step < kept) continue;
       const v1::PlanReport& report = plan->report();
       StepLatency& latency = latencies.emplace_back();
       latency.total = Milliseconds(last - start);
@@ -404,6 +405,7 @@ class Benchmark {
 
   const v1::Job job_;
   const std::unique_ptr<search::StepPlanner> planner_;
+  v1::ServerConfig server_config_;
   SteadyClock clock_;
   std::unique_ptr<Server> server_;
   std::string layout_digest_;
