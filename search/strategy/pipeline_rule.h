@@ -79,8 +79,8 @@ class PipelineRules {
   }
 
   // The plain list schedule (backwards first, sweeps and groups as given, held
-  // back where time does not buy memory), and
-  // the rules to look at next to it, groups as given.
+  // back where time does not buy memory), and the rules to look at next to it,
+  // groups as given.
   std::vector<PipelineRule> FirstRules() const;
 
   // Rules with other orders of groups than as given, some for each order,
