@@ -17,6 +17,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/problem/schedule.h"
 #include "search/problem/timing.h"
+#include "search/strategy/first_of_least.h"
 #include "search/strategy/safe_plan.h"
 #include "semu/base/check.h"
 
@@ -914,14 +915,8 @@ void ListScheduler::Run(const ListRule& rule, const Ways& ways,
   Prepare(rule, ways, order);
   bool all_fed = false;
   while (true) {
-    int first = 0;
-    int64_t earliest_ns = next_start_ns_[0];
-    for (int r = 1; r < graph_.ranks; ++r) {
-      const bool earlier = next_start_ns_[r] < earliest_ns;
-      earliest_ns = earlier ? next_start_ns_[r] : earliest_ns;
-      first = earlier ? r : first;
-    }
-    if (earliest_ns != kNever) {
+    const int first = FirstOfLeast(next_start_ns_);
+    if (next_start_ns_[first] != kNever) {
       Entry entry;
       if (!(strict_ ? PickStrict(first, entry) : Pick(first, entry))) continue;
       Execute(first, entry);

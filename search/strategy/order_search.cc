@@ -12,6 +12,7 @@
 #include "search/problem/problem_graph.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/safe_plan.h"
+#include "search/strategy/task_edges.h"
 #include "semu/base/check.h"
 
 namespace pipeweaver::search {
@@ -24,44 +25,8 @@ constexpr int kBits = 64;  // of a word of dirty_
 
 }  // namespace
 
-template <typename Visitor>
-void OrderSearch::ForEachDependency(const Visitor& visit) const {
-  for (int p = 0; p < graph_.pairs; ++p) {
-    for (const GraphEdge& edge : graph_.producers_of(p)) {
-      visit(3 * edge.pair + kForwardTask, 3 * p + kForwardTask, edge.delay_ns);
-      if (graph_.has_backward(edge.pair)) {
-        visit(3 * p + kGradientTask, 3 * edge.pair + kGradientTask,
-              edge.delay_ns);
-      }
-    }
-    if (graph_.has_backward(p)) {
-      visit(3 * p + kForwardTask, 3 * p + kGradientTask, 0);
-    }
-    if (graph_.mode[p] == PairMode::kSplit) {
-      visit(3 * p + kGradientTask, 3 * p + kWeightTask, 0);
-    }
-  }
-}
-
-OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
-  const int tasks = 3 * graph.pairs;
-  before_begin_.assign(tasks + 1, 0);
-  after_begin_.assign(tasks + 1, 0);
-  ForEachDependency([this](Task from, Task to, int64_t) {
-    ++after_begin_[from + 1];
-    ++before_begin_[to + 1];
-  });
-  for (int t = 0; t < tasks; ++t) {
-    before_begin_[t + 1] += before_begin_[t];
-    after_begin_[t + 1] += after_begin_[t];
-  }
-  before_.resize(before_begin_[tasks]);
-  after_.resize(after_begin_[tasks]);
-  std::vector<int32_t> before_fill(before_begin_), after_fill(after_begin_);
-  ForEachDependency([&](Task from, Task to, int64_t delay_ns) {
-    before_[before_fill[to]++] = {from, delay_ns};
-    after_[after_fill[from]++] = {to, delay_ns};
-  });
+OrderSearch::OrderSearch(const ProblemGraph& graph)
+    : graph_(graph), edges_(graph) {
   for (int p = 0; p < graph.pairs; ++p) {
     can_choose_ = can_choose_ || graph.choices_of(p).size() > 1;
     if (graph.mode[p] != PairMode::kSplit) continue;
@@ -69,7 +34,7 @@ OrderSearch::OrderSearch(const ProblemGraph& graph) : graph_(graph) {
       can_fuse_ = can_fuse_ || choice.has_backward();
     }
   }
-  marked_.assign(tasks, 0);
+  marked_.assign(3 * static_cast<size_t>(graph.pairs), 0);
 }
 
 int64_t OrderSearch::LengthOf(Task task) const {
@@ -180,8 +145,7 @@ void OrderSearch::ForwardPass(size_t first_word) {
       if (next >= 0 && (new_ns > StartOf(next) || old_ns == StartOf(next))) {
         MarkDirty(next);
       }
-      for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-        const Edge& edge = after_[e];
+      for (const TaskEdge& edge : edges_.after(task)) {
         const int64_t start_ns = StartOf(edge.task);
         if (Exists(edge.task) && (new_ns + edge.delay_ns > start_ns ||
                                   old_ns + edge.delay_ns == start_ns)) {
@@ -195,8 +159,8 @@ void OrderSearch::ForwardPass(size_t first_word) {
 inline int64_t OrderSearch::EndOf(Task task) const {
   const Task prev = rank_prev_[task];
   int64_t start = prev >= 0 ? end_ns_[prev] : 0;
-  for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-    start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+  for (const TaskEdge& edge : edges_.before(task)) {
+    start = std::max(start, end_ns_[edge.task] + edge.delay_ns);
   }
   return start + length_ns_[task];
 }
@@ -216,8 +180,7 @@ void OrderSearch::BackwardPass(size_t last_word) {
       if (prev >= 0 && (new_ns > TailOf(prev) || old_ns == TailOf(prev))) {
         MarkDirty(prev);
       }
-      for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-        const Edge& edge = before_[e];
+      for (const TaskEdge& edge : edges_.before(task)) {
         const int64_t tail_ns = TailOf(edge.task);
         if (new_ns + edge.delay_ns > tail_ns ||
             old_ns + edge.delay_ns == tail_ns) {
@@ -231,9 +194,9 @@ void OrderSearch::BackwardPass(size_t last_word) {
 inline int64_t OrderSearch::LeftOf(Task task) const {
   const Task next = rank_next_[task];
   int64_t left = next >= 0 ? left_ns_[next] : 0;
-  for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
+  for (const TaskEdge& edge : edges_.after(task)) {
     // A W that is fused away has nothing left.
-    left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    left = std::max(left, left_ns_[edge.task] + edge.delay_ns);
   }
   return left + length_ns_[task];
 }
@@ -332,9 +295,9 @@ void OrderSearch::TraceCriticalPath() {
     const int64_t start = StartOf(task);
     Task from = -1;
     // Dependencies first: where they bind, the rank's order is not to blame.
-    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      if (end_ns_[before_[e].task] + before_[e].delay_ns == start) {
-        from = before_[e].task;
+    for (const TaskEdge& edge : edges_.before(task)) {
+      if (end_ns_[edge.task] + edge.delay_ns == start) {
+        from = edge.task;
         break;
       }
     }
@@ -360,34 +323,30 @@ bool OrderSearch::MemoryAllowsSwap(Task first, Task second) const {
 int64_t OrderSearch::EstimateSwap(Task first, Task second) const {
   const Task prev = rank_prev_[first];
   int64_t start_two = prev >= 0 ? end_ns_[prev] : 0;
-  for (int e = before_begin_[second]; e < before_begin_[second + 1]; ++e) {
-    start_two =
-        std::max(start_two, end_ns_[before_[e].task] + before_[e].delay_ns);
+  for (const TaskEdge& edge : edges_.before(second)) {
+    start_two = std::max(start_two, end_ns_[edge.task] + edge.delay_ns);
   }
   int64_t start_one = start_two + length_ns_[second];
-  for (int e = before_begin_[first]; e < before_begin_[first + 1]; ++e) {
-    start_one =
-        std::max(start_one, end_ns_[before_[e].task] + before_[e].delay_ns);
+  for (const TaskEdge& edge : edges_.before(first)) {
+    start_one = std::max(start_one, end_ns_[edge.task] + edge.delay_ns);
   }
   const Task next = rank_next_[second];
   int64_t left_one = next >= 0 ? left_ns_[next] : 0;
-  for (int e = after_begin_[first]; e < after_begin_[first + 1]; ++e) {
-    left_one =
-        std::max(left_one, left_ns_[after_[e].task] + after_[e].delay_ns);
+  for (const TaskEdge& edge : edges_.after(first)) {
+    left_one = std::max(left_one, left_ns_[edge.task] + edge.delay_ns);
   }
   left_one += length_ns_[first];
   int64_t left_two = left_one;
-  for (int e = after_begin_[second]; e < after_begin_[second + 1]; ++e) {
-    left_two =
-        std::max(left_two, left_ns_[after_[e].task] + after_[e].delay_ns);
+  for (const TaskEdge& edge : edges_.after(second)) {
+    left_two = std::max(left_two, left_ns_[edge.task] + edge.delay_ns);
   }
   left_two += length_ns_[second];
   return std::max(start_two + left_two, start_one + left_one);
 }
 
 bool OrderSearch::DependsOnMarked(Task task) const {
-  for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-    if (marked_[before_[e].task] != 0) return true;
+  for (const TaskEdge& edge : edges_.before(task)) {
+    if (marked_[edge.task] != 0) return true;
   }
   return false;
 }
@@ -504,8 +463,8 @@ bool OrderSearch::ProposeShift(double temperature) {
   static thread_local std::vector<int64_t> starts;
   starts.clear();
   for (const Task at : window_) {
-    for (int e = before_begin_[at]; e < before_begin_[at + 1]; ++e) {
-      free = std::max(free, end_ns_[before_[e].task] + before_[e].delay_ns);
+    for (const TaskEdge& edge : edges_.before(at)) {
+      free = std::max(free, end_ns_[edge.task] + edge.delay_ns);
     }
     starts.push_back(free);
     free += length_ns_[at];
@@ -513,8 +472,8 @@ bool OrderSearch::ProposeShift(double temperature) {
   int64_t left = outer_next >= 0 ? left_ns_[outer_next] : 0;
   for (size_t i = window_.size(); i-- > 0;) {
     const Task at = window_[i];
-    for (int e = after_begin_[at]; e < after_begin_[at + 1]; ++e) {
-      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    for (const TaskEdge& edge : edges_.after(at)) {
+      left = std::max(left, left_ns_[edge.task] + edge.delay_ns);
     }
     left += length_ns_[at];
     latest = std::max(latest, starts[i] + left);
@@ -643,9 +602,9 @@ bool OrderSearch::ProposeFuse(double temperature) {
     Task behind = rank_next_[gradient];
     if (behind == weight) behind = rank_next_[weight];
     int64_t tail = behind >= 0 ? left_ns_[behind] : 0;
-    for (int e = after_begin_[gradient]; e < after_begin_[gradient + 1]; ++e) {
-      if (after_[e].task == weight) continue;
-      tail = std::max(tail, left_ns_[after_[e].task] + after_[e].delay_ns);
+    for (const TaskEdge& edge : edges_.after(gradient)) {
+      if (edge.task == weight) continue;
+      tail = std::max(tail, left_ns_[edge.task] + edge.delay_ns);
     }
     if (!Accept(StartOf(gradient) + choice.backward_ns + tail, temperature)) {
       return false;
@@ -813,8 +772,8 @@ int OrderSearch::FuseWhereSlack() {
     if (!Exists(task)) continue;  // a W fused away
     const Task prev = rank_prev_[task];
     int64_t start = prev >= 0 ? end_ns_[prev] : 0;
-    for (int e = before_begin_[task]; e < before_begin_[task + 1]; ++e) {
-      start = std::max(start, end_ns_[before_[e].task] + before_[e].delay_ns);
+    for (const TaskEdge& edge : edges_.before(task)) {
+      start = std::max(start, end_ns_[edge.task] + edge.delay_ns);
     }
     end_ns_[task] = start + length_ns_[task];
     const int pair = TaskPair(task);
@@ -828,9 +787,9 @@ int OrderSearch::FuseWhereSlack() {
     Task next = rank_next_[task];
     if (next == weight) next = rank_next_[weight];
     int64_t left = next >= 0 ? left_ns_[next] : 0;
-    for (int e = after_begin_[task]; e < after_begin_[task + 1]; ++e) {
-      if (after_[e].task == weight) continue;
-      left = std::max(left, left_ns_[after_[e].task] + after_[e].delay_ns);
+    for (const TaskEdge& edge : edges_.after(task)) {
+      if (edge.task == weight) continue;
+      left = std::max(left, left_ns_[edge.task] + edge.delay_ns);
     }
     if (start + choice.backward_ns + left > makespan_ns_) continue;
     ways_.fused[pair] = 1;

@@ -24,6 +24,7 @@
 
 #include "search/problem/problem_graph.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/task_edges.h"
 
 namespace pipeweaver::search {
 
@@ -66,10 +67,6 @@ class OrderSearch {
   int64_t makespan_ns() const { return makespan_ns_; }
 
  private:
-  struct Edge {
-    Task task;
-    int64_t delay_ns;
-  };
   struct End {
     Task task;
     int64_t ns;
@@ -79,9 +76,6 @@ class OrderSearch {
     int64_t after;  // change once it has ended
   };
 
-  // Calls visit(before, after, delay) for every dependency between tasks.
-  template <typename Visitor>
-  void ForEachDependency(const Visitor& visit) const;
   bool Exists(Task task) const { return exists_[task] != 0; }
   int64_t StartOf(Task task) const { return end_ns_[task] - length_ns_[task]; }
   int64_t TailOf(Task task) const { return left_ns_[task] - length_ns_[task]; }
@@ -130,9 +124,7 @@ class OrderSearch {
   void SaveBest();
 
   const ProblemGraph& graph_;
-  // Dependencies between tasks, both ways.
-  std::vector<int32_t> before_begin_, after_begin_;
-  std::vector<Edge> before_, after_;
+  const TaskEdges edges_;
   bool can_fuse_ = false, can_choose_ = false;
 
   Ways ways_;

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "search/problem/problem_graph.h"
+#include "search/strategy/first_of_least.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/task_edges.h"
 #include "semu/base/check.h"
 
 namespace pipeweaver::search {
@@ -34,21 +36,21 @@ void OrderTimes::PlaceSet::Reset(int end) {
   count_ = 0;
 }
 
-void OrderTimes::PlaceSet::Insert(int place) {
+inline void OrderTimes::PlaceSet::Insert(int place) {
   const int word = place / kWordBits;
   words_[word] |= uint64_t{1} << (place % kWordBits);
   summary_[word / kWordBits] |= uint64_t{1} << (word % kWordBits);
   ++count_;
 }
 
-int OrderTimes::PlaceSet::Last() const {
+inline int OrderTimes::PlaceSet::Last() const {
   size_t at = summary_.size() - 1;
   while (summary_[at] == 0) --at;
   const int word = static_cast<int>(at) * kWordBits + HighestBit(summary_[at]);
   return word * kWordBits + HighestBit(words_[word]);
 }
 
-int OrderTimes::PlaceSet::TakeLast() {
+inline int OrderTimes::PlaceSet::TakeLast() {
   const int place = Last();
   const int word = place / kWordBits;
   words_[word] ^= uint64_t{1} << (place % kWordBits);
@@ -61,62 +63,49 @@ int OrderTimes::PlaceSet::TakeLast() {
 
 OrderTimes::OrderTimes(const ProblemGraph& graph)
     : graph_(graph),
-      length_ns_(3 * static_cast<size_t>(graph.pairs)),
-      place_(length_ns_.size()),
-      first_waits_(length_ns_.size(), 0),
+      edges_(graph),
+      tasks_(3 * static_cast<size_t>(graph.pairs)),
+      end_ns_(tasks_.size()),
+      bytes_(graph.pairs),
       ranks_(graph.ranks),
       next_start_ns_(graph.ranks) {
   for (int p = 0; p < graph.pairs; ++p) {
-    const auto count = [this](Task before, int64_t) { ++first_waits_[before]; };
-    ForEachBefore(3 * p + kForwardTask, count);
-    if (graph.has_backward(p)) ForEachBefore(3 * p + kGradientTask, count);
-    if (graph.mode[p] == PairMode::kSplit) {
-      ForEachBefore(3 * p + kWeightTask, count);
+    for (const int kind : {kForwardTask, kGradientTask, kWeightTask}) {
+      const Task task = 3 * p + kind;
+      tasks_[task].rank = graph.pair_rank[p];
+      tasks_[task].first_waits = edges_.after(task).size();
     }
   }
 }
 
-template <typename Visitor>
-void OrderTimes::ForEachBefore(Task task, const Visitor& visit) const {
-  const int pair = TaskPair(task);
-  switch (TaskKind(task)) {
-    case kForwardTask:
-      for (const GraphEdge& edge : graph_.producers_of(pair)) {
-        visit(3 * edge.pair + kForwardTask, edge.delay_ns);
-      }
-      break;
-    case kGradientTask:
-      visit(3 * pair + kForwardTask, 0);
-      for (const GraphEdge& edge : graph_.consumers_of(pair)) {
-        visit(3 * edge.pair + kGradientTask, edge.delay_ns);
-      }
-      break;
-    default:
-      visit(3 * pair + kGradientTask, 0);
-      break;
+void OrderTimes::SetWays(const Ways& ways) {
+  for (int p = 0; p < graph_.pairs; ++p) {
+    const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
+    const bool splits =
+        graph_.mode[p] == PairMode::kSplit && ways.fused[p] == Ways::kApart;
+    tasks_[3 * p + kForwardTask].length_ns = choice.forward_ns;
+    tasks_[3 * p + kGradientTask].length_ns =
+        splits ? choice.input_grad_ns : choice.backward_ns;
+    tasks_[3 * p + kWeightTask].length_ns = choice.weight_grad_ns;
+    bytes_[p] = choice.activation_bytes;
   }
 }
 
-int64_t OrderTimes::BytesOf(const TaskOrder& order, Task task) const {
-  const int pair = TaskPair(task);
-  return graph_.choices_of(pair)[order.ways.choice[pair]].activation_bytes;
-}
-
 void OrderTimes::TimeOrder(const TaskOrder& order) {
-  end_ns_.assign(length_ns_.size(), 0);
+  SetWays(order.ways);
   for (Rank& rank : ranks_) {
     rank.tasks.clear();
     rank.free_ns = 0;
   }
   for (const Task task : order.tasks) {
-    Rank& rank = ranks_[RankOf(task)];
+    TaskState& state = tasks_[task];
+    Rank& rank = ranks_[state.rank];
     int64_t start_ns = rank.free_ns;
-    ForEachBefore(task, [&](Task before, int64_t delay_ns) {
-      start_ns = std::max(start_ns, end_ns_[before] + delay_ns);
-    });
-    length_ns_[task] = TaskLength(graph_, order.ways, task);
-    end_ns_[task] = rank.free_ns = start_ns + length_ns_[task];
-    place_[task] = static_cast<int32_t>(rank.tasks.size());
+    for (const TaskEdge& edge : edges_.before(task)) {
+      start_ns = std::max(start_ns, end_ns_[edge.task] + edge.delay_ns);
+    }
+    end_ns_[task] = rank.free_ns = start_ns + state.length_ns;
+    state.place = static_cast<int32_t>(rank.tasks.size());
     rank.tasks.push_back(task);
   }
 }
@@ -126,19 +115,18 @@ void OrderTimes::Earliest(const TaskOrder& order,
   TimeOrder(order);
   starts.assign(end_ns_.size(), 0);
   for (const Task task : order.tasks) {
-    starts[task] = end_ns_[task] - length_ns_[task];
+    starts[task] = end_ns_[task] - tasks_[task].length_ns;
   }
   GiveFusedTheirs(order, starts);
 }
 
-void OrderTimes::Holds(const TaskOrder& order, std::vector<int64_t>& hold_ns) {
-  TimeOrder(order);
+void OrderTimes::Holds(std::vector<int64_t>& hold_ns) const {
   hold_ns.assign(graph_.pairs, 0);
   for (int p = 0; p < graph_.pairs; ++p) {
     if (!graph_.has_backward(p)) continue;
     const Task forward = 3 * p + kForwardTask;
-    hold_ns[p] =
-        end_ns_[3 * p + kGradientTask] - end_ns_[forward] + length_ns_[forward];
+    hold_ns[p] = end_ns_[3 * p + kGradientTask] - end_ns_[forward] +
+                 tasks_[forward].length_ns;
   }
 }
 
@@ -151,12 +139,13 @@ void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
   }
 }
 
-void OrderTimes::Arrive(Task task) {
-  const int r = RankOf(task);
+inline void OrderTimes::Arrive(Task task) {
+  const TaskState& state = tasks_[task];
+  const int r = state.rank;
   Rank& rank = ranks_[r];
-  const int64_t at_ns = may_run_ns_[task];
+  const int64_t at_ns = state.may_run_ns;
   if (at_ns <= rank.free_ns) {
-    rank.ready.Insert(place_[task]);
+    rank.ready.Insert(state.place);
     next_start_ns_[r] = rank.free_ns;
     return;
   }
@@ -166,11 +155,11 @@ void OrderTimes::Arrive(Task task) {
 }
 
 // What was held is ready again, as far as there is room for its activations.
-void OrderTimes::Admit(int r, const TaskOrder& order) {
+void OrderTimes::Admit(int r) {
   Rank& rank = ranks_[r];
   int64_t live_bytes = rank.live_bytes;
   while (!rank.held.empty()) {
-    live_bytes += BytesOf(order, rank.tasks[rank.held.Last()]);
+    live_bytes += BytesOf(rank.tasks[rank.held.Last()]);
     if (live_bytes > graph_.limit_bytes[r]) return;
     rank.ready.Insert(rank.held.TakeLast());
   }
@@ -178,7 +167,7 @@ void OrderTimes::Admit(int r, const TaskOrder& order) {
 
 // When rank `r` can go on in reversed time; never when all that is left there
 // is held.
-void OrderTimes::UpdateNextStart(int r) {
+inline void OrderTimes::UpdateNextStart(int r) {
   const Rank& rank = ranks_[r];
   if (!rank.ready.empty()) {
     next_start_ns_[r] = rank.free_ns;
@@ -208,18 +197,18 @@ Task OrderTimes::TakeHeld() {
 
 // Takes the most urgent of what may run on rank `r` at `at_ns`; -1 when memory
 // does not admit it, so that it is held.
-Task OrderTimes::TakeReady(int r, const TaskOrder& order, int64_t at_ns) {
+inline Task OrderTimes::TakeReady(int r, int64_t at_ns) {
   Rank& rank = ranks_[r];
   std::vector<Arrival>& waiting = rank.waiting;
   while (!waiting.empty() && waiting[0].at_ns <= at_ns) {
-    rank.ready.Insert(place_[waiting[0].task]);
+    rank.ready.Insert(tasks_[waiting[0].task].place);
     std::pop_heap(waiting.begin(), waiting.end(), Later());
     waiting.pop_back();
   }
   const int place = rank.ready.TakeLast();
   const Task task = rank.tasks[place];
   if (TaskKind(task) != kGradientTask ||
-      rank.live_bytes + BytesOf(order, task) <= graph_.limit_bytes[r]) {
+      rank.live_bytes + BytesOf(task) <= graph_.limit_bytes[r]) {
     return task;
   }
   rank.held.Insert(place);
@@ -228,10 +217,12 @@ Task OrderTimes::TakeReady(int r, const TaskOrder& order, int64_t at_ns) {
 
 void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   TimeOrder(order);
-  may_run_ns_.assign(end_ns_.size(), 0);
-  waits_ = first_waits_;
+  for (TaskState& state : tasks_) {
+    state.may_run_ns = 0;
+    state.waits = state.first_waits;
+  }
   for (int p = 0; p < graph_.pairs; ++p) {
-    if (IsFused(order, p)) --waits_[3 * p + kGradientTask];
+    if (IsFused(order, p)) --tasks_[3 * p + kGradientTask].waits;
   }
   for (Rank& rank : ranks_) {
     rank.free_ns = rank.live_bytes = 0;
@@ -240,42 +231,42 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
   }
   next_start_ns_.assign(graph_.ranks, kNever);
   for (const Task task : order.tasks) {
-    if (waits_[task] == 0) Arrive(task);
+    if (tasks_[task].waits == 0) Arrive(task);
   }
   // At first, how long before the end of all a task starts.
   starts.assign(end_ns_.size(), 0);
   int64_t whole_ns = 0;
   for (size_t left = order.tasks.size(); left > 0;) {
-    const auto first =
-        std::min_element(next_start_ns_.begin(), next_start_ns_.end());
+    int r = FirstOfLeast(next_start_ns_);
     Task task = -1;
-    if (*first == kNever) {
+    if (next_start_ns_[r] == kNever) {
       task = TakeHeld();
+      r = tasks_[task].rank;
     } else {
-      const int r = static_cast<int>(first - next_start_ns_.begin());
-      task = TakeReady(r, order, *first);
+      task = TakeReady(r, next_start_ns_[r]);
       if (task < 0) {
         UpdateNextStart(r);
         continue;
       }
     }
-    const int r = RankOf(task);
     Rank& rank = ranks_[r];
-    rank.free_ns = std::max(rank.free_ns, may_run_ns_[task]) + length_ns_[task];
-    starts[task] = rank.free_ns;
-    whole_ns = std::max(whole_ns, rank.free_ns);
+    const int64_t end_ns = std::max(rank.free_ns, tasks_[task].may_run_ns) +
+                           tasks_[task].length_ns;
+    rank.free_ns = end_ns;
+    starts[task] = end_ns;
+    whole_ns = std::max(whole_ns, end_ns);
     if (TaskKind(task) == kGradientTask) {
-      rank.live_bytes += BytesOf(order, task);
+      rank.live_bytes += BytesOf(task);
     } else if (TaskKind(task) == kForwardTask &&
                graph_.has_backward(TaskPair(task))) {
-      rank.live_bytes -= BytesOf(order, task);
-      Admit(r, order);
+      rank.live_bytes -= BytesOf(task);
+      Admit(r);
     }
-    ForEachBefore(task, [&](Task before, int64_t delay_ns) {
-      may_run_ns_[before] =
-          std::max(may_run_ns_[before], starts[task] + delay_ns);
-      if (--waits_[before] == 0) Arrive(before);
-    });
+    for (const TaskEdge& edge : edges_.before(task)) {
+      TaskState& before = tasks_[edge.task];
+      before.may_run_ns = std::max(before.may_run_ns, end_ns + edge.delay_ns);
+      if (--before.waits == 0) Arrive(edge.task);
+    }
     UpdateNextStart(r);
     --left;
   }

@@ -9,6 +9,7 @@
 
 #include "search/problem/problem_graph.h"
 #include "search/strategy/list_scheduler.h"
+#include "search/strategy/task_edges.h"
 
 namespace pipeweaver::search {
 
@@ -23,16 +24,16 @@ class OrderTimes {
   // Start times, [task], each as early as the order allows.
   void Earliest(const TaskOrder& order, std::vector<int64_t>& starts);
 
-  // How long pairs hold their activations, [pair]: from the start of F to the
-  // end of I or B. 0 without a backward.
-  void Holds(const TaskOrder& order, std::vector<int64_t>& hold_ns);
-
   // Start times, [task], when all is scheduled anew in reversed time, what ends
   // last in `order` first (forward-backward improvement: Li and Willis 1992).
   // In reversed time a backward takes its pair's activations and F gives them
   // back; where all that is ready waits for memory, the most urgent goes on
   // over the limit: these are priorities, not a schedule.
   void Latest(const TaskOrder& order, std::vector<int64_t>& starts);
+
+  // How long pairs hold their activations in the order asked about last,
+  // [pair]: from the start of F to the end of I or B. 0 without a backward.
+  void Holds(std::vector<int64_t>& hold_ns) const;
 
  private:
   // Places on a rank: small numbers, of which the greatest is found at once.
@@ -51,6 +52,17 @@ class OrderTimes {
     std::vector<uint64_t> summary_;  // bits: words that are not 0
     int count_ = 0;
   };
+  // All that is asked of a task at once stands together.
+  struct TaskState {
+    int64_t length_ns = 0;
+    // In reversed time.
+    int64_t may_run_ns = 0;
+    int32_t waits = 0;  // tasks that wait for it
+
+    int32_t rank = 0;
+    int32_t place = 0;        // on its rank
+    int32_t first_waits = 0;  // where no backward is fused
+  };
   struct Arrival {
     int64_t at_ns;
     Task task;
@@ -64,35 +76,29 @@ class OrderTimes {
   };
   struct Later;
 
-  // Calls visit(task, delay) for what `task` waits for, but its rank's order.
-  template <typename Visitor>
-  void ForEachBefore(Task task, const Visitor& visit) const;
+  void SetWays(const Ways& ways);
   void TimeOrder(const TaskOrder& order);
   void GiveFusedTheirs(const TaskOrder& order,
                        std::vector<int64_t>& starts) const;
-  int64_t BytesOf(const TaskOrder& order, Task task) const;
+  int64_t BytesOf(Task task) const { return bytes_[TaskPair(task)]; }
   // Whether a B runs in I and W's place.
   bool IsFused(const TaskOrder& order, int pair) const {
     return graph_.mode[pair] == PairMode::kSplit &&
            order.ways.fused[pair] == Ways::kFused;
   }
-  int RankOf(Task task) const { return graph_.pair_rank[TaskPair(task)]; }
   void Arrive(Task task);
-  void Admit(int r, const TaskOrder& order);
+  void Admit(int r);
   void UpdateNextStart(int r);
   Task TakeHeld();
-  Task TakeReady(int r, const TaskOrder& order, int64_t at_ns);
+  Task TakeReady(int r, int64_t at_ns);
 
   const ProblemGraph& graph_;
-  std::vector<int64_t> end_ns_, length_ns_;  // [task]
-  std::vector<int32_t> place_;               // [task]: on its rank
-  // [task]: how many wait for it, where no backward is fused.
-  std::vector<int32_t> first_waits_;
+  const TaskEdges edges_;
+  std::vector<TaskState> tasks_;
+  std::vector<int64_t> end_ns_;  // [task]
+  std::vector<int64_t> bytes_;   // [pair]: of its activations
   std::vector<Rank> ranks_;
-  // In reversed time.
-  std::vector<int64_t> next_start_ns_;  // [rank]
-  std::vector<int32_t> waits_;          // [task]
-  std::vector<int64_t> may_run_ns_;     // [task]
+  std::vector<int64_t> next_start_ns_;  // [rank]: in reversed time
 };
 
 }  // namespace pipeweaver::search

@@ -765,7 +765,7 @@ void PipelineRules::BuildAgain(const PipelineRule& rule, const TaskOrder& order,
   if (!MemoryIsScarce(rule)) return;
   HoldBack(list.key, list);
   std::vector<int64_t> hold_ns;
-  times.Holds(order, hold_ns);
+  times.Holds(hold_ns);
   Reprice(rule, hold_ns, ways);
 }
 

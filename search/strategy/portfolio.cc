@@ -124,10 +124,9 @@ class Direction {
  public:
   // `graph` and `plan` must outlive it.
   Direction(const ProblemGraph& graph, const SafePlan& plan, int workers)
-      : model_(graph, plan), rules_(model_) {
+      : model_(graph, plan), rules_(model_), times_(workers) {
     for (int i = 0; i < workers; ++i) {
       schedulers_.push_back(std::make_unique<ListScheduler>(model_));
-      times_.push_back(std::make_unique<OrderTimes>(graph));
     }
   }
 
@@ -170,7 +169,9 @@ class Direction {
     thread_local ListRule list;
     thread_local Ways ways;
     thread_local TaskOrder again;
-    rules_.BuildAgain(rule, order, *times_[worker], list, ways);
+    std::unique_ptr<OrderTimes>& times = times_[worker];
+    if (times == nullptr) times = std::make_unique<OrderTimes>(model_.graph());
+    rules_.BuildAgain(rule, order, *times, list, ways);
     scheduler(worker).Run(list, ways, again,
                           std::min(order.makespan_ns, worth_ns));
     if (!again.tasks.empty()) std::swap(order, again);
@@ -179,7 +180,8 @@ class Direction {
   const ListModel model_;
   const PipelineRules rules_;
   std::vector<std::unique_ptr<ListScheduler>> schedulers_;  // [worker]
-  std::vector<std::unique_ptr<OrderTimes>> times_;          // [worker]
+  // [worker]; made when the worker first needs it.
+  std::vector<std::unique_ptr<OrderTimes>> times_;
   KnownMakespans known_;
 };
 

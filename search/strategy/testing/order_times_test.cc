@@ -78,8 +78,8 @@ TEST(OrderTimesTest, EarliestTimesAreTheScheduleAndLatestFollowDependencies) {
     OrderTimes order_times(graph);
     std::vector<int64_t> earliest, latest, hold_ns;
     order_times.Earliest(order, earliest);
-    order_times.Holds(order, hold_ns);
     order_times.Latest(order, latest);
+    order_times.Holds(hold_ns);
     std::vector<size_t> next(graph.ranks, 0);
     for (const Task task : order.tasks) {
       const int r = graph.pair_rank[TaskPair(task)];

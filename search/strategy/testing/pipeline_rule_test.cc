@@ -333,7 +333,7 @@ TEST(PipelineRuleTest, SecondSchedulesGoByTheLatestTimesOfTheFirst) {
         ListRule held;
         rules.HoldBack(latest_ns, held);
         EXPECT_EQ(list.not_before_ns, held.not_before_ns);
-        times.Holds(order, hold_ns);
+        times.Holds(hold_ns);
         rules.Reprice(rule, hold_ns, expected);
         ++held_back;
         repriced += expected.choice != order.ways.choice;
