@@ -55,6 +55,9 @@ constexpr double kWarmShare = 0.5;
 // Starts are compared (Compare) as far as rules are good for so many
 // evaluations a start: ten times what it takes.
 constexpr double kEvaluationsPerStart = 330;
+// How much worse the schedules of rules may become by random changes, as a
+// share of the makespan: in the mean so much at first, nothing in the end.
+constexpr double kRuleTemperature = 0.004;
 // Schedules improved side by side.
 constexpr int kElites = 3;
 // Share of the walks' budget for short walks from every climb, where it is good
@@ -499,60 +502,86 @@ class Search {
                      });
   }
 
-  // Random changes, each job a short climb of its own from one of `climbs`,
-  // half of them from the best. Returns how far each has come.
+  // The greatest makespan that a random change of a schedule's rule is kept
+  // with: mostly but little more than `makespan_ns`, `temperature` of it in the
+  // mean (simulated annealing).
+  static int64_t Bearable(int64_t makespan_ns, double temperature,
+                          std::mt19937_64& random) {
+    if (temperature <= 0) return makespan_ns;
+    const double chance = static_cast<double>((random() >> 11) + 1) * 0x1p-53;
+    return makespan_ns + static_cast<int64_t>(-std::log(chance) * temperature *
+                                              static_cast<double>(makespan_ns));
+  }
+
+  // Random changes, each job a short walk of its own from where one of `climbs`
+  // stands, half of them from the best. Returns where they stand in the end.
   std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
     // Even: all rules are scheduled twice.
     const int64_t most_steps =
         kMostOfRule *
         std::clamp<int64_t>(kPairsPerJob / graph_.pairs / kMostOfRule, 1,
                             kMostPerJob / kMostOfRule);
-    for (uint64_t round = 0; Progress() < RuleShare(); ++round) {
+    for (uint64_t round = 0;; ++round) {
+      const double progress = Progress(), until = RuleShare();
+      if (progress >= until) return climbs;
+      const double temperature = kRuleTemperature * (1 - progress / until);
       SortByMakespan(climbs);
       const int64_t steps =
           std::min(most_steps, std::max<int64_t>(1, EvaluationsLeft()));
       const int jobs = static_cast<int>(
           std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));
-      const auto from = [&](int job) -> const Candidate& {
-        return climbs[job % 2 == 0 ? 0 : (job / 2 + round) % climbs.size()];
+      const auto from = [&](int job) -> size_t {
+        return job % 2 == 0 ? 0 : (job / 2 + round) % climbs.size();
       };
-      std::vector<Candidate> results(jobs);
+      // Where each job stands in the end, and the best that it came across; no
+      // tasks where it never moved.
+      std::vector<Candidate> ends(jobs), found(jobs);
       std::vector<int64_t> evaluated(jobs, 0);
       pool_.Run(jobs, [&](int worker, int i) {
         std::mt19937_64 random(options_.seed * 0x9e3779b97f4a7c15u +
                                round * kRulesPerBatch + i);
-        Candidate& best = results[i];
-        best.rule = from(i).rule;
-        best.reversed = from(i).reversed;
-        best.order.makespan_ns = from(i).order.makespan_ns;
+        const Candidate& start = climbs[from(i)];
+        Candidate& at = ends[i];
+        at.rule = start.rule;
+        at.reversed = start.reversed;
+        at.order.makespan_ns = start.order.makespan_ns;
         Candidate next;
-        next.reversed = best.reversed;
-        const PipelineRules& rules = RulesOf(best);
+        next.reversed = at.reversed;
+        const PipelineRules& rules = RulesOf(at);
         while (evaluated[i] < steps && !Stopped()) {
-          next.rule = rules.Mutate(best.rule, random);
+          next.rule = rules.Mutate(at.rule, random);
           // Some jobs look further away.
           for (int more = i / 2; more > 1; --more) {
             next.rule = rules.Mutate(next.rule, random);
           }
           next.rule.twice &= steps - evaluated[i] >= kMostOfRule;
-          Schedule(worker, best.order.makespan_ns, next);
+          Schedule(worker, Bearable(at.order.makespan_ns, temperature, random),
+                   next);
           evaluated[i] += EvaluationsOf(next.rule);
-          if (!next.order.tasks.empty()) std::swap(best, next);
+          if (next.order.tasks.empty()) continue;
+          std::swap(at, next);
+          if (found[i].order.tasks.empty() ||
+              at.order.makespan_ns < found[i].order.makespan_ns) {
+            found[i] = at;
+          }
         }
       });
-      std::vector<Candidate> next = climbs;
+      // Of the jobs from one climb, it goes on from where the best ended.
+      std::vector<const Candidate*> next(climbs.size(), nullptr);
       for (int i = 0; i < jobs; ++i) {
         evaluations_ += evaluated[i];
-        if (results[i].order.tasks.empty()) continue;
-        Candidate& climb = next[&from(i) - climbs.data()];
-        if (results[i].order.makespan_ns <= climb.order.makespan_ns) {
-          climb = results[i];
+        if (ends[i].order.tasks.empty()) continue;
+        const Candidate*& best = next[from(i)];
+        if (best == nullptr ||
+            ends[i].order.makespan_ns <= best->order.makespan_ns) {
+          best = &ends[i];
         }
-        Offer(std::move(results[i]));
+        Offer(std::move(found[i]));
       }
-      climbs = std::move(next);
+      for (size_t i = 0; i < climbs.size(); ++i) {
+        if (next[i] != nullptr) climbs[i] = *next[i];
+      }
     }
-    return climbs;
   }
 
   // A schedule, and how it is improved.

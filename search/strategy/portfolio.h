@@ -2,14 +2,15 @@
 //
 //  1. A first valid schedule at once: the plain list rule.
 //  2. Rules (pipeline_rule.h): orders of groups, closed forms and memory prices
-//     are tried, then varied one number at a time, then at random and scheduled
-//     a second time by what the first schedule tells; where all backwards are
-//     whole, in both directions of time (reversed_time.h).
+//     are tried, then varied one number at a time, then at random (simulated
+//     annealing) and scheduled a second time by what the first schedule tells;
+//     where all backwards are whole, in both directions of time
+//     (reversed_time.h).
 //  3. The best few schedules found are improved side by side, one by moves on
 //     its critical path (order_search.h), the others by building schedules anew
 //     from shifted start times (rebuild_search.h); the worst give way to copies
 //     of the best. Which these few are, short walks from more of them show. A
-//     tiny problem's are annealed.
+//     tiny problem's are annealed, too.
 //
 // Anytime: returns the best so far when the budget ends, at once when
 // cancelled, early at the lower bound. Deterministic: parallel work is batches
