@@ -1,4 +1,5 @@
-// Which rank goes on next: asked for every stage of every schedule.
+// The first of the least numbers: which rank goes on next, asked for every
+// stage of every schedule.
 
 #ifndef SEARCH_STRATEGY_FIRST_OF_LEAST_H_
 #define SEARCH_STRATEGY_FIRST_OF_LEAST_H_
@@ -11,8 +12,8 @@
 namespace pipeweaver::search {
 
 // The place of the least number, of several the first. Looks through both
-// halves at once, without branches: which one is the least nobody can foretell.
-// REQUIRES: there is one.
+// halves at once and without branches on the numbers, which no processor
+// predicts. REQUIRES: there is one.
 inline int FirstOfLeast(absl::Span<const int64_t> numbers) {
   const size_t half = numbers.size() / 2;
   size_t low = 0, high = half;

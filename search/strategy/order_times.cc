@@ -81,8 +81,7 @@ OrderTimes::OrderTimes(const ProblemGraph& graph)
 void OrderTimes::SetWays(const Ways& ways) {
   for (int p = 0; p < graph_.pairs; ++p) {
     const GraphChoice& choice = graph_.choices_of(p)[ways.choice[p]];
-    const bool splits =
-        graph_.mode[p] == PairMode::kSplit && ways.fused[p] == Ways::kApart;
+    const bool splits = graph_.mode[p] == PairMode::kSplit && !IsFused(ways, p);
     tasks_[3 * p + kForwardTask].length_ns = choice.forward_ns;
     tasks_[3 * p + kGradientTask].length_ns =
         splits ? choice.input_grad_ns : choice.backward_ns;
@@ -117,7 +116,7 @@ void OrderTimes::Earliest(const TaskOrder& order,
   for (const Task task : order.tasks) {
     starts[task] = end_ns_[task] - tasks_[task].length_ns;
   }
-  GiveFusedTheirs(order, starts);
+  GiveFusedTheirs(order.ways, starts);
 }
 
 void OrderTimes::Holds(std::vector<int64_t>& hold_ns) const {
@@ -130,10 +129,10 @@ void OrderTimes::Holds(std::vector<int64_t>& hold_ns) const {
   }
 }
 
-void OrderTimes::GiveFusedTheirs(const TaskOrder& order,
+void OrderTimes::GiveFusedTheirs(const Ways& ways,
                                  std::vector<int64_t>& starts) const {
   for (int p = 0; p < graph_.pairs; ++p) {
-    if (IsFused(order, p)) {
+    if (IsFused(ways, p)) {
       starts[3 * p + kWeightTask] = starts[3 * p + kGradientTask];
     }
   }
@@ -222,7 +221,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
     state.waits = state.first_waits;
   }
   for (int p = 0; p < graph_.pairs; ++p) {
-    if (IsFused(order, p)) --tasks_[3 * p + kGradientTask].waits;
+    if (IsFused(order.ways, p)) --tasks_[3 * p + kGradientTask].waits;
   }
   for (Rank& rank : ranks_) {
     rank.free_ns = rank.live_bytes = 0;
@@ -271,7 +270,7 @@ void OrderTimes::Latest(const TaskOrder& order, std::vector<int64_t>& starts) {
     --left;
   }
   for (const Task task : order.tasks) starts[task] = whole_ns - starts[task];
-  GiveFusedTheirs(order, starts);
+  GiveFusedTheirs(order.ways, starts);
 }
 
 }  // namespace pipeweaver::search

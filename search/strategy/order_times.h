@@ -33,6 +33,7 @@ class OrderTimes {
 
   // How long pairs hold their activations in the order asked about last,
   // [pair]: from the start of F to the end of I or B. 0 without a backward.
+  // REQUIRES: one was.
   void Holds(std::vector<int64_t>& hold_ns) const;
 
  private:
@@ -78,13 +79,12 @@ class OrderTimes {
 
   void SetWays(const Ways& ways);
   void TimeOrder(const TaskOrder& order);
-  void GiveFusedTheirs(const TaskOrder& order,
-                       std::vector<int64_t>& starts) const;
+  void GiveFusedTheirs(const Ways& ways, std::vector<int64_t>& starts) const;
   int64_t BytesOf(Task task) const { return bytes_[TaskPair(task)]; }
   // Whether a B runs in I and W's place.
-  bool IsFused(const TaskOrder& order, int pair) const {
+  bool IsFused(const Ways& ways, int pair) const {
     return graph_.mode[pair] == PairMode::kSplit &&
-           order.ways.fused[pair] == Ways::kFused;
+           ways.fused[pair] == Ways::kFused;
   }
   void Arrive(Task task);
   void Admit(int r);

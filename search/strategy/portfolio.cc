@@ -20,6 +20,7 @@
 #include "search/problem/bound.h"
 #include "search/problem/problem_graph.h"
 #include "search/problem/timing.h"
+#include "search/strategy/annealing.h"
 #include "search/strategy/list_scheduler.h"
 #include "search/strategy/order_search.h"
 #include "search/strategy/order_times.h"
@@ -55,8 +56,9 @@ constexpr double kWarmShare = 0.5;
 // Starts are compared (Compare) as far as rules are good for so many
 // evaluations a start: ten times what it takes.
 constexpr double kEvaluationsPerStart = 330;
-// How much worse the schedules of rules may become by random changes, as a
-// share of the makespan: in the mean so much at first, nothing in the end.
+// How much longer a random change may make a rule's schedule, as a share of the
+// makespan, in the mean: this at the start of the budget, nothing at the end of
+// the rules' share.
 constexpr double kRuleTemperature = 0.004;
 // Schedules improved side by side.
 constexpr int kElites = 3;
@@ -479,7 +481,7 @@ class Search {
     return starts;
   }
 
-  // Returns the best rules of the best starts.
+  // Returns where the rules of the best starts stand in the end.
   std::vector<Candidate> TryRules() {
     std::vector<Candidate> starts = Best(FindStarts());
     Compare(starts);
@@ -502,18 +504,7 @@ class Search {
                      });
   }
 
-  // The greatest makespan that a random change of a schedule's rule is kept
-  // with: mostly but little more than `makespan_ns`, `temperature` of it in the
-  // mean (simulated annealing).
-  static int64_t Bearable(int64_t makespan_ns, double temperature,
-                          std::mt19937_64& random) {
-    if (temperature <= 0) return makespan_ns;
-    const double chance = static_cast<double>((random() >> 11) + 1) * 0x1p-53;
-    return makespan_ns + static_cast<int64_t>(-std::log(chance) * temperature *
-                                              static_cast<double>(makespan_ns));
-  }
-
-  // Random changes, each job a short walk of its own from where one of `climbs`
+  // Random changes, each job a short run of its own from where one of `climbs`
   // stands, half of them from the best. Returns where they stand in the end.
   std::vector<Candidate> MutateRules(std::vector<Candidate> climbs) {
     // Even: all rules are scheduled twice.
@@ -530,7 +521,7 @@ class Search {
           std::min(most_steps, std::max<int64_t>(1, EvaluationsLeft()));
       const int jobs = static_cast<int>(
           std::clamp<int64_t>(EvaluationsLeft() / steps, 1, kRulesPerBatch));
-      const auto from = [&](int job) -> size_t {
+      const auto climb_of = [&](int job) -> size_t {
         return job % 2 == 0 ? 0 : (job / 2 + round) % climbs.size();
       };
       // Where each job stands in the end, and the best that it came across; no
@@ -540,7 +531,7 @@ class Search {
       pool_.Run(jobs, [&](int worker, int i) {
         std::mt19937_64 random(options_.seed * 0x9e3779b97f4a7c15u +
                                round * kRulesPerBatch + i);
-        const Candidate& start = climbs[from(i)];
+        const Candidate& start = climbs[climb_of(i)];
         Candidate& at = ends[i];
         at.rule = start.rule;
         at.reversed = start.reversed;
@@ -555,8 +546,8 @@ class Search {
             next.rule = rules.Mutate(next.rule, random);
           }
           next.rule.twice &= steps - evaluated[i] >= kMostOfRule;
-          Schedule(worker, Bearable(at.order.makespan_ns, temperature, random),
-                   next);
+          Schedule(worker,
+                   BearableNs(at.order.makespan_ns, temperature, random), next);
           evaluated[i] += EvaluationsOf(next.rule);
           if (next.order.tasks.empty()) continue;
           std::swap(at, next);
@@ -566,12 +557,12 @@ class Search {
           }
         }
       });
-      // Of the jobs from one climb, it goes on from where the best ended.
-      std::vector<const Candidate*> next(climbs.size(), nullptr);
+      // A climb goes on from where the best of its jobs that moved ended.
+      std::vector<Candidate*> next(climbs.size(), nullptr);
       for (int i = 0; i < jobs; ++i) {
         evaluations_ += evaluated[i];
         if (ends[i].order.tasks.empty()) continue;
-        const Candidate*& best = next[from(i)];
+        Candidate*& best = next[climb_of(i)];
         if (best == nullptr ||
             ends[i].order.makespan_ns <= best->order.makespan_ns) {
           best = &ends[i];
@@ -579,7 +570,7 @@ class Search {
         Offer(std::move(found[i]));
       }
       for (size_t i = 0; i < climbs.size(); ++i) {
-        if (next[i] != nullptr) climbs[i] = *next[i];
+        if (next[i] != nullptr) climbs[i] = std::move(*next[i]);
       }
     }
   }
@@ -683,7 +674,7 @@ class Search {
                          : walk.orders->Anneal(options, walk.best);
   }
 
-  // Short walks from the best of every climb: how good the order of a rule is
+  // Short walks from where every climb stands: how good the order of a rule is
   // says little about how good it becomes. What they find joins the elites.
   void Probe(std::vector<Candidate> climbs) {
     for (const Candidate& elite : elites_) {

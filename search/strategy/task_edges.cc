@@ -1,3 +1,5 @@
+// Dependencies between tasks; see task_edges.h.
+
 #include "search/strategy/task_edges.h"
 
 #include <cstdint>

@@ -18,8 +18,8 @@ struct TaskEdge {
   int64_t delay_ns;
 };
 
-// The dependencies of a problem, but the order on each rank. Immutable;
-// thread-safe.
+// The dependencies of a problem, but the order on each rank. Those of a W are
+// there for every pair of kSplit, fused or not. Immutable; thread-safe.
 class TaskEdges {
  public:
   explicit TaskEdges(const ProblemGraph& graph);

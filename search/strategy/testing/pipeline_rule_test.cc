@@ -324,8 +324,9 @@ TEST(PipelineRuleTest, SecondSchedulesGoByTheLatestTimesOfTheFirst) {
       rules.Build(rule, list, ways);
       scheduler.Run(list, ways, order);
       rules.BuildAgain(rule, order, times, list, ways);
+      OrderTimes new_times(graph);
       std::vector<int64_t> latest_ns, hold_ns;
-      times.Latest(order, latest_ns);
+      new_times.Latest(order, latest_ns);
       EXPECT_EQ(list.key, latest_ns);
       EXPECT_FALSE(list.strict);
       Ways expected = order.ways;
@@ -333,7 +334,7 @@ TEST(PipelineRuleTest, SecondSchedulesGoByTheLatestTimesOfTheFirst) {
         ListRule held;
         rules.HoldBack(latest_ns, held);
         EXPECT_EQ(list.not_before_ns, held.not_before_ns);
-        times.Holds(hold_ns);
+        new_times.Holds(hold_ns);
         rules.Reprice(rule, hold_ns, expected);
         ++held_back;
         repriced += expected.choice != order.ways.choice;
