@@ -11,7 +11,8 @@ namespace pipeweaver::search {
 
 // The longest makespan, in ns, that a schedule of `makespan_ns` may be replaced
 // by: drawn anew for every proposal, so that one longer by the share
-// `temperature` is taken with a chance of 1/e (Metropolis et al. 1953).
+// `temperature` is taken with a chance of 1/e (Metropolis et al. 1953). Known
+// before the schedule is, which can be given up once it is longer.
 // REQUIRES: makespan_ns below 2^62, 0 <= temperature < 0.02.
 inline int64_t BearableNs(int64_t makespan_ns, double temperature,
                           std::mt19937_64& random) {
