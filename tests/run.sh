@@ -91,16 +91,19 @@ suite_test() {
 script_test "C++ format" tests/lint.sh
 bazel_tests "all tests" //...
 script_test "all binaries build" build_binaries
-# The parsers, the core that outside input reaches, and all that runs on several
-# threads; gRPC itself is Debian's, without sanitizers.
+# The parsers, and the core that outside input reaches; gRPC itself is Debian's,
+# without sanitizers.
 bazel_tests "address and undefined-behaviour sanitizers" --config=asan \
   //tests/fuzz/... //search/lower/... //search/plan/... //search/problem/... //semu/engine/... \
   //semu/model/... //semu/cost/ops/... //semu/graph/... //semu/store/... //profiler:trace_import_test //profiler:profile_builder_test \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test
+# What runs on several threads. Of the search: its pool, and every strategy on one
+# and on several threads.
 bazel_tests "thread sanitizer" --config=tsan \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_costs_test //server:job_registry_test //server/testing:seeded_race_test \
-  //search/lower/testing/... //search/strategy/... //semu/store:memory_store_test \
+  //search/lower/testing/... //search/strategy:worker_pool_test \
+  //search/strategy/testing:conformance_test //semu/store:memory_store_test \
   //semu/store:subgraph_cache_test //semu/store:redis_store_test \
   //semu/store:write_behind_store_test
 script_test "clang's thread-safety analysis" \
