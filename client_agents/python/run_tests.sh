@@ -26,8 +26,10 @@ cd tests || exit 1
 # Rank processes wait for each other much of the time: two at once.
 run() {
   for name in "$@"; do
+    local start=$SECONDS
     timeout 1500 "$python" -m unittest "$name" >"$logs/$name" 2>&1
     echo $? >"$logs/$name.status"
+    echo $((SECONDS - start)) >"$logs/$name.seconds"
   done
 }
 first=(test_gradients test_live)
@@ -43,7 +45,8 @@ skipped=0
 for name in "${first[@]}" "${second[@]}"; do
   log=$logs/$name
   count_tests "$log" "$(<"$log.status")"
-  echo "$name: $tests_passed passed, $tests_failed failed, $tests_skipped skipped"
+  echo "$name: $tests_passed passed, $tests_failed failed, $tests_skipped skipped," \
+    "$(<"$log.seconds") s"
   grep -E '^(agent:|random plans|live memory|skipped)' "$log"
   if ((tests_failed)); then cat "$log"; fi
   passed=$((passed + tests_passed))
