@@ -97,18 +97,15 @@ bazel_tests "address and undefined-behaviour sanitizers" --config=asan \
   //tests/fuzz/... //search/lower/... //search/plan/... //search/problem/... //semu/engine/... \
   //semu/model/... //semu/cost/ops/... //semu/graph/... //semu/store/... //profiler:trace_import_test //profiler:profile_builder_test \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test
-# What runs on several threads. Of the search: its pool, and every strategy on one
-# and on several threads.
-bazel_tests "thread sanitizer" --config=tsan \
+# What runs on several threads; Clang checks that its locks are held as annotated.
+# Of the search: its pool, and every strategy on one and on several threads.
+bazel_tests "thread sanitizer, analysis of locks" --config=tsan \
   //server:step_table_test //server:planning_pool_test //server:planner_core_test \
   //server:job_costs_test //server:job_registry_test //server/testing:seeded_race_test \
   //search/lower/testing/... //search/strategy:worker_pool_test \
   //search/strategy/testing:conformance_test //semu/store:memory_store_test \
   //semu/store:subgraph_cache_test //semu/store:redis_store_test \
   //semu/store:write_behind_store_test
-script_test "clang's thread-safety analysis" \
-  bazel build --noshow_progress --ui_event_filters=-info --config=clang //server:planner_core \
-  //search/strategy/...
 suite_test "Python package" client_agents/python/run_tests.sh
 # After the package's tests, which install what it needs and generate its messages.
 script_test "predicted against real step times, its parts" \

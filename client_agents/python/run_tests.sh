@@ -32,9 +32,9 @@ run() {
     echo $((SECONDS - start)) >"$logs/$name.seconds"
   done
 }
-first=(test_gradients test_live)
+first=(test_gradients test_live test_agent)
 second=(test_program test_executor test_chunk test_metadata test_install test_csv_export test_cost
-  test_readme test_unittest_counts test_agent test_cupti_ring test_replicas test_moves test_hangs)
+  test_readme test_unittest_counts test_cupti_ring test_replicas test_moves test_hangs)
 run "${first[@]}" &
 run "${second[@]}"
 wait

@@ -86,19 +86,20 @@ void MemoryStore::Put(absl::Span<const StoreEntry> entries) {
     const size_t hash = absl::HashOf(absl::string_view(entry.key));
     Shard& shard = ShardOf(hash);
     MutexLock lock(&shard.mutex);
-    const auto bytes_before = [&] {
-      const auto it = shard.by_hash.find(hash);
-      return it == shard.by_hash.end() ? 0 : BytesOf(it->second.content.size());
-    };
-    while (shard.bytes - bytes_before() + bytes > shard_budget_bytes_) {
+    while (shard.bytes - shard.BytesUnder(hash) + bytes > shard_budget_bytes_) {
       shard.TakeTurn();
     }
-    shard.bytes += bytes - bytes_before();
+    shard.bytes += bytes - shard.BytesUnder(hash);
     const auto [it, added] = shard.by_hash.try_emplace(hash);
     if (added) shard.turns.push_back(hash);
     it->second.content = absl::StrCat(entry.key, entry.value);
     it->second.key_bytes = entry.key.size();
   }
+}
+
+int64_t MemoryStore::Shard::BytesUnder(size_t hash) const {
+  const auto it = by_hash.find(hash);
+  return it == by_hash.end() ? 0 : BytesOf(it->second.content.size());
 }
 
 void MemoryStore::Shard::TakeTurn() {

@@ -54,6 +54,8 @@ class MemoryStore : public SubgraphStore {
     std::deque<size_t> turns ABSL_GUARDED_BY(mutex);
     int64_t bytes ABSL_GUARDED_BY(mutex) = 0;
 
+    // Bytes of what is held under `hash`; 0: nothing is.
+    int64_t BytesUnder(size_t hash) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
     // Drops the next to go, or puts it off. REQUIRES: something is held.
     void TakeTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   };
