@@ -4,16 +4,18 @@
 #include <cstdlib>
 #include <thread>
 
+#include "absl/base/config.h"
+#include "absl/base/thread_annotations.h"
 #include "gtest/gtest.h"
 #include "semu/base/mutex.h"
 
 namespace pipeweaver::server {
 namespace {
 
-#ifdef __SANITIZE_THREAD__
+#ifdef ABSL_HAVE_THREAD_SANITIZER
 
 // Counts on two threads, then exits with 0.
-[[noreturn]] void Count(bool both_locked) {
+[[noreturn]] void Count(bool both_locked) ABSL_NO_THREAD_SAFETY_ANALYSIS {
   Mutex mutex;
   volatile int count = 0;
   std::thread locked([&] {
