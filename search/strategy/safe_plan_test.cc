@@ -233,9 +233,10 @@ Problem HopelessProblem() {
   for (int i = 0; i < 60; ++i) {
     choices.emplace_back();
     for (int c = 0; c < 3; ++c) {
-      choices.back().push_back(
-          Bytes(20 + static_cast<int64_t>(random() % 80),
-                60 + static_cast<int64_t>(random() % 240)));
+      // One after the other: compilers choose the order of arguments.
+      const int64_t backward = 60 + static_cast<int64_t>(random() % 240);
+      const int64_t activation = 20 + static_cast<int64_t>(random() % 80);
+      choices.back().push_back(Bytes(activation, backward));
     }
     after.emplace_back();
     for (int j = 0; j < i && after.back().size() < 2; ++j) {
