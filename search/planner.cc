@@ -151,9 +151,10 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     const PrepareOptions& prepare,
     std::function<absl::Status(const semu::Layout&)> fits) {
   // Every problem gets about as much effort, as it does when steps are planned
-  // within a time: large ones are judged by fewer schedules.
-  constexpr int64_t kMostEvaluations = 8;
-  int64_t stages_per_problem = 10'000;
+  // within a time: large ones are judged by fewer schedules. A handful would be
+  // unfair to layouts of few stages, which a search betters the most.
+  constexpr int64_t kMostEvaluations = 300;
+  int64_t stages_per_problem = 30'000;
   RefineOptions options;
   options.fits = std::move(fits);
   options.cancelled = prepare.cancelled;
@@ -179,10 +180,13 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     // A single one has to do for both.
     if (samples.size() == 1) samples.push_back(samples[0]);
     // What is found on real batches is believed sooner, and worth more time.
+    // Predictions do not tell less than no_worse, and leave out what every
+    // stage costs the ranks that run it.
+    options.no_worse = 1.004;
     options.convincing = 0.995;
     options.max_stages =
         500'000 * static_cast<int64_t>(samples.size() - held_out);
-    stages_per_problem = 40'000;
+    stages_per_problem = 100'000;
   }
   const std::unique_ptr<Strategy> strategy =
       MakeStrategy(StrategyNames().front());

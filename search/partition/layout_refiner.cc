@@ -23,9 +23,9 @@ using semu::Job;
 
 // Of a makespan: what is worth a change.
 constexpr double kWorthwhile = 0.999;
-// Of the best layout's makespan on the same samples: beyond, a layout is not
-// looked at further.
-constexpr double kHopeless = 1.02;
+// Of the best layout's makespan, beyond RefineOptions::no_worse: a layout that
+// takes more on the first samples is not evaluated on the others.
+constexpr double kMayMakeGood = 0.006;
 // A batch with more stage pairs, and more than by the paper's layout, is not
 // searched far in the time that a step's planning has.
 constexpr int64_t kManyPairs = 12'000;
@@ -213,7 +213,8 @@ class Refiner {
                               "than 2^63 ns")));
         }
         trial.sums_ns.push_back(sum_ns);
-        if (best != nullptr && !AtMost(sum_ns, kHopeless, best->sums_ns[i])) {
+        if (best != nullptr && !AtMost(sum_ns, options_.no_worse + kMayMakeGood,
+                                       best->sums_ns[i])) {
           return absl::OkStatus();
         }
       }

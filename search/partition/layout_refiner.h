@@ -39,8 +39,8 @@ struct RefineOptions {
   // evaluated at a time, and the first two always.
   int64_t max_stages = 1'000'000;
   // Of the least makespan: a layout that takes no more counts as good as the
-  // best. At least 1, and under 1.02, beyond which layouts are given up. The
-  // higher, the fewer stages, and the longer may steps be.
+  // best. At least 1. The higher, the fewer stages, and the longer may steps be
+  // by prediction.
   double no_worse = 1.002;
   // Of the paper's makespan on the held-out batches: a refined layout that
   // takes more does not replace the paper's.
