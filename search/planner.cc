@@ -10,6 +10,7 @@
 #include "search/lower/lower.h"
 #include "search/lower/program_checker.h"
 #include "search/partition/baselines.h"
+#include "search/partition/heaviest_batch.h"
 #include "search/partition/layout_planner.h"
 #include "search/partition/layout_refiner.h"
 #include "search/partition/memory_plan.h"
@@ -34,38 +35,6 @@ using WallClock = std::chrono::steady_clock;
 
 int64_t NanosecondsSince(WallClock::time_point start) {
   return (WallClock::now() - start) / std::chrono::nanoseconds(1);
-}
-
-// One microbatch with as many tokens as the job says a microbatch may have, in
-// items of at most `most_item_tokens`, [module], and the largest shape bucket,
-// or kMostBucketsFilled items; along every edge each item is consumed once.
-semu::Batch HeaviestBatch(const semu::Job& job,
-                          absl::Span<const int64_t> most_item_tokens) {
-  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
-  semu::Microbatch microbatch;
-  for (size_t m = 0; m < job.modules.size(); ++m) {
-    const int64_t tokens = job.max_microbatch_tokens[m];
-    int64_t most =
-        std::max(most_item_tokens[m], (tokens + semu::kMostBucketsFilled - 1) /
-                                          semu::kMostBucketsFilled);
-    if (!buckets.empty()) most = std::min(most, buckets.back());
-    std::vector<int64_t>& items = microbatch.item_tokens.emplace_back();
-    for (int64_t left = tokens; left > 0; left -= most) {
-      items.push_back(std::min(left, most));
-    }
-  }
-  for (const semu::ModuleEdge& edge : job.edges) {
-    const auto items = [&](int module) {
-      return static_cast<int>(microbatch.item_tokens[module].size());
-    };
-    std::vector<semu::ItemUse>& uses = microbatch.uses.emplace_back();
-    for (int i = 0; i < items(edge.producer); ++i) {
-      uses.push_back({i, std::min(i, items(edge.consumer) - 1)});
-    }
-  }
-  semu::Batch batch;
-  batch.microbatches.push_back(std::move(microbatch));
-  return batch;
 }
 
 double BubbleRatio(const StageTimes& times) {
@@ -245,7 +214,14 @@ class Planner : public StepPlanner {
     const auto on_layout = [&](const semu::Layout& layout) {
       return PrepareOn(layout, job, options);
     };
-    if (pinned) return on_layout(*pinned);
+    if (pinned) {
+      PW_ASSIGN_OR_RETURN(auto prepared, on_layout(*pinned));
+      for (size_t i = 0; i < options.samples.size(); ++i) {
+        const auto plan = PlanSafe(*prepared, options.samples[i]);
+        if (!plan.ok()) return OfSample(i, plan.status());
+      }
+      return prepared;
+    }
     PW_ASSIGN_OR_RETURN(const semu::Layout layout,
                         ProposeLayout(job, *CostsOf(options), options,
                                       [&](const semu::Layout& tried) {
@@ -335,30 +311,19 @@ class Planner : public StepPlanner {
     prepared->static_bytes = std::move(memory.static_bytes);
     prepared->activation_limit_bytes = std::move(memory.activation_limit_bytes);
     prepared->transfer_bytes = memory.transfer_bytes;
+    prepared->layer_reserve_bytes = std::move(memory.layer_reserve_bytes);
     // The safe order can always hold one microbatch alone. So what fits the
-    // heaviest ones, in few items and in many, which shape buckets pad the
-    // more, fits any whose items are consumed once and are not so long that a
-    // layer needs more than its reserve.
-    std::vector<std::vector<int64_t>> most_item_tokens = {
-        job.max_microbatch_tokens};
-    if (!job.executor.shape_buckets.empty()) {
-      auto& many = most_item_tokens.emplace_back();
-      for (const semu::ModuleLayout& module : layout.modules) {
-        many.push_back(module.sub_microbatch_tokens);
-      }
-    }
-    for (const std::vector<int64_t>& most : most_item_tokens) {
-      const auto plan = PlanSafe(*prepared, HeaviestBatch(job, most));
+    // heaviest ones fits any whose items are consumed once.
+    for (const HeavyBatch& heavy : HeaviestBatches(job, layout)) {
+      const auto plan = PlanSafe(*prepared, heavy.batch);
       if (plan.ok()) continue;
       return absl::Status(
           plan.status().code(),
-          absl::StrCat(
-              "a microbatch of max_microbatch_tokens (",
-              absl::StrJoin(job.max_microbatch_tokens, ", "),
-              ") in items of at most ", absl::StrJoin(most, ", "),
-              " tokens by the safe program: ", plan.status().message()));
+          absl::StrCat("a microbatch of max_microbatch_tokens (",
+                       absl::StrJoin(job.max_microbatch_tokens, ", "), ") ",
+                       heavy.description,
+                       " by the safe program: ", plan.status().message()));
     }
-    prepared->layer_reserve_bytes = std::move(memory.layer_reserve_bytes);
     return std::shared_ptr<const PlannableJob>(std::move(prepared));
   }
 

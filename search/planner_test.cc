@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -329,6 +330,103 @@ TEST(PlannerTest, BatchesMadeUpForAJobFailNoJob) {
                               .status()
                               .message()),
               HasSubstr("sample batch 0: "));
+}
+
+// A microbatch within the job's limits, each item consumed once.
+semu::Batch RandomMicrobatch(const semu::Job& job, std::mt19937_64& random) {
+  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
+  semu::Batch batch;
+  semu::Microbatch& microbatch = batch.microbatches.emplace_back();
+  for (const int64_t tokens : job.max_microbatch_tokens) {
+    std::vector<int64_t>& items = microbatch.item_tokens.emplace_back();
+    const int64_t longest =
+        std::min(tokens, buckets.empty() ? tokens : buckets.back());
+    // Of about one length, which may be just over a bucket.
+    int64_t length = 1 + static_cast<int64_t>(random() % longest);
+    if (!buckets.empty() && random() % 2 == 0) {
+      length = std::min(longest, buckets[random() % buckets.size()] + 1);
+    }
+    for (int64_t left = tokens; left > 0 && items.size() < 64;) {
+      items.push_back(std::min(left, length));
+      left -= items.back();
+    }
+  }
+  for (const semu::ModuleEdge& edge : job.edges) {
+    std::vector<semu::ItemUse>& uses = microbatch.uses.emplace_back();
+    const size_t consumers = microbatch.item_tokens[edge.consumer].size();
+    for (size_t i = 0; i < microbatch.item_tokens[edge.producer].size(); ++i) {
+      uses.push_back(
+          {static_cast<int>(i), static_cast<int>(std::min(i, consumers - 1))});
+    }
+  }
+  return batch;
+}
+
+// With as little memory as it is accepted with.
+TEST(PlannerTest, AnAcceptedJobHasASafePlanForEachMicrobatchWithinItsLimits) {
+  const auto planner = MakeStepPlanner();
+  std::mt19937_64 random(1);
+  for (const char* setup : {"vlm-s", "t2v-s"}) {
+    for (const std::vector<int64_t>& buckets :
+         {std::vector<int64_t>{}, {1024, 2048, 4096, 8192}, {1024, 8192}}) {
+      v1::Job proto = *semu::MakeSetup(setup);
+      for (const int64_t bucket : buckets) {
+        proto.mutable_executor()->add_shape_buckets(bucket);
+      }
+      for (int m = 0; m < proto.modules_size(); ++m) {
+        proto.set_max_microbatch_tokens(m, 8192);
+      }
+      semu::Job job = *semu::JobFromProto(proto);
+      const semu::Layout layout = *PlanLayout(job, semu::OpGraphCost());
+      std::shared_ptr<const PlannableJob> accepted;
+      int64_t refused = 0;
+      for (int64_t fits = int64_t{80} << 30; fits - refused > fits / 1000;) {
+        job.memory_budget_bytes =
+            accepted == nullptr ? fits : refused + (fits - refused) / 2;
+        auto prepared = planner->Prepare(job, layout, {});
+        if (prepared.ok()) {
+          fits = job.memory_budget_bytes;
+          accepted = *std::move(prepared);
+        } else {
+          ASSERT_NE(accepted, nullptr) << prepared.status();
+          refused = job.memory_budget_bytes;
+        }
+      }
+      for (int i = 0; i < 40; ++i) {
+        const semu::Batch batch = RandomMicrobatch(job, random);
+        const auto plan = planner->PlanSafe(*accepted, batch);
+        EXPECT_TRUE(plan.ok())
+            << setup << " with " << buckets.size() << " buckets, items of "
+            << batch.microbatches[0].item_tokens[0][0] << " and "
+            << batch.microbatches[0].item_tokens[1][0]
+            << " tokens: " << plan.status();
+      }
+    }
+  }
+}
+
+TEST(PlannerTest, ItemsMayBeInheritedWhereShapesAreFixed) {
+  v1::Job proto = *semu::MakeSetup("omni");
+  for (const int64_t bucket : {512, 1024, 2048}) {
+    proto.mutable_executor()->add_shape_buckets(bucket);
+  }
+  const auto prepared =
+      MakeStepPlanner()->Prepare(*semu::JobFromProto(proto), std::nullopt, {});
+  EXPECT_TRUE(prepared.ok()) << prepared.status();
+}
+
+TEST(PlannerTest, SamplesMustFitAPinnedLayout) {
+  const semu::Job job = *semu::JobFromProto(*semu::MakeSetup("vlm-s"));
+  const semu::Layout layout = *PlanLayout(job, semu::OpGraphCost());
+  const auto planner = MakeStepPlanner();
+  std::vector<semu::Batch> samples(2, LightBatch(64));
+  PrepareOptions options;
+  options.samples = samples;
+  EXPECT_TRUE(planner->Prepare(job, layout, options).ok());
+  samples[1] = LightBatch(int64_t{1} << 24);
+  const absl::Status status = planner->Prepare(job, layout, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("sample batch 1: "));
 }
 
 TEST(PlannerTest, AJobWhoseWeightsDoNotFitIsRefusedWithTheRank) {

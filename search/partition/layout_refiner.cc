@@ -40,11 +40,6 @@ absl::Status WasCancelled() {
   return absl::CancelledError("the search for a layout was cancelled");
 }
 
-absl::Status OfSample(size_t number, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat("sample batch ", number, ": ",
-                                                  status.message()));
-}
-
 // A shape that was looked at.
 struct Trial {
   LayoutShape shape;
@@ -362,6 +357,11 @@ class Refiner {
 };
 
 }  // namespace
+
+absl::Status OfSample(size_t number, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat("sample batch ", number, ": ",
+                                                  status.message()));
+}
 
 absl::StatusOr<RefinedLayout> RefineLayout(
     const semu::Job& job, const semu::CostModel& costs,

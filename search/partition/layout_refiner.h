@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "search/partition/layout_planner.h"
@@ -48,6 +49,9 @@ struct RefineOptions {
   // That evaluate layouts; without influence on the result. At least 1.
   int threads = 1;
 };
+
+// `status`, that of a sample batch, with the batch's number in its message.
+absl::Status OfSample(size_t number, const absl::Status& status);
 
 struct RefinedLayout {
   LayoutShape shape;

@@ -1,0 +1,200 @@
+// See heaviest_batch.h.
+
+#include "search/partition/heaviest_batch.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "search/partition/batch_split.h"
+#include "semu/base/limits.h"
+#include "semu/model/module_graph.h"
+
+namespace pipeweaver::search {
+namespace {
+
+using semu::Job;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// [module]: most tokens of a microbatch such that no module that inherits its
+// items has more than it may.
+std::vector<int64_t> MostTokens(const Job& job) {
+  std::vector<int64_t> most = job.max_microbatch_tokens;
+  const std::vector<int> order = semu::TopologicalOrder(job);
+  for (auto m = order.rbegin(); m != order.rend(); ++m) {
+    const int inherited = semu::InheritedEdge(job, *m);
+    if (inherited < 0) continue;
+    const semu::ModuleEdge& edge = job.edges[inherited];
+    int64_t& producer = most[edge.producer];
+    if (producer / edge.tokens_merged > most[*m]) {
+      producer = most[*m] * edge.tokens_merged;
+    }
+  }
+  return most;
+}
+
+std::vector<int64_t> EqualItems(int64_t tokens, int64_t length) {
+  length = std::max(length, CeilDiv(tokens, semu::kMostBucketsFilled));
+  std::vector<int64_t> items(tokens / length, length);
+  if (tokens % length > 0) items.push_back(tokens % length);
+  return items;
+}
+
+// `items_of`: the lengths of a module's items, given its most tokens.
+semu::Batch BatchOf(
+    const Job& job,
+    const std::function<std::vector<int64_t>(int module, int64_t tokens)>&
+        items_of) {
+  const std::vector<int64_t> most = MostTokens(job);
+  semu::Microbatch microbatch;
+  microbatch.item_tokens.resize(job.modules.size());
+  for (const int m : semu::TopologicalOrder(job)) {
+    std::vector<int64_t>& items = microbatch.item_tokens[m];
+    const int inherited = semu::InheritedEdge(job, m);
+    if (inherited < 0) {
+      items = items_of(m, most[m]);
+      continue;
+    }
+    const semu::ModuleEdge& edge = job.edges[inherited];
+    for (const int64_t tokens : microbatch.item_tokens[edge.producer]) {
+      items.push_back(CrossingTokens(edge, tokens));
+    }
+  }
+  for (size_t e = 0; e < job.edges.size(); ++e) {
+    const semu::ModuleEdge& edge = job.edges[e];
+    const std::vector<int64_t>& produced =
+        microbatch.item_tokens[edge.producer];
+    const int consumers =
+        static_cast<int>(microbatch.item_tokens[edge.consumer].size());
+    const bool inherits =
+        semu::InheritedEdge(job, edge.consumer) == static_cast<int>(e);
+    const auto shortest = static_cast<int>(
+        std::min_element(produced.begin(), produced.end()) - produced.begin());
+    std::vector<semu::ItemUse>& uses = microbatch.uses.emplace_back();
+    for (int i = 0; i < static_cast<int>(produced.size()); ++i) {
+      const int consumer = std::min(i, consumers - 1);
+      uses.push_back({i, consumer});
+      if (i != shortest || inherits) continue;
+      for (int c = 0; c < consumers; ++c) {
+        if (c != consumer) uses.push_back({i, c});
+      }
+    }
+  }
+  semu::Batch batch;
+  batch.microbatches.push_back(std::move(microbatch));
+  return batch;
+}
+
+}  // namespace
+
+std::vector<int64_t> MostPaddedItems(int64_t tokens, int64_t items,
+                                     const std::vector<int64_t>& buckets) {
+  // Each item is as short as its bucket allows. Were numbers of items
+  // fractions, two buckets would be enough, either one with as many items as
+  // can be, or such that tokens and items are both used up; what tokens are
+  // left then lift single items into larger buckets.
+  struct Bucket {
+    int64_t least;  // tokens of an item that is padded to it
+    int64_t padded;
+  };
+  std::vector<Bucket> all;
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    all.push_back({b == 0 ? 1 : buckets[b - 1] + 1, buckets[b]});
+  }
+  std::vector<int64_t> best;
+  int64_t best_padded = 0;
+  for (size_t larger = 0; larger < all.size(); ++larger) {
+    const int64_t most = std::min(items, tokens / all[larger].least);
+    for (size_t smaller = 0; smaller <= larger; ++smaller) {
+      const int64_t lift = all[larger].least - all[smaller].least;
+      const int64_t both =
+          lift == 0 ? most
+                    : (tokens - std::min(items, tokens / all[smaller].least) *
+                                    all[smaller].least) /
+                          lift;
+      for (const int64_t count : {std::min(both, most), most}) {
+        int64_t left = tokens - count * all[larger].least;
+        const int64_t rest = std::min(items - count, left / all[smaller].least);
+        left -= rest * all[smaller].least;
+        std::vector<int64_t> found(count, all[larger].least);
+        int64_t padded = count * all[larger].padded;
+        for (int64_t i = 0; i < rest; ++i) {
+          size_t b = smaller;
+          while (b + 1 < all.size() &&
+                 all[b + 1].least - all[smaller].least <= left) {
+            ++b;
+          }
+          left -= all[b].least - all[smaller].least;
+          found.push_back(all[b].least);
+          padded += all[b].padded;
+        }
+        if (padded <= best_padded) continue;
+        best_padded = padded;
+        best = std::move(found);
+      }
+    }
+  }
+  // The rest fills items up, so that these are not taken together.
+  int64_t left = tokens - std::accumulate(best.begin(), best.end(), int64_t{0});
+  for (int64_t& item : best) {
+    const int64_t more = std::min(
+        left, *std::lower_bound(buckets.begin(), buckets.end(), item) - item);
+    item += more;
+    left -= more;
+  }
+  return best;
+}
+
+std::vector<HeavyBatch> HeaviestBatches(const Job& job,
+                                        const semu::Layout& layout) {
+  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
+  const int64_t largest =
+      buckets.empty() ? std::numeric_limits<int64_t>::max() : buckets.back();
+  const auto few = [&](int, int64_t tokens) {
+    return EqualItems(tokens, std::min(tokens, largest));
+  };
+  std::vector<HeavyBatch> batches;
+  batches.push_back({BatchOf(job, few), "in as few items as can be"});
+  if (buckets.empty()) return batches;
+  const auto sub_microbatch = [&](int module) {
+    return std::min(layout.modules[module].sub_microbatch_tokens, largest);
+  };
+  const auto padded = [&](int m, int64_t tokens) {
+    const int64_t items =
+        std::min(CeilDiv(tokens, sub_microbatch(m)), semu::kMostBucketsFilled);
+    return MostPaddedItems(tokens, items, buckets);
+  };
+  batches.push_back(
+      {BatchOf(job, padded), "in items that are padded the most"});
+  batches.push_back({BatchOf(job,
+                             [&](int m, int64_t tokens) {
+                               return EqualItems(tokens, sub_microbatch(m));
+                             }),
+                     "in items of sub_microbatch_tokens"});
+  batches.push_back({BatchOf(job,
+                             [&](int, int64_t tokens) {
+                               return EqualItems(
+                                   tokens, std::min(tokens, largest / 2 + 1));
+                             }),
+                     "in items of half of the largest of shape_buckets"});
+  for (int long_items = 0; long_items < static_cast<int>(job.modules.size());
+       ++long_items) {
+    if (semu::InheritedEdge(job, long_items) >= 0) continue;
+    batches.push_back(
+        {BatchOf(job,
+                 [&](int m, int64_t tokens) {
+                   return m == long_items ? few(m, tokens) : padded(m, tokens);
+                 }),
+         absl::StrCat("in items that are padded the most, but in few of module "
+                      "\"",
+                      job.modules[long_items].name, "\",")});
+  }
+  return batches;
+}
+
+}  // namespace pipeweaver::search
