@@ -37,16 +37,38 @@ int64_t NanosecondsSince(WallClock::time_point start) {
   return (WallClock::now() - start) / std::chrono::nanoseconds(1);
 }
 
-double BubbleRatio(const StageTimes& times) {
-  int64_t busy_ns = 0;
-  for (const auto& rank : times.ranks) {
-    for (const StageTimes::Interval& stage : rank) {
-      busy_ns += stage.end_ns - stage.start_ns;
-    }
+// Completes the causes of the idle time, those of the schedule so far, by what
+// emulation adds: waits for host copies, and for transfers that contend. Where
+// it takes less, because copies overlap more, all causes shrink alike.
+void SetBubbles(const semu::EmulatedStep& emulated, StepReport* report) {
+  int64_t busy_ns = 0, copy_wait_ns = 0;
+  for (const semu::EmulatedStep::Rank& rank : emulated.ranks) {
+    busy_ns += rank.busy_ns;
+    copy_wait_ns += rank.copy_wait_ns;
   }
-  if (times.makespan_ns == 0) return 0;
-  return 1 - static_cast<double>(busy_ns) /
-                 (static_cast<double>(times.ranks.size()) * times.makespan_ns);
+  const int64_t all_ns =
+      static_cast<int64_t>(emulated.ranks.size()) * emulated.makespan_ns;
+  const int64_t idle_ns = all_ns - busy_ns;
+  report->bubble_ratio =
+      all_ns == 0 ? 0
+                  : static_cast<double>(idle_ns) / static_cast<double>(all_ns);
+  BubbleCauses& causes = report->bubbles;
+  const int64_t known_ns = causes.imbalance_ns + causes.dependency_ns +
+                           causes.memory_ns + causes.transfer_ns;
+  if (idle_ns >= known_ns) {
+    const int64_t copies_ns = std::min(copy_wait_ns, idle_ns - known_ns);
+    causes.memory_ns += copies_ns;
+    causes.transfer_ns += idle_ns - known_ns - copies_ns;
+    return;
+  }
+  const double share =
+      static_cast<double>(idle_ns) / static_cast<double>(known_ns);
+  for (int64_t* cause :
+       {&causes.imbalance_ns, &causes.memory_ns, &causes.transfer_ns}) {
+    *cause = static_cast<int64_t>(share * static_cast<double>(*cause));
+  }
+  causes.dependency_ns =
+      idle_ns - causes.imbalance_ns - causes.memory_ns - causes.transfer_ns;
 }
 
 // `graph` with transfers between ranks longer by `padding` mean forwards.
@@ -501,7 +523,10 @@ class Planner : public StepPlanner {
                           BuildStepProblem(job.job, job.layout, limits, batch,
                                            *job.costs, options));
       const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
+      const int64_t flow_bound_ns = plan.report.flow_lower_bound_ns;
       PW_RETURN_IF_ERROR(solve(plan.step.problem, graph, plan));
+      // With less memory it may be above what all of it allows.
+      if (set_aside_bytes > 0) plan.report.flow_lower_bound_ns = flow_bound_ns;
       const absl::Status status =
           Finish(job.job, batch, MemoryOf(job, plan.step), graph, pool, &plan);
       if (status.ok()) return plan;
@@ -611,7 +636,7 @@ class Planner : public StepPlanner {
 
     report.makespan_ns = plan.programs.makespan_ns;
     report.schedule_makespan_ns = plan.times.makespan_ns;
-    report.bubble_ratio = BubbleRatio(plan.times);
+    SetBubbles(*emulated, &report);
     report.measured_share = plan.step.measured_share;
     report.peak_memory_bytes.clear();
     for (size_t rank = 0; rank < memory.static_bytes.size(); ++rank) {

@@ -86,6 +86,18 @@ absl::Status CheckPem(absl::string_view field, const std::string& path) {
   return absl::OkStatus();
 }
 
+absl::Status CheckCertificates(absl::string_view field,
+                               const std::string& path) {
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(
+      SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
+  const bool loaded =
+      SSL_CTX_load_verify_file(context.get(), path.c_str()) == 1;
+  ERR_clear_error();
+  if (loaded) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": '", path, "' holds no certificate"));
+}
+
 // The certificate and the key that it was made for.
 absl::Status CheckKeyPair(const std::string& cert_file,
                           const std::string& key_file) {
@@ -123,7 +135,8 @@ absl::Status CheckTls(const v1::ServerConfig& config) {
   PW_RETURN_IF_ERROR(CheckPem("key_file", config.key_file()));
   PW_RETURN_IF_ERROR(CheckKeyPair(config.cert_file(), config.key_file()));
   if (config.client_ca_file().empty()) return absl::OkStatus();
-  return CheckPem("client_ca_file", config.client_ca_file());
+  PW_RETURN_IF_ERROR(CheckPem("client_ca_file", config.client_ca_file()));
+  return CheckCertificates("client_ca_file", config.client_ca_file());
 }
 
 // The store makes the file, not its folder.

@@ -96,6 +96,7 @@ bool JobCosts::LayersMoved(const std::vector<semu::MeasuredLayer>& layers,
     const std::optional<int64_t> predicted_ns =
         published.PredictNs(platform_, layer);
     if (!predicted_ns) return true;
+    if (*predicted_ns == 0) continue;  // a pass that the layer has not
     error += std::abs(
         static_cast<double>(*predicted_ns) / static_cast<double>(layer.ns) - 1);
   }

@@ -7,6 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "semu/cost/op_graph_cost.h"
 #include "server/testing/puppet_planner.h"
 
 namespace pipeweaver::server {
@@ -95,6 +96,18 @@ TEST_F(JobCostsTest, LayersComeOutWhenTheySaySomethingNew) {
   ASSERT_NE(Publish(), nullptr);
   EXPECT_EQ(costs_.current()->number, 2);
   EXPECT_EQ(costs_.current()->measured_layers, 4);
+}
+
+TEST_F(JobCostsTest, PassesThatALayerHasNotSayNothingNew) {
+  semu::MeasuredLayer embedding = Forward(100, 300);
+  embedding.layer.kind = semu::LayerKind::kEmbedding;
+  embedding.pass = semu::MeasuredPass::kInputGrad;
+  JobCosts costs(SmallJob(), std::make_shared<semu::OpGraphCost>(), {});
+  for (int i = 0; i < 3; ++i) {
+    costs.AddLayers({embedding});
+    costs.Publish(*costs.current());
+    EXPECT_LE(costs.current()->number, 1) << "after upload " << i + 1;
+  }
 }
 
 TEST_F(JobCostsTest, AJobThatHoldsAnEarlierVersionIsDueForTheCurrentOne) {

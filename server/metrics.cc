@@ -105,12 +105,12 @@ Metrics::Metrics(int max_job_labels)
                                   "Layers measured, by shape and pass.")),
       job_error_before_(
           Gauges(registry_, "pipeweaver_job_stage_error_before_ratio",
-                 "Mean error of predicted stage times that calibration was "
-                 "fitted to, without its factors.")),
+                 "Mean error of predicted stage times over the latest steps "
+                 "that calibration saw, without its factors.")),
       job_error_after_(
           Gauges(registry_, "pipeweaver_job_stage_error_after_ratio",
-                 "Mean error of predicted stage times that calibration was "
-                 "fitted to, with its factors.")),
+                 "Mean error of predicted stage times over the latest steps "
+                 "that calibration saw, with its factors.")),
       job_extra_reserve_bytes_(
           Gauges(registry_, "pipeweaver_job_extra_reserve_bytes",
                  "Bytes set aside since reported peaks passed predictions, on "
@@ -299,10 +299,12 @@ void Metrics::OnPlanSealed(const SealedPlan& sealed,
   if (timings.queue_ns.has_value()) {
     queue_seconds_->Observe(Seconds(*timings.queue_ns));
   }
-  search_seconds_.Add({{"strategy", report.strategy}}, Latency())
-      .Observe(Seconds(report.search_ns));
-  check_seconds_->Observe(Seconds(report.check_ns));
-  lower_seconds_->Observe(Seconds(report.lower_ns));
+  if (sealed.identity.origin != PlanOrigin::kCached) {
+    search_seconds_.Add({{"strategy", report.strategy}}, Latency())
+        .Observe(Seconds(report.search_ns));
+    check_seconds_->Observe(Seconds(report.check_ns));
+    lower_seconds_->Observe(Seconds(report.lower_ns));
+  }
   gap_->Observe(report.Gap());
   predicted_seconds_->Observe(Seconds(report.makespan_ns));
   MutexLock lock(&mutex_);
@@ -340,8 +342,9 @@ void Metrics::OnCosts(const std::string& job, const CostVersion& version,
   if (is_new) {
     cost_versions_->Increment();
     spdlog::info(
-        "job '{}': costs version {}: {} measured layers, {} stage times with a "
-        "mean error of {:.4f} before and {:.4f} after calibration",
+        "job '{}': costs version {}: {} measured layers; calibration fitted to "
+        "{} stage times, the latest with a mean error of {:.4f} before and "
+        "{:.4f} after it",
         job, version.number, version.measured_layers, calibration.observations,
         calibration.error_before, calibration.error_after);
   }

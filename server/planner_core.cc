@@ -211,7 +211,10 @@ void PlannerCore::Begin(const RegisteredJob& job) {
   DropCancelled();
   if (observer_ == nullptr) return;
   observer_->OnJobRegistered(job.name, job.attempt);
-  observer_->OnCosts(job.name, *job.cost_version, /*is_new=*/false);
+  // The version's reserve may be that of the layout before.
+  CostVersion version = *job.cost_version;
+  version.extra_reserve_bytes = job.plannable->extra_reserve_bytes;
+  observer_->OnCosts(job.name, version, /*is_new=*/false);
 }
 
 std::shared_ptr<JobCosts> PlannerCore::CostsOf(
@@ -1048,7 +1051,8 @@ void PlannerCore::EnqueueFallback(
     SealFallback(*step, absl::OkStatus());
     DropCancelled();
   };
-  PW_CHECK(fallbacks_.Reserve());
+  // At a stop the steps that wait are answered already (AbandonPending).
+  if (!fallbacks_.Reserve()) return;
   fallbacks_.Enqueue(std::move(task));
 }
 

@@ -35,6 +35,16 @@ int64_t StepBytes(const search::StepProblem& step) {
     bytes += VectorBytes(part.items);
   }
   bytes += VectorBytes(step.output_bytes) + NestedBytes(step.after_bytes);
+  for (const auto& segments : step.choices) {
+    for (const auto& chunks : segments) {
+      for (const std::vector<search::MemoryChoice>& choices : chunks) {
+        bytes += VectorBytes(choices);
+        for (const search::MemoryChoice& choice : choices) {
+          bytes += static_cast<int64_t>(choice.name.capacity());
+        }
+      }
+    }
+  }
   absl::flat_hash_set<const search::Choice*> counted;
   counted.reserve(step.problem.sweeps.size());
   const search::Choice* last = nullptr;

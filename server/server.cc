@@ -13,6 +13,9 @@
 #include <grpcpp/security/tls_credentials_options.h>
 #include <prometheus/exposer.h>
 #include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -23,6 +26,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/measured/profile_layers.h"
@@ -88,6 +93,28 @@ class WithoutReflection final : public grpc::ServerBuilderOption {
 std::string BoundAddress(const std::string& address, int port) {
   if (absl::StartsWith(address, "unix:")) return address;
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+// A server binds to a unix socket's path even where another one serves on it,
+// and takes its file away when it ends.
+absl::Status CheckNoServerOn(const std::string& address) {
+  absl::string_view path = address;
+  if (!absl::ConsumePrefix(&path, "unix:")) return absl::OkStatus();
+  absl::ConsumePrefix(&path, "//");
+  sockaddr_un name = {};
+  name.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(name.sun_path)) return absl::OkStatus();
+  path.copy(name.sun_path, path.size());
+  const int socket_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (socket_fd < 0) return absl::OkStatus();
+  const bool answers =
+      connect(socket_fd, reinterpret_cast<const sockaddr*>(&name),
+              sizeof(name)) == 0;
+  close(socket_fd);
+  if (!answers) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("listen_address: cannot bind '", address,
+                   "': another server listens on it"));
 }
 
 }  // namespace
@@ -207,6 +234,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   if (!config.reflection()) {
     builder.SetOption(std::make_unique<WithoutReflection>());
   }
+  PW_RETURN_IF_ERROR(CheckNoServerOn(config.listen_address()));
   int port = 0;
   builder.AddListeningPort(config.listen_address(), MakeCredentials(config),
                            &port);
@@ -253,8 +281,8 @@ void Server::Drain() {
   }
   // What still runs ends its calls.
   parts_->core.BeginStop();
-  parts_->grpc_server->Shutdown(
-      std::min(deadline, std::chrono::system_clock::now() + kLastAnswers));
+  parts_->grpc_server->Shutdown(std::chrono::system_clock::now() +
+                                kLastAnswers);
   parts_->grpc_server->Wait();
   parts_->core.Stop();
   parts_->metrics->SetSources(nullptr, nullptr);

@@ -5,6 +5,8 @@
 
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -53,20 +55,7 @@ absl::Status ListJobs(const std::string& address,
   return client->ListJobs({}).status();
 }
 
-TEST(ServerTest, ServesOnAUnixSocket) {
-  v1::ServerConfig config;
-  // Not in the test's folder: a socket's path is 107 characters at most.
-  config.set_listen_address("unix:/tmp/pipeweaver_" + std::to_string(getpid()) +
-                            ".sock");
-  TestServer server(config);
-  EXPECT_EQ(server.server().address(), config.listen_address());
-  EXPECT_TRUE(ListJobs(config.listen_address(), Patience()).ok());
-}
-
-TEST(ServerTest, TwoServersDoNotShareAPort) {
-  TestServer first;
-  v1::ServerConfig config;
-  config.set_listen_address(first.server().address());
+void ExpectCannotServe(v1::ServerConfig config) {
   config.set_metrics_address("none");
   PuppetPlanner planner;
   SteadyClock clock;
@@ -78,6 +67,42 @@ TEST(ServerTest, TwoServersDoNotShareAPort) {
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()),
               HasSubstr("listen_address: cannot bind"));
+}
+
+TEST(ServerTest, ServesOnAUnixSocket) {
+  v1::ServerConfig config;
+  // Not in the test's folder: a socket's path is 107 characters at most.
+  config.set_listen_address("unix:/tmp/pipeweaver_" + std::to_string(getpid()) +
+                            ".sock");
+  TestServer server(config);
+  EXPECT_EQ(server.server().address(), config.listen_address());
+  EXPECT_TRUE(ListJobs(config.listen_address(), Patience()).ok());
+  // A second one does not take its place, nor its socket with it.
+  ExpectCannotServe(config);
+  EXPECT_TRUE(ListJobs(config.listen_address(), Patience()).ok());
+}
+
+TEST(ServerTest, ServesOnASocketThatAnotherServerLeftBehind) {
+  const std::string path =
+      "/tmp/pipeweaver_" + std::to_string(getpid()) + "_left.sock";
+  sockaddr_un name = {};
+  name.sun_family = AF_UNIX;
+  path.copy(name.sun_path, sizeof(name.sun_path) - 1);
+  const int left = socket(AF_UNIX, SOCK_STREAM, 0);
+  ASSERT_EQ(bind(left, reinterpret_cast<const sockaddr*>(&name), sizeof(name)),
+            0);
+  close(left);
+  v1::ServerConfig config;
+  config.set_listen_address("unix:" + path);
+  TestServer server(config);
+  EXPECT_TRUE(ListJobs(config.listen_address(), Patience()).ok());
+}
+
+TEST(ServerTest, TwoServersDoNotShareAPort) {
+  TestServer first;
+  v1::ServerConfig config;
+  config.set_listen_address(first.server().address());
+  ExpectCannotServe(config);
 }
 
 TEST(ServerTest, ATokenIsAskedFor) {
@@ -124,6 +149,11 @@ TEST(ServerTest, TlsIsMutualWhenAskedFor) {
   options.key_file.clear();
   EXPECT_FALSE(ListJobs(address, options).ok());
   EXPECT_FALSE(ListJobs(address, Patience(500)).ok());
+
+  config.set_client_ca_file(Temp("client.key"));
+  EXPECT_THAT(std::string(CompleteConfig(config).status().message()),
+              HasSubstr("client_ca_file: '" + Temp("client.key") +
+                        "' holds no certificate"));
 }
 
 TEST(ServerTest, AKeyOfAnotherCertificateIsRefused) {

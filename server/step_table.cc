@@ -64,7 +64,8 @@ absl::StatusOr<StepTable::Entry*> StepTable::FindEntry(const StepKey& key) {
   if (key.step < replica->floor) return Expired(key);
   return absl::NotFoundError(absl::StrCat("step: ", key.step, " of job '",
                                           key.job, "', replica ", key.replica,
-                                          " was not submitted"));
+                                          " was not submitted, or was "
+                                          "withdrawn"));
 }
 
 void StepTable::Release(const StepKey& key, Entry& entry,

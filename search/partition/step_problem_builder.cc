@@ -533,7 +533,7 @@ class Builder {
         sweep += static_cast<int>(modules_[m].segments.size());
       }
     }
-    SetEdgeTransferTimes(start.sweep, end.sweep);
+    SetEdgeTransferTimes(start.sweep, end.sweep, &written.sums);
     return written;
   }
 
@@ -641,16 +641,19 @@ class Builder {
   }
 
   // A last stage's output goes to every consumer: as slow as the slowest. For
-  // the sweeps of a microbatch, `first` to `end`.
-  void SetEdgeTransferTimes(int first, int end) {
+  // the sweeps of a microbatch, `first` to `end`; counts them into `sums`.
+  void SetEdgeTransferTimes(int first, int end, StageSums* sums) {
     std::vector<Sweep>& sweeps = step_.problem.sweeps;
     for (int i = first; i < end; ++i) {
       if (step_.sweeps[i].segment > 0) continue;
       for (size_t k = 0; k < sweeps[i].after.size(); ++k) {
         Stage& from = sweeps[sweeps[i].after[k]].stages.back();
-        from.transfer_ns = std::max(
-            from.transfer_ns, CrossNs(from.rank, sweeps[i].stages.front().rank,
-                                      step_.after_bytes[i][k]));
+        const int64_t transfer_ns = CrossNs(
+            from.rank, sweeps[i].stages.front().rank, step_.after_bytes[i][k]);
+        if (transfer_ns <= from.transfer_ns) continue;
+        sums->longest_ns +=
+            2 * static_cast<double>(transfer_ns - from.transfer_ns);
+        from.transfer_ns = transfer_ns;
       }
     }
   }

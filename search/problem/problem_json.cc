@@ -327,6 +327,23 @@ absl::StatusOr<Problem> ParseProblemJson(absl::string_view text) {
   return problem;
 }
 
+absl::Status CheckExact(absl::string_view text,
+                        absl::Span<const ExactMember> members) {
+  PW_ASSIGN_OR_RETURN(const Json root, ParseJson(text));
+  for (const ExactMember& member : members) {
+    const Json* claim = Optional(root, member.field);
+    if (claim == nullptr) continue;
+    const Path path{nullptr, member.field};
+    PW_ASSIGN_OR_RETURN(
+        const int64_t value,
+        Integer(*claim, path, std::numeric_limits<int64_t>::max()));
+    if (value != member.value) {
+      return Wrong(path, *claim, absl::StrCat("must be exact, ", member.value));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Schedule> ParseScheduleJson(const Problem& problem,
                                            absl::string_view text) {
   PW_ASSIGN_OR_RETURN(const Json root, ParseJson(text));

@@ -25,12 +25,14 @@
 #ifndef SEARCH_PROBLEM_PROBLEM_JSON_H_
 #define SEARCH_PROBLEM_PROBLEM_JSON_H_
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "search/problem/problem.h"
 #include "search/problem/schedule.h"
 
@@ -45,6 +47,17 @@ absl::StatusOr<Problem> ParseProblemJson(absl::string_view text);
 // order is complete or can run (timing.h does). Errors: INVALID_ARGUMENT.
 absl::StatusOr<Schedule> ParseScheduleJson(const Problem& problem,
                                            absl::string_view text);
+
+// A member of a schedule's JSON, and what it must say where it is there.
+struct ExactMember {
+  const char* field;
+  int64_t value;
+};
+
+// Errors: INVALID_ARGUMENT naming the first of `members` that says something
+// else. REQUIRES: ParseScheduleJson took `text`.
+absl::Status CheckExact(absl::string_view text,
+                        absl::Span<const ExactMember> members);
 
 // A name and a value that stand at the head of a schedule's JSON; the value is
 // JSON text.

@@ -155,6 +155,17 @@ TEST(OpGraphCostTest, FingerprintsTellFactorsApart) {
   EXPECT_NE(first, OpGraphCost().Fingerprint());
 }
 
+TEST(DefaultFactorsTest, KnowADeviceByAnyOfItsNames) {
+  const auto attention = [](absl::string_view name) {
+    return DefaultFactors(name)[static_cast<int>(OpKind::kAttention)]
+        .flops_efficiency;
+  };
+  for (const char* name : {"H20", "h20-96gb", "NVIDIA H20"}) {
+    EXPECT_EQ(attention(name), attention("H20-96GB")) << name;
+  }
+  EXPECT_NE(attention("H200"), attention("H20-96GB"));
+}
+
 std::shared_ptr<SubgraphCache> MemoryCache() {
   std::vector<std::unique_ptr<SubgraphStore>> levels;
   levels.push_back(std::make_unique<MemoryStore>(64 << 20));

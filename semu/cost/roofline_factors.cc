@@ -1,6 +1,6 @@
 #include "semu/cost/roofline_factors.h"
 
-#include "absl/strings/match.h"
+#include "semu/cost/ops/op_factors.h"
 
 namespace pipeweaver::semu {
 
@@ -18,7 +18,7 @@ RooflineFactors DefaultFactors(absl::string_view device_name) {
   factors[static_cast<int>(OpKind::kElementwise)] = {1, 0.8, 1, 4000};
   factors[static_cast<int>(OpKind::kCollective)] = {1, 1, 0.75, 5000};
   factors[static_cast<int>(OpKind::kRingTransfer)] = {1, 1, 0.75, 5000};
-  if (absl::StartsWith(device_name, "H20-")) {
+  if (FindDeviceFactors(device_name) == FindDeviceFactors("h20")) {
     // Little arithmetic beside its bandwidth: matmuls get nearer to the peak.
     // Assumed, not measured.
     factors[static_cast<int>(OpKind::kMatmul)].flops_efficiency = 0.85;

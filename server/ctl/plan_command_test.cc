@@ -20,6 +20,13 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::Not;
 
+TEST(PlanCommandTest, ABatchHasItsOwnMicrobatches) {
+  const Outcome outcome =
+      Ctl(RunPlanCommand, {"vlm-s", "batch", "--microbatches", "4"});
+  EXPECT_EQ(outcome.code, kExitUsage);
+  EXPECT_THAT(outcome.err, HasSubstr("--microbatches"));
+}
+
 class MoveWithTest : public ::testing::Test {
  protected:
   MoveWithTest() {

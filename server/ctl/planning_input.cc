@@ -90,10 +90,12 @@ absl::Status ReadSamples(
 void PlanningArguments::AddTo(CLI::App& app) {
   app.add_option("JOB", job, "a set-up's name, or a file with a v1.Job as text")
       ->required();
-  app.add_option("BATCH", batch_file,
-                 "a file with a v1.BatchMetadata as text; default: a sample");
+  CLI::Option* batch = app.add_option(
+      "BATCH", batch_file,
+      "a file with a v1.BatchMetadata as text; default: a sample");
   app.add_option("--microbatches", microbatches, "of the sample batch")
       ->transform(WholeNumber(1, 4096))
+      ->excludes(batch)
       ->capture_default_str();
   app.add_option(
       "--profile", profile_file,

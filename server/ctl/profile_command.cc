@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -141,7 +142,7 @@ int RunProfileCommand(absl::Span<const std::string> args, const CommandIo& io) {
   import
       ->add_option("--profile-version", options.version,
                    "version of that profile")
-      ->check(CLI::PositiveNumber)
+      ->transform(WholeNumber(1, std::numeric_limits<int64_t>::max()))
       ->needs(profile)
       ->capture_default_str();
   import->add_option("TRACE", options.traces, "trace files, plain or gzip")

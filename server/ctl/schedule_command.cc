@@ -150,6 +150,12 @@ int RunSimulateCommand(absl::Span<const std::string> args,
     return Refuse(fits, io.err);
   }
   const search::LowerBounds bounds = BoundsOf(graph, times->makespan_ns);
+  if (const absl::Status exact =
+          search::CheckExact(*text, {{"makespan_ns", times->makespan_ns},
+                                     {"lower_bound_ns", bounds.path_ns}});
+      !exact.ok()) {
+    return Refuse(exact, io.err);
+  }
   io.out << search::ScheduleToJson(
       *problem, *schedule, *times,
       {{"makespan_ns", TimeText(times->makespan_ns)},

@@ -55,6 +55,33 @@ TEST(ScheduleCommandTest, NamesTheFileThatIsMissing) {
   }
 }
 
+TEST(ScheduleCommandTest, WhatAScheduleClaimsMustBeExact) {
+  const std::string problem = ::testing::TempDir() + "/one_stage.json";
+  std::ofstream(problem) << R"({"ranks": 1, "p2p_latency_ns": 0,
+      "split_backward": false, "memory_limit_bytes": [9], "segments": [
+      {"id": "a", "microbatch": 0, "stages": [{"rank": 0, "choices": [
+      {"forward_ns": 1, "input_grad_ns": 1, "weight_grad_ns": 1,
+       "activation_bytes": 9}]}]}]})";
+  const std::string ranks = R"("ranks": [[
+      {"kind": "F", "segment": "a", "stage": 0, "choice": 0},
+      {"kind": "B", "segment": "a", "stage": 0, "choice": 0}]]})";
+  const std::string path = ::testing::TempDir() + "/claims.json";
+  const auto simulate = [&](const std::string& claim) {
+    std::ofstream(path) << "{" << claim << ranks;
+    return Ctl(RunSimulateCommand, {problem, path});
+  };
+  EXPECT_EQ(simulate("").code, kExitOk);
+  EXPECT_EQ(simulate(R"("makespan_ns": 3, "lower_bound_ns": "3", )").code,
+            kExitOk);
+  for (const std::string field : {"makespan_ns", "lower_bound_ns"}) {
+    for (const std::string value : {"4", "-1", "\"x\"", "1.5"}) {
+      const Outcome wrong = simulate("\"" + field + "\": " + value + ", ");
+      EXPECT_EQ(wrong.code, kExitBadInput) << value;
+      EXPECT_EQ(nlohmann::json::parse(wrong.err)["field"], field) << value;
+    }
+  }
+}
+
 TEST(ScheduleCommandTest, NamesTheLimitThatIsTooLow) {
   const std::string path = ::testing::TempDir() + "/too_low.json";
   std::ofstream(path) << R"({"ranks": 2, "p2p_latency_ns": 0,

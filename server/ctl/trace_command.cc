@@ -31,7 +31,8 @@ namespace {
 
 std::string Summary(int64_t makespan_ns, double bubble, double gap) {
   return absl::StrFormat(
-      "makespan %.1f ms, bubble %.1f %%, %.1f %% above the lower bound",
+      "makespan %.1f ms, bubble %.1f %%, without contention %.1f %% above the "
+      "lower bound",
       static_cast<double>(makespan_ns) * 1e-6, bubble * 100, gap * 100);
 }
 

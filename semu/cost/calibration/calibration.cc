@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -52,15 +53,18 @@ double MeanError(const std::vector<CostObservation>& observations,
   return sum / static_cast<double>(observations.size());
 }
 
-// What measured times are of those corrected by `factors`; 1 where they do not
-// part from them by more than chance. REQUIRES: not empty.
+// What measured times are of those corrected by `factors`, as far as all of the
+// steps agree: one slow step is not a slower machine. 1 where they do not part
+// from them by more than chance. REQUIRES: not empty.
 double Speed(const std::vector<CostObservation>& observations,
              const std::array<double, kNumCostParts>& factors) {
   std::vector<double> logs;
   logs.reserve(observations.size());
+  std::map<int64_t, std::vector<double>> logs_of_step;
   for (const CostObservation& observation : observations) {
     logs.push_back(std::log(static_cast<double>(observation.measured_ns) /
                             Corrected(observation, factors)));
+    logs_of_step[observation.step].push_back(logs.back());
   }
   const double middle = Median(logs);
   std::vector<double> deviations;
@@ -69,7 +73,14 @@ double Speed(const std::vector<CostObservation>& observations,
   const double error = kErrorOfMedian * kDeviationOfMedian *
                        Median(std::move(deviations)) /
                        std::sqrt(static_cast<double>(logs.size()));
-  return std::abs(middle) > kSpeedErrors * error ? std::exp(middle) : 1;
+  if (std::abs(middle) <= kSpeedErrors * error) return 1;
+  double agreed = middle;
+  for (auto& [step, of_step] : logs_of_step) {
+    const double its = Median(std::move(of_step));
+    if (its * middle <= 0) return 1;
+    if (std::abs(its) < std::abs(agreed)) agreed = its;
+  }
+  return std::exp(agreed);
 }
 
 }  // namespace

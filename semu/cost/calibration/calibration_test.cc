@@ -123,6 +123,13 @@ TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
   add(24, 1);
   ASSERT_TRUE(calibrator.PublishSpeed());
   EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
+  // One slow step is not a slower machine.
+  add(25, 5);
+  calibrator.PublishSpeed();
+  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
+  add(26, 1);
+  calibrator.PublishSpeed();
+  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
 }
 
 TEST(CalibratorTest, KeepsTheFactorOfWhatTheWindowNoLongerHolds) {
