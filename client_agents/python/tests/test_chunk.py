@@ -582,6 +582,56 @@ class DataTest(unittest.TestCase):
                     runner.weight_gradients(tape, taken)
                     self.assertEqual(len(taken), 2)
 
+    def test_may_draw_random_numbers(self):
+        class Layer(nn.Module):
+            def __init__(self, tracker, inside):
+                super().__init__()
+                self.linear = nn.Linear(WIDTH, WIDTH)
+                self.tracker, self.inside = tracker, inside
+
+            def noisy(self, x, context):
+                with self.tracker.fork():
+                    x = F.dropout(x, 0.5)
+                return F.dropout(self.linear(x + context.data), 0.5)
+
+            def forward(self, state, context):
+                if not self.inside:
+                    x = self.noisy(state[0], context)
+                    return (context.selective(F.dropout, x, 0.5),)
+                x = context.selective(self.noisy, state[0], context)
+                return (x + context.selective(self.noisy, x, context),)
+
+        def run(inside, mode, split):
+            """Gradients, and the states that all passes leave."""
+            torch.manual_seed(1)
+            tracker = Tracker()
+            layers = [Layer(tracker, inside), Layer(tracker, inside)]
+            runner = ChunkRunner(layers, torch.device("cpu"),
+                                 extra_rng=tracker.rng())
+
+            def noise():
+                with tracker.fork():
+                    torch.rand(3)
+                return torch.randn(8, WIDTH)
+
+            context = StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
+                                   noise, False)
+            out, tape, _ = runner.forward((torch.rand(8, WIDTH),), [True],
+                                          context, [mode] * 2, True, split)
+            found, taken = backward(runner, tape, [torch.cos(out[0])], split)
+            runner.weight_gradients(tape, taken)
+            gradients = dict(taken)
+            return [out[0], *found, *(gradients[p] for p in runner.parameters),
+                    tracker.states["model"], torch.get_rng_state()]
+
+        for inside in (False, True):
+            expected = run(inside, "keep", False)
+            for mode in MODES:
+                for split in (False, True):
+                    with self.subTest(inside=inside, mode=mode, split=split):
+                        for a, b in zip(run(inside, mode, split), expected):
+                            self.assertTrue(torch.allclose(a, b))
+
     def test_is_not_asked_for_where_no_layer_looks(self):
         context = StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
                                lambda: self.fail("asked"), False)

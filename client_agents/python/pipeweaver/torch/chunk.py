@@ -73,7 +73,12 @@ class StageContext:
         self._data: Any = None
         self._losses: List[Tensor] = []
         self._selective = False
-        self._extra_rng: Optional[ExtraRng] = None
+        # All random states that layers draw from; None outside a ChunkRunner.
+        self._rng: Optional[ExtraRng] = None
+        # Those right behind the loader's data; and while a piece runs again that
+        # has asked for it, what they are to become where it reads it.
+        self._behind_data: Any = None
+        self._at_data: Any = None
         self._cuts: Optional[_Cuts] = None
 
     @property
@@ -81,15 +86,21 @@ class StageContext:
         """The loader's data of the items, as the trainer's function gives it.
 
         Asked for once a stage, when a layer first looks at it, and kept until
-        the stage's backward is over: full and selective recompute read it again.
+        the stage's backward is over: full and selective recompute read it again,
+        and what it drew of random numbers is not drawn again.
         """
         if self._ask is not None:
             self._data, self._ask = self._ask(), None
+            if self._rng is not None:
+                self._behind_data = self._rng.get()
+        elif self._at_data is not None:
+            self._rng.set(self._at_data)
+            self._at_data = None
         return self._data
 
     def _free_data(self) -> None:
         """The backward is over, its weight gradients excepted."""
-        self._data = self._ask = None
+        self._data = self._ask = self._behind_data = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds a scalar to the step's loss, which is a sum."""
@@ -102,31 +113,59 @@ class StageContext:
         # What is run again must be as it was: nothing in it is cut out.
         cuts, self._cuts = self._cuts, None
         try:
-            return checkpoint(self._repeatable(fn), *args, use_reentrant=False)
+            return checkpoint(self._repeatable(fn), *args, use_reentrant=False,
+                              preserve_rng_state=False)
         finally:
             self._cuts = cuts
 
     def _repeatable(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """fn that draws from the extra states the same in every call."""
-        extra = self._extra_rng
-        if extra is None:
-            return fn
-        states = extra.get()
-        first = True
+        """fn that draws the same random numbers in every call."""
+        draws: Optional[_Draws] = None
 
         def run(*args: Any) -> Any:
-            nonlocal first
-            if first:
-                first = False
+            nonlocal draws
+            if draws is None:
+                draws = _Draws(self)
+                with draws.first():
+                    return fn(*args)
+            with draws.again():
                 return fn(*args)
-            present = extra.get()
-            extra.set(states)
-            try:
-                return fn(*args)
-            finally:
-                extra.set(present)
 
         return run
+
+
+class _Draws:
+    """The random numbers that a piece of a stage draws when it first runs, to be
+    drawn again when it is recomputed."""
+    __slots__ = ("_context", "_before", "_behind_data")
+
+    def __init__(self, context: StageContext):
+        self._context = context
+        self._before: Any = None
+        self._behind_data: Any = None  # None: the piece did not ask for the data
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Around the piece's first run."""
+        context = self._context
+        asked = context._ask is None
+        self._before = context._rng.get()
+        yield
+        if not asked:
+            self._behind_data = context._behind_data
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Around each further run; leaves the random states as they are."""
+        context = self._context
+        present = context._rng.get()
+        context._rng.set(self._before)
+        context._at_data = self._behind_data
+        try:
+            yield
+        finally:
+            context._at_data = None
+            context._rng.set(present)
 
 
 class _Slot:
@@ -300,7 +339,7 @@ def _modules_with_weights(layer: nn.Module) -> List[nn.Module]:
 
 class _LayerRecord:
     __slots__ = ("index", "layer", "mode", "inputs", "outputs", "losses", "cuts",
-                 "slots", "rng", "needs_grad")
+                 "slots", "draws", "needs_grad")
 
     def __init__(self, index: int, layer: nn.Module, mode: str, inputs: State):
         self.index = index  # in the chunk
@@ -311,7 +350,7 @@ class _LayerRecord:
         self.losses: List[Tensor] = []
         self.cuts: Optional[_Cuts] = None
         self.slots: List[_Slot] = []
-        self.rng: Any = None
+        self.draws: Optional[_Draws] = None  # where the layer is recomputed
         self.needs_grad = True
 
 
@@ -383,7 +422,8 @@ class ChunkRunner:
         self.tracer = tracer
         self.device = device
         self.copy_stream = copy_stream
-        self.extra_rng = extra_rng
+        self._extra_rng = extra_rng
+        self._rng = ExtraRng(self._rng_state, self._set_rng_state)
         weights = dict.fromkeys(p for layer in self.layers
                                 for p in layer.parameters())
         self.parameters = [p for p in weights if p.requires_grad]
@@ -405,6 +445,7 @@ class ChunkRunner:
         needs_grad: which inputs somebody wants a gradient of. split: the
         backward will come in two parts.
         """
+        context._rng = self._rng
         losses: List[Tensor] = []
         if not backward:
             with _no_history():
@@ -425,8 +466,8 @@ class ChunkRunner:
             record.needs_grad = any(needs) or bool(self._layer_parameters[i])
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
-                record.rng = self._rng_state()
-                with _no_history():
+                record.draws = _Draws(context)
+                with record.draws.first(), _no_history():
                     state, found = self._call(layer, inputs, context, mode)
                 needs = [self._passed_on(t, inputs, record.needs_grad)
                          for t in state]
@@ -453,7 +494,7 @@ class ChunkRunner:
         return (torch.get_rng_state(),
                 torch.cuda.get_rng_state(self.device)
                 if self.device.type == "cuda" else None,
-                self.extra_rng.get() if self.extra_rng is not None else None)
+                self._extra_rng.get() if self._extra_rng is not None else None)
 
     def _set_rng_state(self, state: Tuple[Tensor, Optional[Tensor], Any]
                        ) -> None:
@@ -461,8 +502,8 @@ class ChunkRunner:
         torch.set_rng_state(host)
         if device is not None:
             torch.cuda.set_rng_state(device, self.device)
-        if self.extra_rng is not None:
-            self.extra_rng.set(extra)
+        if self._extra_rng is not None:
+            self._extra_rng.set(extra)
 
     @contextlib.contextmanager
     def _backward_pass(self, layer: int, what: str, context: StageContext
@@ -490,7 +531,6 @@ class ChunkRunner:
               mode: str) -> Tuple[State, List[Tensor]]:
         context._losses = []
         context._selective = mode == SELECTIVE
-        context._extra_rng = self.extra_rng
         state = layer(state, context)
         if isinstance(state, Tensor):
             state = (state,)
@@ -608,10 +648,8 @@ class ChunkRunner:
         if not record.needs_grad:
             return [None] * len(record.inputs)
         if record.mode == FULL:
-            present = self._rng_state()
-            self._set_rng_state(record.rng)
-            self._run_recorded(record, tape.context, split)
-            self._set_rng_state(present)
+            with record.draws.again():
+                self._run_recorded(record, tape.context, split)
         outputs, seeds = [], []
         for t, g in zip(record.outputs, gradients):
             if g is not None and t.requires_grad:
