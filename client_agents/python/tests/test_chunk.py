@@ -714,6 +714,36 @@ class RefusedTest(unittest.TestCase):
 
         self.refuses("besides its arguments", Layer())
 
+    def test_a_module_that_reads_tensors_by_the_side_in_some_calls(self):
+        class Gated(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(WIDTH))
+                self.vision = None
+
+            def forward(self, x):
+                y = x * self.w
+                return y if self.vision is None else y + self.vision * self.w
+
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.gated = Gated()
+
+            def forward(self, state, context):
+                self.gated.vision = state[1].tanh() if len(state[1]) else None
+                return (self.gated(state[0]), state[1])
+
+        runner = ChunkRunner([Layer()], torch.device("cpu"))
+
+        def forward(condition):
+            runner.forward((torch.ones(8, WIDTH), condition), [True, True],
+                           context_of(), ["keep"], True, True)
+
+        forward(torch.ones(0, WIDTH))
+        with self.assertRaisesRegex(RuntimeError, "besides its arguments"):
+            forward(torch.ones(8, WIDTH))
+
 
 if __name__ == "__main__":
     unittest.main()

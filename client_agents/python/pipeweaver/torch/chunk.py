@@ -237,16 +237,14 @@ class _Cuts:
     """
 
     def __init__(self, context: StageContext, modules: Sequence[nn.Module],
-                 weights: Sequence[nn.Parameter], device: torch.device,
-                 checked: set):
+                 weights: Sequence[nn.Parameter], device: torch.device):
         self.calls: List[_Call] = []
         # Leads the layer's backward through every call, even one whose inputs
         # want no gradient.
         self.anchor = torch.empty(0, device=device, requires_grad=True)
         self._context = context
         self._modules = modules
-        self._weights = set(weights)
-        self._checked = checked
+        self._weights = {id(p) for p in weights}
 
     def __enter__(self) -> "_Cuts":
         self._context._cuts = self
@@ -304,17 +302,15 @@ class _Cuts:
 
     def _check(self, call: _Call) -> None:
         """The call's graph ends at its inputs and at the layer's weights."""
-        if call.module in self._checked:
-            return
-        self._checked.add(call.module)
-        known = {id(t) for t in (*call.inputs, *self._weights)}
+        inputs = {id(t) for t in call.inputs}
         todo = [t.grad_fn for t in call.outputs]
         seen = set(todo)
         while todo:
             node = todo.pop()
             leaf = getattr(node, "variable", None)
             if hasattr(node, "call") or (
-                    leaf is not None and id(leaf) not in known):
+                    leaf is not None and id(leaf) not in inputs and
+                    id(leaf) not in self._weights):
                 raise _not_followed(call.module,
                                     "it reads tensors besides its arguments")
             for following, _ in node.next_functions:
@@ -433,7 +429,6 @@ class ChunkRunner:
         self._weight_storages = {_storage(p) for p in weights}
         self._cut_modules = [_modules_with_weights(layer)
                              for layer in self.layers]
-        self._checked: set = set()  # modules whose calls can be followed
 
     # ---- forward ---------------------------------------------------------
 
@@ -542,8 +537,7 @@ class ChunkRunner:
             if split:
                 record.cuts = stack.enter_context(_Cuts(
                     context, self._cut_modules[record.index],
-                    self._layer_parameters[record.index], self.device,
-                    self._checked))
+                    self._layer_parameters[record.index], self.device))
             if record.mode == OFFLOAD:
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(
                     self._packer(record), _unpack))
