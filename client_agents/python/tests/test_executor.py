@@ -257,6 +257,33 @@ class ExecutorTest(unittest.TestCase):
         self.assertGreater(len(ends), 6)
         self.assertLess(min(map(len, ends)), len(expected))
 
+    def test_a_weight_that_chunks_share_is_whole_when_announced(self):
+        job = models.make_job("vlm", 1, v_placement=True)
+        view = JobView(job)
+        layers = models.build_model(view, "vlm", 1, torch.float32)
+        embedding, head = layers[1][0], layers[1][-1]
+        shared = head.proj.weight = embedding.table.weight
+        announced = []
+        executor = PipelineExecutor(
+            view, 0, models.pipeline_modules(view, layers, 0), NoTransport(),
+            options=ExecutorOptions(grads_ready=lambda *chunk: announced.append(
+                (chunk, shared.grad.clone()))))
+        weights = {p for module in layers for x in module for p in x.parameters()}
+        self.assertEqual(len(executor.parameters()), len(weights))
+        self.assertEqual(set(executor.parameters()), weights)
+        for seed in range(6):
+            batch = models.make_batch(job, random.Random(seed), 2)
+            [program] = plans.random_plan(view, batch, seed, key=KEY)
+            announced.clear()
+            shared.grad = None
+            executor.run(executor.prepare(check_program(program, KEY, 0), batch),
+                         models.Data(view, batch, seed, torch.float32))
+            found = dict(announced)
+            self.assertEqual([chunk for chunk, _ in announced],
+                             executor.reduction_order)
+            for chunk in ((1, 0, 0), (1, 1, 0)):
+                self.assertTrue(torch.equal(found[chunk], shared.grad))
+
     def test_recompute_brings_the_trainers_random_states_back(self):
         job = models.make_job("vlm", 1)
         batch = models.make_batch(job, random.Random(1), 2)

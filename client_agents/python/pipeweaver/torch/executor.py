@@ -189,7 +189,8 @@ class ExecutorOptions:
     # where a trainer starts its data-parallel reduction. Collectives match by
     # their order and plans differ between replicas, so calls come in the order
     # of PipelineExecutor.reduction_order, always: a chunk waits for those before
-    # it. May not wait itself for another replica, which may wait for this one.
+    # it, and for those that share a weight with it: reduce that with the first of
+    # them. May not wait itself for another replica, which may wait for this one.
     grads_ready: Optional[Callable[[int, int, int], None]] = None
     # Takes a weight's gradient; None adds it to `param.grad`.
     accumulate: Optional[TakeGradient] = None
@@ -298,10 +299,18 @@ class PipelineExecutor:
         self.reduction_order: List[Tuple[int, int, int]] = sorted(
             (key for key, runner in self._runners.items() if runner.parameters),
             key=lambda key: (job.order.index(key[0]), *key[1:]), reverse=True)
+        users: Dict[nn.Parameter, set] = {}
+        for key, runner in self._runners.items():
+            for p in runner.parameters:
+                users.setdefault(p, set()).add(key)
+        # Each chunk with those that share a weight with it.
+        self._sharing = {key: {key}.union(*(users[p] for p in runner.parameters))
+                         for key, runner in self._runners.items()}
 
     def parameters(self) -> List[nn.Parameter]:
-        """The trained weights of this rank's chunks."""
-        return [p for r in self._runners.values() for p in r.parameters]
+        """The trained weights of this rank's chunks, each once."""
+        return list(dict.fromkeys(p for r in self._runners.values()
+                                  for p in r.parameters))
 
     def prepare(self, checked: CheckedProgram,
                 batch: batch_pb2.BatchMetadata) -> PreparedStep:
@@ -809,7 +818,9 @@ class _Run:
         """Calls grads_ready for the chunks whose turn it is."""
         if self.options.grads_ready is None:
             return
-        while self.unannounced and self.unannounced[0] not in self.unfinished:
+        sharing = self.executor._sharing
+        while self.unannounced and not (
+                sharing[self.unannounced[0]] & self.unfinished):
             self.options.grads_ready(*self.unannounced.pop(0))
 
     # ---- what passes between stages --------------------------------------
