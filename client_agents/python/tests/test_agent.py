@@ -29,7 +29,8 @@ from pipeweaver.client import ClientOptions
 from pipeweaver.job import JobView
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
-    agree, broadcast_metadata, broadcast_registration, share_program)
+    agree, broadcast_bytes, broadcast_metadata, broadcast_registration,
+    share_program)
 from pipeweaver.v1 import planner_service_pb2 as service_pb2
 from ranks import run_ranks
 
@@ -347,6 +348,30 @@ def peers(rank, transport):
         if program.prepared != 0:
             raise AssertionError("not rank 0's program")
     return agree_alone, program.checked.program.SerializeToString()
+
+
+def broadcast_all(rank, transport, cases):
+    return [broadcast_bytes(case[rank], 1) for case in cases]
+
+
+def broadcast_nothing(rank, transport):
+    try:
+        broadcast_bytes(None, 0)
+    except ValueError as error:
+        return str(error)
+
+
+class CollectivesTest(unittest.TestCase):
+
+    def test_what_the_source_has_is_what_all_get(self):
+        cases = [(None, b"abc"), (b"xyz", b"abc"), (b"longer", b"abc"),
+                 (b"x", b"abc"), (b"xyz", b""), (None, b"")]
+        for found in run_ranks(2, "gloo", broadcast_all, cases):
+            self.assertEqual(found, [case[1] for case in cases])
+
+    def test_the_source_must_have_something(self):
+        self.assertEqual(run_ranks(1, "gloo", broadcast_nothing),
+                         ["data: None, must be bytes on rank 0, the source"])
 
 
 class FakeClient:

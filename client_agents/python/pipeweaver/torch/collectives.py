@@ -46,17 +46,19 @@ def _extremes(token: int, group: Optional[dist.ProcessGroup]) -> List[int]:
 
 def broadcast_bytes(data: Optional[bytes], source: int,
                     group: Optional[dist.ProcessGroup] = None) -> bytes:
-    """`data` of the global rank `source` on all ranks of a host group."""
-    size = torch.tensor([len(data) if data is not None else 0])
+    """`data` of the global rank `source` on all ranks of a host group; what other
+    ranks give is not looked at. Raises ValueError where the source has None."""
+    mine = dist.get_rank() == source
+    if mine and data is None:
+        raise ValueError(f"data: None, must be bytes on rank {source}, the source")
+    size = torch.tensor([len(data) if mine else 0])
     dist.broadcast(size, source, group=group)
-    if data is None:
-        buffer = torch.empty(int(size), dtype=torch.uint8)
-    else:
-        buffer = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)
-        buffer = buffer[:len(data)]
+    buffer = torch.empty(int(size), dtype=torch.uint8)
+    if mine:
+        memoryview(buffer.numpy())[:] = data
     if int(size):
         dist.broadcast(buffer, source, group=group)
-    return bytes(buffer.numpy())
+    return buffer.numpy().tobytes()
 
 
 def broadcast_metadata(metadata: Optional[batch_pb2.BatchMetadata], source: int,
@@ -80,11 +82,14 @@ def share_program(program: Optional[StepProgram], source: int,
                   group: Optional[dist.ProcessGroup] = None) -> StepProgram:
     """A step's program from the tensor- or context-parallel peer that runs the
     agent to its peers; `prepare(checked)` compiles it for theirs."""
+    data = None
     if program is not None:
-        broadcast_bytes(program.origin.encode() + b"\0" + program.checked.program
-                        .SerializeToString(), source, group)
+        data = (program.origin.encode() + b"\0" +
+                program.checked.program.SerializeToString())
+    data = broadcast_bytes(data, source, group)
+    if dist.get_rank() == source:
         return program
-    origin, _, data = broadcast_bytes(None, source, group).partition(b"\0")
+    origin, _, data = data.partition(b"\0")
     message = plan_pb2.Program.FromString(data)
     checked = check_program(message, message.identity.key, message.rank)
     return StepProgram(origin.decode(), checked,
