@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeweaver.job import SubMicrobatch
-from pipeweaver.torch import ExtraRng, StageContext
+from pipeweaver.torch import ExtraRng, StageContext, chunk
 from pipeweaver.torch.chunk import ChunkRunner, LayerTracer
 
 MODES = ("keep", "selective", "full", "offload")
@@ -411,6 +411,106 @@ class SplitTest(unittest.TestCase):
         runner.weight_gradients(tape, taken)
         self.assertEqual(len(taken), 4)
         self.assertEqual(sizes(), [])
+
+
+class Stream:
+    """A copy stream whose copies are over at once."""
+
+    def wait_stream(self, other):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def record_event(self):
+        return object()
+
+
+@contextlib.contextmanager
+def streams_on_the_cpu():
+    """What a copy stream needs; yields the tensors that went to the host."""
+    hosted = []
+
+    def pinned_like(tensor):
+        hosted.append(torch.empty_like(tensor))
+        return hosted[-1]
+
+    with mock.patch("torch.cuda.current_stream", lambda device: Stream()), \
+            mock.patch("torch.cuda.stream", contextlib.nullcontext), \
+            mock.patch("torch.Tensor.record_stream", lambda t, stream: None), \
+            mock.patch.object(chunk, "_pinned_like", pinned_like):
+        yield hosted
+
+
+class OffloadTest(unittest.TestCase):
+
+    def gradients(self, layer, mode, copy_stream):
+        """And how many values went to the host."""
+        runner = ChunkRunner([layer], torch.device("cpu"), copy_stream)
+        x = torch.linspace(-1, 1, 8 * WIDTH).view(8, WIDTH)
+        with streams_on_the_cpu() as hosted:
+            out, tape, _ = runner.forward((x,), [True], context_of(), [mode],
+                                          True, False)
+            if mode == "offload":
+                runner.offload(tape)
+                runner.wait_copies(tape)
+                self.assertTrue(all(s.tensor is None for r in tape.records
+                                    for s in r.slots))
+                runner.reload(tape)
+                runner.wait_copies(tape)
+            found, taken = backward(runner, tape, [torch.cos(out[0])], False)
+        sizes = sum(t.numel() for t in hosted)
+        return [*found, *(g for _, g in taken)], sizes
+
+    def test_views_are_copied_as_what_they_show(self):
+        class Rotated(nn.Module):
+            """Saves an expanded tensor of a row, and a tensor of all."""
+            copied = WIDTH + 8 * WIDTH
+
+            def __init__(self):
+                super().__init__()
+                self.q = nn.Linear(WIDTH, WIDTH)
+
+            def forward(self, state, context):
+                x = self.q(state[0])
+                turn = torch.arange(float(WIDTH)).cos()[None].expand_as(x)
+                return (x * turn + x.exp(),)
+
+        class Masked(nn.Module):
+            """Saves a mask of a column."""
+            copied = 8
+
+            def __init__(self):
+                super().__init__()
+                self.q = nn.Linear(WIDTH, WIDTH)
+
+            def forward(self, state, context):
+                x = self.q(state[0])
+                keep = (torch.arange(8) % 3 > 0)[:, None].expand_as(x)
+                return (torch.where(keep, x, x.new_zeros(())),)
+
+        class Joint(nn.Module):
+            """Saves slices of a joint projection; one of them is transposed."""
+            copied = 2 * 8 * WIDTH
+
+            def __init__(self):
+                super().__init__()
+                self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+            def forward(self, state, context):
+                q, _, v = self.qkv(state[0]).chunk(3, -1)
+                return ((q.t() @ v)[:1].expand(8, WIDTH),)
+
+        for kind in (Rotated, Masked, Joint):
+            with self.subTest(kind=kind.__name__):
+                layer = kind()
+                expected, _ = self.gradients(layer, "keep", None)
+                for stream in (None, Stream()):
+                    found, copied = self.gradients(layer, "offload", stream)
+                    for a, b in zip(found, expected):
+                        self.assertTrue(torch.equal(a, b))
+                    if stream is not None:
+                        self.assertEqual(copied, kind.copied)
 
 
 class AutocastTest(unittest.TestCase):

@@ -364,6 +364,11 @@ class StageTape:
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
 
+def _pinned_like(tensor: Tensor) -> Tensor:
+    """Memory of the host that a device copies from and to by itself."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True)
+
+
 def _storage(tensor: Tensor) -> int:
     if hasattr(tensor, "untyped_storage"):
         return tensor.untyped_storage().data_ptr()
@@ -586,18 +591,20 @@ class ChunkRunner:
             slot.host = None
 
     def _copy(self, tensor: Tensor, to_host: bool) -> Tuple[Tensor, Any]:
-        """The copy, and the event of its end where there are streams."""
+        """The copy, and the event of its end where there are streams. It has the
+        tensor's own values alone: none twice, none of what it is a view of."""
+        shape = tensor.shape
+        tensor = tensor.detach()[tuple(slice(1) if stride == 0 else slice(None)
+                                       for stride in tensor.stride())]
         if self.copy_stream is None:
-            return tensor.detach().clone(), None
+            return tensor.clone().expand(shape), None
         with torch.cuda.stream(self.copy_stream):
             if to_host:
-                copy = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype,
-                    pin_memory=True)
+                copy = _pinned_like(tensor)
                 copy.copy_(tensor, non_blocking=True)
             else:
                 copy = tensor.to(self.device, non_blocking=True)
-            return copy, self.copy_stream.record_event()
+            return copy.expand(shape), self.copy_stream.record_event()
 
     def wait_copies(self, tape: StageTape) -> None:
         """Ends the copies begun: frees what went out, may use what came back."""
