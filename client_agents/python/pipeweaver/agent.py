@@ -68,6 +68,10 @@ _ANSWERS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE,
             grpc.StatusCode.PERMISSION_DENIED)
 
 
+# The longest that the server takes, in seconds: of needed_in, of joint_wait.
+_DAY_S, _JOINT_WAIT_S = 86_400, 600
+
+
 @dataclass(frozen=True)
 class Registration:
     """What a run knows from its registration, the same on all its ranks."""
@@ -97,15 +101,16 @@ class Registration:
 
 @dataclass
 class AgentOptions:
+    """Times are in seconds, and at most a day (joint_wait_s: 10 minutes)."""
     # From submit() to the step's start, when the trainer does not say.
     needed_in_s: float = 1.0
-    # Longest a call to the server may take beyond that.
+    # Longest a call to the server may take beyond that. Above 0.
     call_timeout_s: float = 2.0
     # Pauses between tries of a call that failed, doubled each time. A server that
-    # is away is waited for as long as the last one at a time.
+    # is away is waited for as long as the last one at a time. Above 0.
     first_retry_s: float = 0.02
     last_retry_s: float = 1.0
-    # Sent with each step; see SubmitStepRequest.
+    # Sent with each step; see SubmitStepRequest. A seed is below 2^64.
     seed: int = 0
     budget_evaluations: int = 0
     # Replicas of a step are planned together when all have submitted it, or
@@ -184,14 +189,35 @@ def _register(client: PlannerClient, job: job_pb2.Job, run_id: str, timeout_s: f
                         tuple(response.activation_limit_bytes))
 
 
-def _whole_number(name: str, value: Any, least: int) -> int:
+def _whole_number(name: str, value: Any, least: int, bits: int = 63) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         raise ValueError(f"{name}: {value!r}, must be a whole number") from None
-    if not least <= number < 1 << 63:
-        raise ValueError(f"{name}: {number}, must be {least} .. 2^63 - 1")
+    if not least <= number < 1 << bits:
+        raise ValueError(f"{name}: {number}, must be {least} .. 2^{bits} - 1")
     return number
+
+
+def _seconds(name: str, value: Any, most: int = _DAY_S) -> float:
+    try:
+        fits = 0 <= value <= most
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}: {value!r}, must be 0 .. {most} seconds")
+    return float(value)
+
+
+def _check_options(options: AgentOptions) -> None:
+    _seconds("needed_in_s", options.needed_in_s)
+    for name in ("call_timeout_s", "first_retry_s", "last_retry_s"):
+        if _seconds(name, getattr(options, name)) == 0:
+            raise ValueError(f"{name}: 0, must be above 0 seconds")
+    if options.joint_wait_s is not None:
+        _seconds("joint_wait_s", options.joint_wait_s, _JOINT_WAIT_S)
+    _whole_number("seed", options.seed, 0, 64)
+    _whole_number("budget_evaluations", options.budget_evaluations, 0)
 
 
 def _sizes(microbatch: MicrobatchView) -> Tuple[Any, Any]:
@@ -214,12 +240,14 @@ class StepAgent:
 
     Owns two threads until close(). Safe to fork, as
     DataLoader workers do: in the child the agent says so and does nothing.
+    Raises ValueError for options that are out of range.
     """
 
     def __init__(self, server: str, job: job_pb2.Job, rank: int,
                  registration: Registration, *, submits: bool = False,
                  replica: int = 0, options: Optional[AgentOptions] = None):
         self.options = options or AgentOptions()
+        _check_options(self.options)
         if self.options.move_microbatches:
             _check_may_move(self.options, job)
         self.rank = rank
@@ -262,11 +290,13 @@ class StepAgent:
         """Hands in a step ahead of time, on every rank with equal metadata.
 
         Makes the safe program before it returns. Raises ValueError for metadata
-        that does not fit the job.
+        that does not fit the job, for a step that is not a whole number below
+        2^64, and for needed_in_s that is not 0 .. a day.
         """
         self._check_process()
-        needed_in = (self.options.needed_in_s if needed_in_s is None else
-                     needed_in_s)
+        step = _whole_number("step", step, 0, 64)
+        needed_in = _seconds("needed_in_s", self.options.needed_in_s
+                             if needed_in_s is None else needed_in_s)
         state = _Step(step, metadata, time.monotonic() + needed_in)
         state.safe = self._make_safe(state)
         with self._lock:
@@ -682,19 +712,27 @@ class StepAgent:
             task = self._to_send.get()
             if task is None:
                 return
-            if isinstance(task, tuple):
-                self._submit(*task)
-                continue
-            method, lost = (
-                ("UploadProfile", "profiles_lost")
-                if isinstance(task, service_pb2.UploadProfileRequest) else
-                ("ReportStep", "reports_lost"))
             try:
-                self._client.call(method, task, self.options.call_timeout_s)
-            except grpc.RpcError as error:
+                self._send(task)
+            except Exception as error:  # the next one may be fine
                 with self._lock:
-                    if not self._closing:
-                        self._count(lost, str(error.code()))
+                    self._count("sends_failed",
+                                f"{type(error).__name__}: {error}")
+
+    def _send(self, task: Any) -> None:
+        if isinstance(task, tuple):
+            self._submit(*task)
+            return
+        method, lost = (
+            ("UploadProfile", "profiles_lost")
+            if isinstance(task, service_pb2.UploadProfileRequest) else
+            ("ReportStep", "reports_lost"))
+        try:
+            self._client.call(method, task, self.options.call_timeout_s)
+        except grpc.RpcError as error:
+            with self._lock:
+                if not self._closing:
+                    self._count(lost, str(error.code()))
 
     def _submit(self, state: _Step, needed_in: float) -> None:
         retry = self.options.first_retry_s

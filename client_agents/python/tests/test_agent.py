@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import unittest
+from unittest import mock
 
 import torch
 
@@ -25,13 +26,13 @@ import models
 from pipeweaver import (
     PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
 from pipeweaver.agent import _register
-from pipeweaver.client import ClientOptions
+from pipeweaver.client import ClientOptions, PlannerClient
 from pipeweaver.job import JobView
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
     agree, broadcast_bytes, broadcast_metadata, broadcast_registration,
     share_program)
-from pipeweaver.v1 import planner_service_pb2 as service_pb2
+from pipeweaver.v1 import planner_service_pb2 as service_pb2, profile_pb2
 from ranks import run_ranks
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -372,6 +373,67 @@ class CollectivesTest(unittest.TestCase):
     def test_the_source_must_have_something(self):
         self.assertEqual(run_ranks(1, "gloo", broadcast_nothing),
                          ["data: None, must be bytes on rank 0, the source"])
+
+
+class OptionsTest(unittest.TestCase):
+
+    def agent(self, **options):
+        job = models.make_job("vlm", RANKS)
+        return StepAgent("127.0.0.1:1", job, 0, Registration("run", 1, job.layout),
+                         submits=True, options=AgentOptions(**options))
+
+    def test_says_what_options_must_be(self):
+        day = "must be 0 .. 86400 seconds"
+        for options, expected in (
+                ({"needed_in_s": float("inf")}, f"needed_in_s: inf, {day}"),
+                ({"call_timeout_s": -1}, f"call_timeout_s: -1, {day}"),
+                ({"call_timeout_s": 0}, "call_timeout_s: 0, must be above 0 "
+                                        "seconds"),
+                ({"first_retry_s": 0.0}, "first_retry_s: 0, must be above 0 "
+                                         "seconds"),
+                ({"last_retry_s": "1"}, f"last_retry_s: '1', {day}"),
+                ({"joint_wait_s": float("nan")},
+                 "joint_wait_s: nan, must be 0 .. 600 seconds"),
+                ({"seed": -1}, "seed: -1, must be 0 .. 2^64 - 1"),
+                ({"seed": 1 << 64}, f"seed: {1 << 64}, must be 0 .. 2^64 - 1"),
+                ({"budget_evaluations": 1e3},
+                 "budget_evaluations: 1000.0, must be a whole number")):
+            with self.subTest(options=options):
+                with self.assertRaises(ValueError) as raised:
+                    self.agent(**options)
+                self.assertEqual(str(raised.exception), expected)
+
+    def test_says_what_a_submission_must_be(self):
+        with self.agent(seed=(1 << 64) - 1) as agent:
+            batch = models.make_batch(agent._job, random.Random(0), 1)
+            for step, needed_in_s, expected in (
+                    (0, float("inf"), "needed_in_s: inf, must be 0 .. 86400 "
+                                      "seconds"),
+                    (0, -0.1, "needed_in_s: -0.1, must be 0 .. 86400 seconds"),
+                    (-1, 1.0, "step: -1, must be 0 .. 2^64 - 1"),
+                    (0.5, 1.0, "step: 0.5, must be a whole number")):
+                with self.assertRaises(ValueError) as raised:
+                    agent.submit(step, batch, needed_in_s)
+                self.assertEqual(str(raised.exception), expected)
+
+    def test_what_cannot_be_sent_ends_no_thread(self):
+        sent = threading.Event()
+
+        def call(client, method, request, timeout_s, wait_for_ready=False):
+            if method == "UploadProfile":
+                if request.profile.version == 1:
+                    raise TypeError("a fault")
+                sent.set()
+
+        with mock.patch.object(PlannerClient, "call", call):
+            with self.agent() as agent:
+                with self.assertLogs("pipeweaver", "WARNING") as logs:
+                    for version in (1, 1, 2):
+                        agent.upload_profile(profile_pb2.Profile(version=version))
+                    self.assertTrue(sent.wait(10))
+                self.assertEqual(agent.counters["sends_failed"], 2)
+        self.assertEqual(len(logs.output), 1)
+        self.assertIn("TypeError: a fault", logs.output[0])
 
 
 class FakeClient:
