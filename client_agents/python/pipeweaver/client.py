@@ -15,7 +15,8 @@ METHODS = ("RegisterJob", "ConfirmLayout", "DescribeJob", "ListJobs",
 
 @dataclass
 class ClientOptions:
-    # Bearer token, for servers that want one.
+    # Bearer token, for servers that want one. Spaces and line ends around it are
+    # dropped: it may be what a file holds.
     token: str = ""
     # PEM bytes. Set: TLS; the other two for servers that ask for a client's.
     root_certificates: Optional[bytes] = None
@@ -39,10 +40,18 @@ class ClosedError(grpc.RpcError):
 
 
 class PlannerClient:
-    """One channel. Thread-safe. Calls raise grpc.RpcError."""
+    """One channel. Thread-safe. Calls raise grpc.RpcError; ClosedError, which is
+    one, behind close(). Raises ValueError for a token that is not printable ASCII.
+    """
 
     def __init__(self, address: str, options: Optional[ClientOptions] = None):
         options = options or ClientOptions()
+        token = options.token.strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("token: must be printable ASCII")  # a secret: not shown
+        self._metadata = ([("authorization", f"Bearer {token}")]
+                          if token else None)
+        self._closed = False
         # A server that comes back is found again within a second, by a call
         # that waits for it. The min option is the time to connect in.
         arguments = [("grpc.initial_reconnect_backoff_ms", 100),
@@ -61,8 +70,6 @@ class PlannerClient:
                     options.certificate_chain), arguments)
         else:
             self._channel = grpc.insecure_channel(address, arguments)
-        self._metadata = ([("authorization", f"Bearer {options.token}")]
-                          if options.token else None)
         self._calls = {
             name: self._channel.unary_unary(
                 f"/{SERVICE}/{name}",
@@ -74,6 +81,7 @@ class PlannerClient:
 
     def close(self) -> None:
         """Ends calls in flight with CANCELLED."""
+        self._closed = True
         self._channel.close()
 
     def call(self, method: str, request: Any, timeout_s: float,
@@ -88,6 +96,8 @@ class PlannerClient:
                                        metadata=self._metadata,
                                        wait_for_ready=wait_for_ready)
         except ValueError:  # what grpc makes of a closed channel
+            if not self._closed:
+                raise
             raise ClosedError() from None
 
     def begin(self, method: str, request: Any, timeout_s: float) -> grpc.Future:
@@ -96,4 +106,6 @@ class PlannerClient:
             return self._calls[method].future(request, timeout=timeout_s,
                                               metadata=self._metadata)
         except ValueError:
+            if not self._closed:
+                raise
             raise ClosedError() from None

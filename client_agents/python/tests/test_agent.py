@@ -20,13 +20,14 @@ import time
 import unittest
 from unittest import mock
 
+import grpc
 import torch
 
 import models
 from pipeweaver import (
     PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
 from pipeweaver.agent import _register
-from pipeweaver.client import ClientOptions, PlannerClient
+from pipeweaver.client import ClientOptions, ClosedError, PlannerClient
 from pipeweaver.job import JobView
 from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
@@ -373,6 +374,40 @@ class CollectivesTest(unittest.TestCase):
     def test_the_source_must_have_something(self):
         self.assertEqual(run_ranks(1, "gloo", broadcast_nothing),
                          ["data: None, must be bytes on rank 0, the source"])
+
+
+class ClientTest(unittest.TestCase):
+
+    def fails(self, client):
+        """How a call and a call in progress fail."""
+        found = []
+        for call in (lambda *args: client.call(*args),
+                     lambda *args: client.begin(*args).result()):
+            with self.assertRaises(Exception) as raised:
+                call("ListJobs", service_pb2.ListJobsRequest(), 5.0)
+            found.append(raised.exception)
+        return found
+
+    def test_a_token_may_be_what_a_file_holds(self):
+        client = PlannerClient("127.0.0.1:1", ClientOptions(token=" secret\n"))
+        for error in self.fails(client):  # nobody is there
+            self.assertEqual(error.code(), grpc.StatusCode.UNAVAILABLE)
+        client.close()
+
+    def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(self):
+        for token in ("sec\nret", "s\u00e9cret"):
+            with self.assertRaisesRegex(ValueError,
+                                        "^token: must be printable ASCII$"):
+                PlannerClient("127.0.0.1:1", ClientOptions(token=token))
+
+    def test_only_a_closed_client_says_that_it_is_closed(self):
+        client = PlannerClient("127.0.0.1:1")
+        client._metadata = [("authorization", "Bearer a\n")]
+        for error in self.fails(client):
+            self.assertIs(type(error), ValueError)
+        client.close()
+        for error in self.fails(client):
+            self.assertIs(type(error), ClosedError)
 
 
 class OptionsTest(unittest.TestCase):
