@@ -136,7 +136,8 @@ class MicrobatchView:
 
 
 class BatchView:
-    """A step's batch with every module's items as token counts."""
+    """A step's batch with every module's items as token counts. Raises ValueError
+    where it does not fit the job, or has an item without tokens."""
 
     def __init__(self, job: JobView, batch: batch_pb2.BatchMetadata):
         self.job = job
@@ -153,8 +154,14 @@ class BatchView:
                 raise ValueError(f"microbatches[{index}].items: module "
                                  f"{items.module}: the job has "
                                  f"{job.num_modules} modules")
-            tokens[items.module] = _item_tokens(
-                job.job.modules[items.module], items)
+            found = _item_tokens(job.job.modules[items.module], items)
+            for i, n in enumerate(found):
+                if n < 1:
+                    raise ValueError(
+                        f"microbatches[{index}].items of module "
+                        f"{job.module_name(items.module)!r}: item {i} has {n} "
+                        "tokens, must be at least 1")
+            tokens[items.module] = found
         for m in job.order:
             e = job.inherited[m]
             if e < 0:

@@ -33,7 +33,8 @@ from pipeweaver.torch import ExecutorOptions, PipelineExecutor
 from pipeweaver.torch.collectives import (
     agree, broadcast_bytes, broadcast_metadata, broadcast_registration,
     share_program)
-from pipeweaver.v1 import planner_service_pb2 as service_pb2, profile_pb2
+from pipeweaver.v1 import (
+    batch_pb2, planner_service_pb2 as service_pb2, profile_pb2)
 from ranks import run_ranks
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -450,6 +451,18 @@ class OptionsTest(unittest.TestCase):
                 with self.assertRaises(ValueError) as raised:
                     agent.submit(step, batch, needed_in_s)
                 self.assertEqual(str(raised.exception), expected)
+
+    def test_an_item_without_tokens_is_refused(self):
+        with self.agent() as agent:
+            for tokens, item in (([0], 0), ([0, 5], 0), ([5, 0], 1)):
+                batch = batch_pb2.BatchMetadata()
+                batch.microbatches.add().items.add(module=1, tokens=tokens)
+                with self.assertRaises(ValueError) as raised:
+                    agent.submit(0, batch)
+                self.assertEqual(
+                    str(raised.exception),
+                    f"microbatches[0].items of module 'text': item {item} has "
+                    f"{tokens[item]} tokens, must be at least 1")
 
     def test_what_cannot_be_sent_ends_no_thread(self):
         sent = threading.Event()
