@@ -152,6 +152,7 @@ class _Step:
         self.safe: Optional[StepProgram] = None
         self.plan: Optional[StepProgram] = None
         self.voted = False
+        self.given_up = False  # no plan comes, or nobody waits for it any more
         self.settled: Optional[StepProgram] = None
         self.trouble = LATE  # why there is no plan, as far as known
 
@@ -309,15 +310,19 @@ class StepAgent:
 
     def vote(self, step: int, bits: int = 63) -> int:
         """What this rank contributes to the agreement on a step: a token of the
-        verified plan it holds, 0 for none. A plan that comes later is not used.
+        verified plan it holds, 0 for none. A plan that comes later is not used,
+        of this step or of one below: their plans are not waited for any more.
         """
         self._check_process()
         with self._lock:
+            for number, passed in self._steps.items():
+                if number < step:
+                    passed.given_up = True
             state = self._steps.get(step)
+            self._lock.notify_all()
             if state is None:
                 return digest.NO_PLAN_TOKEN
             state.voted = True
-            self._lock.notify_all()
             if state.plan is None:
                 return digest.NO_PLAN_TOKEN
             return digest.digest_token(
@@ -509,6 +514,7 @@ class StepAgent:
         with self._lock:
             return (not self._closing and not self._superseded and
                     state.settled is None and not state.voted and
+                    not state.given_up and
                     self._steps.get(state.number) is state)
 
     def _pause(self, state: Optional[_Step], seconds: float) -> None:
@@ -554,7 +560,7 @@ class StepAgent:
                 plan = self._prepared(PLAN, checked, state)
                 with self._lock:
                     self._unreachable = False
-                    if not state.voted:
+                    if not (state.voted or state.given_up):
                         state.plan = plan
                     self._lock.notify_all()
                 return
@@ -766,7 +772,9 @@ class StepAgent:
                         grpc.StatusCode.RESOURCE_EXHAUSTED):
                     with self._lock:
                         state.trouble = NO_PLAN
+                        state.given_up = True
                         self._count("submission_refused", error.details())
+                        self._lock.notify_all()
                     return
                 self._note_trouble(state, error)
                 retry = self._wait_to_retry(state, error, retry)

@@ -21,6 +21,7 @@ from pipeweaver.job import JobView
 from pipeweaver.v1 import plan_pb2, planner_service_pb2 as service_pb2
 
 CHUNK = 700  # small, so that programs travel in several
+REFUSED_MICROBATCHES = 9  # a batch of so many is refused
 
 
 class FakePlanner:
@@ -68,6 +69,8 @@ class FakePlanner:
         self._check(request.key, context)
         job = self.jobs[request.key.job]
         batch = request.batch
+        if len(batch.microbatches) == REFUSED_MICROBATCHES:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "batch: refused")
         batch_digest = digest.canonical_digest(batch)
         if request.key.step in self.faults.get("wrong_batch", ()):
             batch_digest = bytes(32)

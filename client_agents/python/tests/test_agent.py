@@ -24,6 +24,7 @@ import grpc
 import torch
 
 import models
+from fake_server import REFUSED_MICROBATCHES
 from pipeweaver import (
     PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
 from pipeweaver.agent import _register
@@ -525,6 +526,24 @@ class AgentTest(unittest.TestCase):
         self.assertTrue(found)
         self.assertEqual(origin, SAFE)
         self.assertEqual(counters["superseded"], 2)
+
+    def test_a_step_that_is_refused_or_skipped_holds_up_no_other(self):
+        job = models.make_job("vlm", RANKS)
+        server = f"127.0.0.1:{self.port}"
+        registration = register(server, job, "run")
+        batch = models.make_batch(job, random.Random(0), 1)
+        with StepAgent(server, job, 0, registration, submits=True) as first, \
+                StepAgent(server, job, 1, registration) as second:
+            for step in (0, 1, 2):
+                first.submit(step, batch if step else models.make_batch(
+                    job, random.Random(0), REFUSED_MICROBATCHES))
+                second.submit(step, batch)
+            self.assertTrue(first.wait(1, 10.0))
+            self.assertFalse(first.wait(0, 10.0))
+            self.assertEqual(first.counters["submission_refused"], 1)
+            # The other rank does not know that its step 0 was refused.
+            self.assertEqual(second.vote(1), 0)
+            self.assertTrue(second.wait(2, 10.0))
 
     def test_survives_forked_data_loader_workers(self):
         [(held, said, again)] = run_ranks(1, "none", forked, self.port)
