@@ -155,6 +155,7 @@ class _Step:
         self.given_up = False  # no plan comes, or nobody waits for it any more
         self.settled: Optional[StepProgram] = None
         self.trouble = LATE  # why there is no plan, as far as known
+        self.fault = ""  # of a plan that was refused
 
 
 def register(server: str, job: job_pb2.Job, run_id: str, timeout_s: float = 120.0,
@@ -478,7 +479,10 @@ class StepAgent:
     def _fall_back(self, state: _Step, reason: str) -> None:
         if self._superseded:
             reason = SUPERSEDED
-        self._count(reason, f"step {state.number} runs its safe program")
+        text = f"step {state.number} runs its safe program"
+        if reason == REFUSED:
+            text += f": {state.fault}"
+        self._count(reason, text)
         self._decide(state, state.safe)
 
     def _count(self, reason: str, text: str) -> None:
@@ -570,9 +574,10 @@ class StepAgent:
             except Exception as error:  # what a wrong program may lead to
                 with self._lock:
                     state.trouble = REFUSED
+                    state.fault = f"{type(error).__name__}: {error}"
                     self._lock.notify_all()
-                logger.info("rank %d: step %d: %s: %s", self.rank, state.number,
-                            type(error).__name__, error)
+                logger.info("rank %d: step %d: %s", self.rank, state.number,
+                            state.fault)
                 return
 
     def _read_program(self, key: plan_pb2.PlanKey,

@@ -26,7 +26,7 @@ import torch
 import models
 from fake_server import REFUSED_MICROBATCHES
 from pipeweaver import (
-    PLAN, SAFE, AgentOptions, Registration, StepAgent, register)
+    PLAN, SAFE, AgentOptions, BadProgram, Registration, StepAgent, register)
 from pipeweaver.agent import _register
 from pipeweaver.client import ClientOptions, ClosedError, PlannerClient
 from pipeweaver.job import JobView
@@ -35,7 +35,7 @@ from pipeweaver.torch.collectives import (
     agree, broadcast_bytes, broadcast_metadata, broadcast_registration,
     share_program)
 from pipeweaver.v1 import (
-    batch_pb2, planner_service_pb2 as service_pb2, profile_pb2)
+    batch_pb2, plan_pb2, planner_service_pb2 as service_pb2, profile_pb2)
 from ranks import run_ranks
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -526,6 +526,23 @@ class AgentTest(unittest.TestCase):
         self.assertTrue(found)
         self.assertEqual(origin, SAFE)
         self.assertEqual(counters["superseded"], 2)
+
+    def test_says_why_a_plan_is_refused(self):
+        job = models.make_job("vlm", RANKS)
+        server = f"127.0.0.1:{self.port}"
+
+        def prepare(checked, batch):
+            if checked.program.identity.origin != plan_pb2.PLAN_ORIGIN_SAFE:
+                raise BadProgram("actions[7]: no")
+
+        with StepAgent(server, job, 0, register(server, job, "run"), submits=True,
+                       options=AgentOptions(prepare=prepare)) as agent:
+            agent.submit(0, models.make_batch(job, random.Random(0), 1))
+            self.assertFalse(agent.wait(0, 10.0))
+            with self.assertLogs("pipeweaver", "WARNING") as logs:
+                agent.settle(0, agent.vote(0), 0)
+        self.assertIn("plan_refused: step 0 runs its safe program: BadProgram: "
+                      "actions[7]: no", logs.output[0])
 
     def test_a_step_that_is_refused_or_skipped_holds_up_no_other(self):
         job = models.make_job("vlm", RANKS)
