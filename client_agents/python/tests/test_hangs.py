@@ -78,6 +78,15 @@ def crossed(rank, transport):
     return "ended"
 
 
+def pass_on(rank, transport, dtype):
+    """Rank 0 sends to rank 1, which answers what came."""
+    mine = torch.arange(6).view(2, 3).to(dtype)
+    tensor = mine if rank == 0 else torch.zeros_like(mine)
+    [handle] = transport.post([Post(rank == 0, 1 - rank, 0, tensor)], False)
+    transport.wait(handle)
+    return torch.equal(tensor, mine)
+
+
 class RandomPlanTest(unittest.TestCase):
 
     def test_random_plans_end(self):
@@ -100,6 +109,11 @@ class RendezvousTest(unittest.TestCase):
         # The other rank may find its peer gone before it compares.
         self.assertTrue(any("posted a send of transfer" in a for a in answers),
                         answers)
+
+    def test_carries_types_that_numpy_does_not_know(self):
+        for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.bool):
+            self.assertEqual(run_ranks(2, "rendezvous", pass_on, dtype),
+                             [True, True])
 
     def test_gloo_forgives_the_same(self):
         self.assertEqual(run_ranks(2, "gloo", crossed), ["ended", "ended"])

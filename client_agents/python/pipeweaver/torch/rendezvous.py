@@ -16,6 +16,7 @@ import time
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy
+import torch
 from torch import Tensor
 
 from pipeweaver.torch.transport import Post, Transport
@@ -54,6 +55,11 @@ def socket_mesh(ranks: int) -> List[Dict[int, socket.socket]]:
         for b in range(a + 1, ranks):
             mesh[a][b], mesh[b][a] = socket.socketpair()
     return mesh
+
+
+def _bytes_of(tensor: Tensor) -> numpy.ndarray:
+    """Its memory: numpy does not know all of torch's types (bfloat16)."""
+    return tensor.detach().view(-1).view(torch.uint8).numpy()
 
 
 class RendezvousTransport(Transport):
@@ -135,7 +141,7 @@ class RendezvousTransport(Transport):
             return
         if mine.send and not channel.data_sent:
             channel.data_sent = True
-            data = mine.tensor.detach().contiguous().view(-1).numpy().tobytes()
+            data = _bytes_of(mine.tensor).tobytes()
             channel.outgoing += _FRAME.pack(_DATA, len(data), mine.transfer)
             channel.outgoing += data
 
@@ -158,15 +164,13 @@ class RendezvousTransport(Transport):
             self._break(channel, f"unexpected frame of transfer {transfer}")
             return
         if kind == _DATA:
-            into: Tensor = mine.tensor
-            if len(payload) != into.numel() * into.element_size():
+            into = _bytes_of(mine.tensor)
+            if len(payload) != len(into):
                 self._break(channel, f"transfer {transfer} carries "
                             f"{len(payload)} bytes, the receiver expects "
-                            f"{into.numel() * into.element_size()}")
+                            f"{len(into)}")
                 return
-            target = into.detach().numpy()
-            target[...] = numpy.frombuffer(
-                payload, dtype=target.dtype).reshape(target.shape)
+            into[:] = numpy.frombuffer(payload, dtype=numpy.uint8)
             channel.outgoing += _FRAME.pack(_DONE, 0, transfer)
         self._finish_first(channel)
 
