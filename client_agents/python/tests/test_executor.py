@@ -395,6 +395,67 @@ class ExecutorTest(unittest.TestCase):
             PipelineExecutor(view, 0, modules, NoTransport())
 
 
+class FrozenTest(unittest.TestCase):
+
+    def made(self, frozen, change, forward_only=False):
+        """All layers, and what runs a step; change(layers) comes before the
+        executor is made."""
+        job = models.make_job("vlm", 1, frozen)
+        view = JobView(job)
+        layers = models.build_model(view, "vlm", 1, torch.float32)
+        change(layers)
+        executor = PipelineExecutor(
+            view, 0, models.pipeline_modules(view, layers, 0), NoTransport())
+        batch = models.make_batch(job, random.Random(1), 2, forward_only)
+        [program] = plans.random_plan(view, batch, 1, key=KEY)
+        prepared = executor.prepare(check_program(program, KEY, 0), batch)
+        return layers, lambda: executor.run(
+            prepared, models.Data(view, batch, 0, torch.float32))
+
+    def test_a_frozen_module_has_no_weights_that_want_gradients(self):
+        with self.assertRaises(ValueError) as raised:
+            self.made(("vision",), lambda layers: layers[0][2].down
+                      .requires_grad_(True))
+        self.assertEqual(
+            str(raised.exception),
+            "module 'vision', segment 0, chunk 0, layer 2, weight 'down.weight': "
+            "requires_grad: True, must be False in a module that the job has "
+            "frozen")
+
+    def test_a_trained_module_may_have_frozen_weights(self):
+        def change(layers):
+            for layer in layers[1][:-1]:
+                layer.requires_grad_(False)
+            layers[1][2].up.requires_grad_(True)
+
+        layers, run = self.made((), change)
+        run()
+        for layer in layers[0] + layers[1]:
+            for p in layer.parameters():
+                self.assertEqual(p.grad is not None, p.requires_grad)
+
+    def test_which_weights_are_trained_is_fixed(self):
+        for frozen in (False, True):
+            layers, run = self.made(
+                (), lambda layers: layers[1][3].up.requires_grad_(frozen))
+            run()
+            layers[1][3].up.requires_grad_(not frozen)
+            with self.assertRaises(ValueError) as raised:
+                run()
+            self.assertEqual(
+                str(raised.exception),
+                "module 'text', segment 0, chunk 0, layer 3, weight 'up.weight': "
+                f"requires_grad: {not frozen}, must be as when the executor was "
+                "made; make another")
+
+    def test_a_step_without_backwards_takes_any(self):
+        layers, run = self.made((), lambda layers: None, forward_only=True)
+        for module in layers:
+            for layer in module:
+                layer.requires_grad_(False)
+        run()
+
+
 class CuptiTest(unittest.TestCase):
 
     def test_tells_the_library_where_the_trainer_is(self):

@@ -428,12 +428,24 @@ class ChunkRunner:
         weights = dict.fromkeys(p for layer in self.layers
                                 for p in layer.parameters())
         self.parameters = [p for p in weights if p.requires_grad]
+        self._requires_grad = [(p, p.requires_grad) for p in weights]
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
         self._weight_storages = {_storage(p) for p in weights}
         self._cut_modules = [_modules_with_weights(layer)
                              for layer in self.layers]
+
+    def name_of(self, weight: nn.Parameter) -> str:
+        """Its layer in the chunk, and its name there."""
+        return next(f"layer {i}, weight {name!r}"
+                    for i, layer in enumerate(self.layers)
+                    for name, p in layer.named_parameters() if p is weight)
+
+    def changed_weight(self) -> Optional[nn.Parameter]:
+        """One that has been frozen, or set free, since the runner was made."""
+        return next((p for p, before in self._requires_grad
+                     if p.requires_grad != before), None)
 
     # ---- forward ---------------------------------------------------------
 

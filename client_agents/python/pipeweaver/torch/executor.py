@@ -255,7 +255,12 @@ class PreparedStep:
 class PipelineExecutor:
     """One rank's executor. To be made on all ranks of the pipeline at once: it has
     the transport connect them. Not thread-safe, but prepare() may run in another
-    thread than run()."""
+    thread than run().
+
+    Raises ValueError where the chunks are not the layout's, and where a module that
+    the job has frozen has weights with requires_grad. A trained module may have
+    weights without, a whole chunk of them, too; which ones is fixed from here on.
+    """
 
     def __init__(self, job: JobView, rank: int,
                  modules: Sequence[PipelineModule], transport: Transport, *,
@@ -285,13 +290,19 @@ class PipelineExecutor:
                      job.chunks[m][s][k].num_layers)
             if layers is None or len(layers) != count:
                 raise ValueError(
-                    f"module {job.module_name(m)!r}, segment {s}, chunk {k}: "
-                    f"the layout puts {count} layers here, the trainer gave "
+                    f"{self._name((m, s, k))}: the layout puts {count} layers "
+                    "here, the trainer gave "
                     f"{'none' if layers is None else len(layers)}")
-            self._runners[m, s, k] = ChunkRunner(
+            runner = ChunkRunner(
                 layers, self.device, stream,
                 _Tracer(job, m, job.chunks[m][s][k].first_layer, hooks)
                 if hooks is not None else None, self.options.extra_rng)
+            self._runners[m, s, k] = runner
+            if runner.parameters and not job.trainable[m]:
+                raise ValueError(
+                    f"{self._name((m, s, k), runner.parameters[0])}: "
+                    "requires_grad: True, must be False in a module that the job "
+                    "has frozen")
         # This rank's trained chunks in the order of grads_ready: as backwards
         # normally end, consumers before producers, a module's last segment
         # first. It follows from job and layout alone, so it is the same in every
@@ -319,6 +330,16 @@ class PipelineExecutor:
         split = SplitView.from_proto(BatchView(self.job, batch), checked.split)
         return _Compiler(self, checked, split).run()
 
+    def _name(self, key: Tuple[int, int, int],
+              weight: Optional[nn.Parameter] = None) -> str:
+        """Of a chunk of this rank, or of a weight in it."""
+        module, segment, chunk = key
+        name = (f"module {self.job.module_name(module)!r}, segment {segment}, "
+                f"chunk {chunk}")
+        if weight is not None:
+            name += f", {self._runners[key].name_of(weight)}"
+        return name
+
     def _bounds(self, split: SplitView, stage: Stage) -> List[Boundary]:
         """What the stage passes on to the next one of its module."""
         sub = split.subs[stage[0]]
@@ -335,7 +356,17 @@ class PipelineExecutor:
         return module.boundary(sub, split.inputs[sub.index])
 
     def run(self, prepared: PreparedStep, data: DataFunction) -> StepResult:
-        """Runs the step. Gradients are added to what the weights hold."""
+        """Runs the step. Gradients are added to what the weights hold. Raises
+        ValueError where a weight of a step with backwards was frozen, or set free,
+        since the executor was made."""
+        if not prepared.split.batch.forward_only:
+            for key, runner in self._runners.items():
+                p = runner.changed_weight()
+                if p is not None:
+                    raise ValueError(
+                        f"{self._name(key, p)}: requires_grad: "
+                        f"{p.requires_grad}, must be as when the executor was "
+                        "made; make another")
         return _Run(self, prepared, data).run()
 
 
