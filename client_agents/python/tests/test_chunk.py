@@ -741,6 +741,40 @@ class DataTest(unittest.TestCase):
         backward(runner, tape, [out[0]], False)
 
 
+class InPlaceTest(unittest.TestCase):
+
+    class Layer(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.linear, self.in_place = nn.Linear(WIDTH, WIDTH), in_place
+
+        def forward(self, state, context):
+            x = state[1]
+            if self.in_place:
+                x += 1
+            return (self.linear(state[0]) + x,)
+
+    def forward(self, in_place, mode, has_backward, split=False):
+        x = torch.ones(8, WIDTH)
+        return ChunkRunner([self.Layer(in_place)], torch.device("cpu")).forward(
+            (x, x.clone()), [True, False], context_of(), [mode], has_backward,
+            split)
+
+    def test_a_layer_that_changes_its_state_is_refused(self):
+        for mode in MODES:
+            for has_backward, split in ((True, False), (True, True),
+                                        (False, False)):
+                with self.subTest(mode=mode, has_backward=has_backward):
+                    with self.assertRaisesRegex(
+                            RuntimeError, r"^Layer: changes state\[1\] in place"):
+                        self.forward(True, mode, has_backward, split)
+                    self.forward(False, mode, has_backward, split)
+
+    def test_inference_mode_counts_no_changes(self):
+        with torch.inference_mode():
+            self.forward(False, "keep", False)
+
+
 class RefusedTest(unittest.TestCase):
     """What a split backward cannot follow is refused, not got wrong."""
 

@@ -4,8 +4,9 @@ Every layer is an autograd graph of its own, cut at its inputs. That makes
 recompute, offload and the split of the backward local to a layer.
 
 A layer is any nn.Module called as `layer(state, context) -> state`, where state
-is a tuple of floating-point tensors. It reports losses by context.add_loss and
-wraps what selective recompute should not keep in context.selective(fn, *args).
+is a tuple of floating-point tensors. It may not change them in place, which raises
+RuntimeError, nor context.data. It reports losses by context.add_loss and wraps what
+selective recompute should not keep in context.selective(fn, *args).
 """
 
 import contextlib
@@ -364,6 +365,11 @@ class StageTape:
         self.gradients: List[Tuple[nn.Parameter, Tensor]] = []
 
 
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place, except in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _pinned_like(tensor: Tensor) -> Tensor:
     """Memory of the host that a device copies from and to by itself."""
     return torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -543,10 +549,17 @@ class ChunkRunner:
               mode: str) -> Tuple[State, List[Tensor]]:
         context._losses = []
         context._selective = mode == SELECTIVE
-        state = layer(state, context)
-        if isinstance(state, Tensor):
-            state = (state,)
-        return state, context._losses
+        before = [_version(t) for t in state]
+        output = layer(state, context)
+        for i, t in enumerate(state):
+            if _version(t) != before[i]:
+                raise RuntimeError(
+                    f"{type(layer).__name__}: changes state[{i}] in place, which "
+                    "is read again by others and by recompute; must make a new "
+                    "tensor")
+        if isinstance(output, Tensor):
+            output = (output,)
+        return output, context._losses
 
     def _run_recorded(self, record: _LayerRecord, context: StageContext,
                       split: bool) -> None:
