@@ -288,7 +288,11 @@ def run_rank(rank, options, store):
                 print_step(step, float(both[0]), program, int(slowest), client)
         if rank == 0:
             print("counters:", dict(agent.counters), flush=True)
-            client.call("RemoveJob", service.RemoveJobRequest(job=job.name), 5.0)
+            try:
+                client.call("RemoveJob", service.RemoveJobRequest(job=job.name),
+                            5.0)
+            except grpc.RpcError as error:
+                print(f"the job stays at the planner: {error.details()}")
         client.close()
     dist.barrier()
     dist.destroy_process_group()
@@ -305,14 +309,20 @@ def print_step(step, loss, program, step_ns, client):
     line = (f"step {step}: loss {loss:.4f}, {program.origin} program, measured "
             f"{step_ns * 1e-6:.1f} ms")
     if program.origin == pipeweaver.PLAN:
-        key = program.checked.program.identity.key
+        line += prediction(program.checked.program.identity.key, client)
+    print(line, flush=True)
+
+
+def prediction(key, client):
+    try:
         report = client.call("GetPlan", service.GetPlanRequest(key=key),
                              5.0).plan.report
-        line += (f", predicted {report.makespan_ns * 1e-6:.1f} ms, planned in "
-                 f"{report.submit_to_seal_ns * 1e-6:.1f} ms "
-                 f"(search {report.search_ns * 1e-6:.1f} ms), bubbles "
-                 f"{report.bubble_ratio:.3f}, gap {report.gap:.3f}")
-    print(line, flush=True)
+    except grpc.RpcError as error:  # gone since it made the plan
+        return f", no prediction: {error.details()}"
+    return (f", predicted {report.makespan_ns * 1e-6:.1f} ms, planned in "
+            f"{report.submit_to_seal_ns * 1e-6:.1f} ms "
+            f"(search {report.search_ns * 1e-6:.1f} ms), bubbles "
+            f"{report.bubble_ratio:.3f}, gap {report.gap:.3f}")
 
 
 def main():

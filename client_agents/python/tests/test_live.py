@@ -381,6 +381,29 @@ class LiveTest(unittest.TestCase):
                              r"[0-9.]+ ms, predicted [0-9.]+ ms, planned in")
             self.assertIn("counters: {'steps_plan': 2}", out)
 
+    def test_example_goes_on_without_the_server(self):
+        examples = pathlib.Path(__file__).resolve().parents[1] / "examples"
+        port = free_port()
+        server = start_real(port)
+        try:
+            trainer = subprocess.Popen(
+                [sys.executable, str(examples / "train_vlm.py"), "--steps=8",
+                 "--microbatches=2", f"--server=127.0.0.1:{port}"],
+                stdout=subprocess.PIPE, text=True)
+            out = ""
+            while "step 1:" not in out:
+                line = trainer.stdout.readline()
+                self.assertTrue(line, out)
+                out += line
+            server.kill()
+            out += trainer.communicate(timeout=180)[0]
+        finally:
+            stop(server)
+        self.assertEqual(trainer.returncode, 0, out)
+        self.assertRegex(out, "step 7: loss [0-9.]+, safe program, measured "
+                         "[0-9.]+ ms\n")
+        self.assertIn("the job stays at the planner:", out)
+
     def test_vlm(self):
         self.check("vlm", 2)
 
