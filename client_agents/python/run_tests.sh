@@ -34,7 +34,8 @@ run() {
 }
 first=(test_gradients test_live test_agent)
 second=(test_program test_executor test_chunk test_metadata test_install test_csv_export test_cost
-  test_readme test_unittest_counts test_cupti_ring test_replicas test_moves test_hangs)
+  test_readme test_unittest_counts test_cupti_ring test_replicas test_moves test_hangs
+  test_megatron_config)
 run "${first[@]}" &
 run "${second[@]}"
 wait

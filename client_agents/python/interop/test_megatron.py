@@ -41,7 +41,7 @@ def make_job():
     return job
 
 
-def build_chunks(attention_dropout=0.0):
+def build_chunks(attention_dropout=0.0, **more):
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_layer_local_spec)
@@ -52,7 +52,7 @@ def build_chunks(attention_dropout=0.0):
         pipeline_model_parallel_size=RANKS,
         virtual_pipeline_model_parallel_size=VIRTUAL, hidden_dropout=0.0,
         attention_dropout=attention_dropout, gradient_accumulation_fusion=False,
-        bias_dropout_fusion=False, masked_softmax_fusion=False)
+        bias_dropout_fusion=False, masked_softmax_fusion=False, **more)
     torch.manual_seed(0)
     stages = RANKS * VIRTUAL
     return [GPTModel(
@@ -198,6 +198,42 @@ def drop_out(rank, transport):
     return len(found[0])
 
 
+def count_tokens(rank, transport):
+    """Of a loss per token: what finalize_model_grads_func gets, and a gradient's
+    norm; that of means over as many tokens in each microbatch, too."""
+    initialize()
+    seed_tracker()
+    from pipeweaver.torch.megatron import MegatronAdapter
+    view = JobView(make_job())
+    batch = make_batch()
+    key = plan_pb2.PlanKey(job="megatron")
+    made = safe_programs(plan_pb2.PlanIdentity(key=key),
+                         split_batch(BatchView(view, batch)))
+    found = []
+
+    def step(iterator, model):
+        output, _ = forward_step(iterator, model)
+        return output, lambda losses: (
+            losses.sum(), torch.tensor(losses.numel(), dtype=torch.int), {})
+
+    for per_token in (True, False):
+        chunks = build_chunks(
+            calculate_per_token_loss=per_token, finalize_model_grads_func=(
+                lambda model, num_tokens: found.append(num_tokens)))[rank::RANKS]
+        adapter = MegatronAdapter(
+            view, rank, chunks, transport, lambda: prepared,
+            tensor_shape=(SEQUENCE, BATCH, HIDDEN), deterministic=True)
+        prepared = adapter.executor.prepare(
+            check_program(made[rank], key, rank), batch)
+        adapter.forward_backward(
+            forward_step_func=step, data_iterator=[
+                iter(make_data()) for _ in chunks], model=chunks,
+            num_microbatches=MICROBATCHES, seq_length=SEQUENCE,
+            micro_batch_size=BATCH)
+        found.append(float(next(chunks[0].parameters()).grad.norm()))
+    return found
+
+
 class MegatronTest(unittest.TestCase):
 
     def test_real_gpt_model_by_the_safe_program(self):
@@ -212,6 +248,14 @@ class MegatronTest(unittest.TestCase):
     def test_full_recompute_drops_out_what_the_forward_did(self):
         for compared in run_ranks(RANKS, "gloo", drop_out):
             self.assertGreater(compared, 20)
+
+    def test_loss_per_token(self):
+        tokens = MICROBATCHES * SEQUENCE * BATCH
+        for rank, (count, norm, none, norm_of_means) in enumerate(
+                run_ranks(RANKS, "gloo", count_tokens)):
+            self.assertEqual(int(count), tokens if rank == RANKS - 1 else 0)
+            self.assertIsNone(none)
+            self.assertAlmostEqual(norm / tokens / norm_of_means, 1, 4)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ differently, all are treated as the leanest asks. Megatron's parallel linear
 layers compute their weight gradients with the input gradients, hence
 split_backward is refused. Gradients go to `main_grad` where parameters have one,
 else to `grad`; Megatron's own hooks do not see them, hence DDP's
-overlap_grad_reduce is refused.
+overlap_grad_reduce is refused. So are the fields of its config in _REFUSED, which
+its own schedules act on and this one does not.
 """
 
+import contextlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
@@ -26,6 +28,20 @@ from pipeweaver.torch.chunk import ExtraRng
 from pipeweaver.torch.executor import (
     Boundary, ExecutorOptions, PipelineExecutor, PipelineModule, PreparedStep)
 from pipeweaver.torch.transport import Transport
+
+
+# Of Megatron's config; each must be off.
+_REFUSED = ("delay_wgrad_compute", "defer_embedding_wgrad_compute",
+            "hybrid_context_parallel", "overlap_moe_expert_parallel_comm",
+            "fine_grained_activation_offloading", "grad_sync_func", "fp8", "fp4")
+
+
+def _check_config(config: Any) -> None:
+    for name in _REFUSED:
+        value = getattr(config, name, None)
+        if value:
+            raise ValueError(f"config.{name}: {value!r}, must be off: Megatron's "
+                             "own schedules act on it, PipeWeaver's does not")
 
 
 class _ChunkLayer(nn.Module):
@@ -62,7 +78,8 @@ class MegatronAdapter:
                  dtype: torch.dtype = torch.float32,
                  deterministic: bool = False):
         """tensor_shape: of the hidden states between chunks, [sequence on this
-        rank, micro_batch_size, hidden]."""
+        rank, micro_batch_size, hidden]. Raises ValueError for a job or a Megatron
+        config that it cannot run."""
         if view.num_modules != 1:
             raise ValueError(f"modules: {view.num_modules}, a Megatron job has "
                              "one, the language model")
@@ -82,6 +99,7 @@ class MegatronAdapter:
             chunks[segment, chunk] = [
                 _ChunkLayer(self, model_chunks[segment], segment)]
         for model in model_chunks:
+            _check_config(_config(model))
             ddp = getattr(model, "ddp_config", None)
             if ddp is not None and ddp.overlap_grad_reduce:
                 raise ValueError("ddp_config.overlap_grad_reduce: must be "
@@ -119,7 +137,9 @@ class MegatronAdapter:
                          collect_non_loss_data: bool = False,
                          **unused: Any) -> List[Any]:
         """As Megatron's functions of that kind: answers what the loss functions
-        reduced, on the rank that has them, in the order of microbatches."""
+        reduced, on the rank that has them, in the order of microbatches. Raises
+        ValueError where the arguments are not the program's, or the config is one
+        that the constructor refuses."""
         prepared = self._program_of()
         batch = prepared.split.batch
         if len(batch.microbatches) != num_microbatches:
@@ -136,6 +156,8 @@ class MegatronAdapter:
                     f"{micro_batch_size} of seq_length = {seq_length}, in one "
                     "sub-microbatch")
         chunks = model if isinstance(model, list) else [model]
+        config = _config(chunks[0])
+        _check_config(config)  # Megatron's training sets some of it late
         iterators = (data_iterator if isinstance(data_iterator, list) else
                      [data_iterator] * len(chunks))
         # Each chunk's iterator gives the microbatches in order; plans may run
@@ -149,41 +171,54 @@ class MegatronAdapter:
                       [by_iterator[it] for it in iterators], {})
         try:
             self.executor.run(prepared, lambda *_: None)
-            reduced = self._step[4]
+            found = self._step[4]
         finally:
             self._step = None
-        config = _config(chunks[0])
         finalize = getattr(config, "finalize_model_grads_func", None)
         if finalize is not None and not forward_only:
-            finalize(chunks, None)
-        return [x for b in sorted(reduced) for x in reduced[b]]
+            finalize(chunks, self._num_tokens(found)
+                     if config.calculate_per_token_loss else None)
+        return [x for b in sorted(found) for x in found[b][0]]
+
+    def _num_tokens(self, found: Dict[int, Any]) -> Tensor:
+        """Tokens with a loss of the step's microbatches, a new tensor; 0 on ranks
+        without losses."""
+        total = torch.zeros([], dtype=torch.int, device=self.executor.device)
+        for _, num_tokens in found.values():
+            total += num_tokens
+        return total
 
     def _forward(self, model: nn.Module, index: int, state: Any,
                  context: Any) -> Any:
         from megatron.core.pipeline_parallel import schedules
         from megatron.core.utils import get_attr_wrapped_model
-        step_func, num_microbatches, non_loss, data, reduced = self._step
+        step_func, num_microbatches, non_loss, data, found = self._step
         b = context.sub.microbatch
+        config = _config(model)
+        if config.timers is not None:  # forward_step_calc_loss() stops it
+            config.timers("forward-compute", log_level=2).start()
         get_attr_wrapped_model(model, "set_input_tensor")(
             [state[0]] if state else [None])
         iterator: Optional[Iterator[Any]] = (
             iter([data[index][b]]) if data[index] is not None else None)
-        output, loss_func = step_func(iterator, model)
+        with (torch.autocast(self.executor.device.type, config.autocast_dtype)
+              if config.enable_autocast else contextlib.nullcontext()):
+            output, loss_func = step_func(iterator, model)
         segments = self._view.chunks[0]
         last = (context.segment == len(segments) - 1 and
                 context.chunk == len(segments[-1]) - 1)
+        store: List[Any] = []
+        # On all ranks: it scales the losses that layers add by the side.
+        output, num_tokens = schedules.forward_step_calc_loss(
+            model, output, loss_func, config, None, non_loss, num_microbatches,
+            store, config.context_parallel_size, last)
         if not last:
             return (output,)
-        store: List[Any] = []
-        config = _config(model)
-        loss, _ = schedules.forward_step_calc_loss(
-            model, output, loss_func, config, None, non_loss, num_microbatches,
-            store, 1, True)
-        reduced[b] = store
+        found[b] = store, num_tokens
         if not non_loss:
             if config.grad_scale_func is not None:
-                loss = config.grad_scale_func(loss)
-            context.add_loss(loss)
+                output = config.grad_scale_func(output)
+            context.add_loss(output)
         return ()
 
 
@@ -215,7 +250,11 @@ def _copied(states: Dict[str, Any]) -> Dict[str, Any]:
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     main = getattr(parameter, "main_grad", None)
     if main is not None:
-        main.add_(gradient)
+        # As DDP's hook: fused linear layers have added theirs, and the gradient
+        # is memory of any content then, or zeros and what others add to it.
+        if not getattr(parameter, "grad_added_to_main_grad", False) or getattr(
+                parameter, "zero_out_wgrad", False):
+            main.add_(gradient)
     elif parameter.grad is None:
         parameter.grad = gradient.detach().clone()
     else:
