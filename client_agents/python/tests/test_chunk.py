@@ -741,6 +741,31 @@ class DataTest(unittest.TestCase):
         backward(runner, tape, [out[0]], False)
 
 
+class FreedTest(unittest.TestCase):
+
+    def test_a_stage_that_has_no_backward_after_all(self):
+        class Layer(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(WIDTH, WIDTH)
+
+            def forward(self, state, context):
+                x = context.selective(F.dropout, self.linear(state[0]), 0.5)
+                context.add_loss(x.sum())
+                return (x,)
+
+        runner = ChunkRunner([Layer()], torch.device("cpu"))
+        for mode in MODES[:3]:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    context = context_of()
+                    made = runner.forward((torch.rand(8, WIDTH),), [True], context,
+                                          [mode], True, split)
+                    alive = weakref.ref(context)
+                    del made, context
+                    self.assertIsNone(alive())
+
+
 class InPlaceTest(unittest.TestCase):
 
     class Layer(nn.Module):

@@ -559,7 +559,8 @@ class ChunkRunner:
                     "tensor")
         if isinstance(output, Tensor):
             output = (output,)
-        return output, context._losses
+        losses, context._losses = context._losses, []
+        return output, losses
 
     def _run_recorded(self, record: _LayerRecord, context: StageContext,
                       split: bool) -> None:
