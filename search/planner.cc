@@ -335,7 +335,8 @@ class Planner : public StepPlanner {
     prepared->transfer_bytes = memory.transfer_bytes;
     prepared->layer_reserve_bytes = std::move(memory.layer_reserve_bytes);
     // The safe order can always hold one microbatch alone. So what fits the
-    // heaviest ones fits any whose items are consumed once.
+    // heaviest ones fits any whose items are consumed once, and are not so long
+    // that a layer needs more than its reserve.
     for (const HeavyBatch& heavy : HeaviestBatches(job, layout)) {
       const auto plan = PlanSafe(*prepared, heavy.batch);
       if (plan.ok()) continue;

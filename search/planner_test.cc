@@ -332,15 +332,19 @@ TEST(PlannerTest, BatchesMadeUpForAJobFailNoJob) {
               HasSubstr("sample batch 0: "));
 }
 
-// A microbatch within the job's limits, each item consumed once.
-semu::Batch RandomMicrobatch(const semu::Job& job, std::mt19937_64& random) {
+// A microbatch within the job's limits, each item consumed once and no longer
+// than registration takes into account.
+semu::Batch RandomMicrobatch(const semu::Job& job, const semu::Layout& layout,
+                             std::mt19937_64& random) {
   const std::vector<int64_t>& buckets = job.executor.shape_buckets;
   semu::Batch batch;
   semu::Microbatch& microbatch = batch.microbatches.emplace_back();
   for (const int64_t tokens : job.max_microbatch_tokens) {
     std::vector<int64_t>& items = microbatch.item_tokens.emplace_back();
-    const int64_t longest =
-        std::min(tokens, buckets.empty() ? tokens : buckets.back());
+    const size_t m = microbatch.item_tokens.size() - 1;
+    int64_t longest =
+        std::min(tokens, 2 * layout.modules[m].sub_microbatch_tokens);
+    if (!buckets.empty()) longest = std::min(longest, buckets.back());
     // Of about one length, which may be just over a bucket.
     int64_t length = 1 + static_cast<int64_t>(random() % longest);
     if (!buckets.empty() && random() % 2 == 0) {
@@ -393,7 +397,7 @@ TEST(PlannerTest, AnAcceptedJobHasASafePlanForEachMicrobatchWithinItsLimits) {
         }
       }
       for (int i = 0; i < 40; ++i) {
-        const semu::Batch batch = RandomMicrobatch(job, random);
+        const semu::Batch batch = RandomMicrobatch(job, layout, random);
         const auto plan = planner->PlanSafe(*accepted, batch);
         EXPECT_TRUE(plan.ok())
             << setup << " with " << buckets.size() << " buckets, items of "
@@ -402,6 +406,46 @@ TEST(PlannerTest, AnAcceptedJobHasASafePlanForEachMicrobatchWithinItsLimits) {
             << " tokens: " << plan.status();
       }
     }
+  }
+}
+
+TEST(PlannerTest, BubblesAreThoseOfTheMakespanBesideThem) {
+  for (const bool offload : {false, true}) {
+    v1::Job proto = *semu::MakeSetup("vlm-s");
+    // Slow, so that transfers contend; with offload, so little memory that
+    // copies are waited for.
+    for (v1::Link* link : {proto.mutable_links()->mutable_p2p_intra_node(),
+                           proto.mutable_links()->mutable_p2p_inter_node()}) {
+      link->set_bandwidth_bytes_per_second(300'000'000);
+    }
+    proto.mutable_executor()->set_offload(offload);
+    if (offload) proto.set_memory_budget_bytes(int64_t{30} << 30);
+    const semu::Job job = *semu::JobFromProto(proto);
+    const auto planner = MakeStepPlanner();
+    const auto prepared =
+        planner->Prepare(job, *PlanLayout(job, semu::OpGraphCost()), {});
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    const semu::Batch batch = *semu::BatchFromProto(
+        *semu::SampleBatch(proto, {.microbatches = 8}), job);
+    const auto plan = planner->Plan(**prepared, batch, Evaluations(20));
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const StepReport& report = plan->report;
+    if (!offload) {
+      EXPECT_GT(report.makespan_ns, report.schedule_makespan_ns);
+    }
+    double busy_ns = 0;
+    for (const std::vector<Action>& program : plan->programs.ranks) {
+      for (const Action& action : program) {
+        if (IsCompute(action.kind)) busy_ns += action.end_ns - action.start_ns;
+      }
+    }
+    const double all_ns = static_cast<double>(plan->programs.ranks.size()) *
+                          static_cast<double>(report.makespan_ns);
+    EXPECT_NEAR(report.bubble_ratio, 1 - busy_ns / all_ns, 1e-9);
+    const BubbleCauses& causes = report.bubbles;
+    EXPECT_NEAR(static_cast<double>(causes.imbalance_ns + causes.dependency_ns +
+                                    causes.memory_ns + causes.transfer_ns),
+                all_ns - busy_ns, 1);
   }
 }
 

@@ -146,9 +146,10 @@ TEST(SafeProgramTest, EqualsTheVectors) {
        [](v1::Job& job) {
          job.mutable_executor()->Clear();
          job.mutable_executor()->set_selective_recompute(true);
-         for (const int64_t tokens : {1024, 4096, 10240, 131072}) {
+         for (const int64_t tokens : {1024, 4096, 10240, 20480, 131072}) {
            job.mutable_executor()->add_shape_buckets(tokens);
          }
+         job.set_max_microbatch_tokens(0, 64'896);
          job.set_data_type(v1::DATA_TYPE_FP32);
        }},
       {"t2v-s", 4},

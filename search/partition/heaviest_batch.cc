@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -38,6 +37,7 @@ std::vector<int64_t> MostTokens(const Job& job) {
   return most;
 }
 
+// Items of `length`, longer where they would be too many, and what is left.
 std::vector<int64_t> EqualItems(int64_t tokens, int64_t length) {
   length = std::max(length, CeilDiv(tokens, semu::kMostBucketsFilled));
   std::vector<int64_t> items(tokens / length, length);
@@ -152,22 +152,34 @@ std::vector<int64_t> MostPaddedItems(int64_t tokens, int64_t items,
 
 std::vector<HeavyBatch> HeaviestBatches(const Job& job,
                                         const semu::Layout& layout) {
-  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
-  const int64_t largest =
-      buckets.empty() ? std::numeric_limits<int64_t>::max() : buckets.back();
-  const auto few = [&](int, int64_t tokens) {
-    return EqualItems(tokens, std::min(tokens, largest));
+  const auto longest = [&](int m) {
+    return 2 * layout.modules[m].sub_microbatch_tokens;
   };
   std::vector<HeavyBatch> batches;
+  const std::vector<int64_t>& buckets = job.executor.shape_buckets;
+  if (buckets.empty()) {
+    batches.push_back({BatchOf(job,
+                               [&](int m, int64_t tokens) {
+                                 return EqualItems(tokens, longest(m));
+                               }),
+                       "in items of twice sub_microbatch_tokens"});
+    return batches;
+  }
+  const int64_t largest = buckets.back();
+  const auto few = [&](int m, int64_t tokens) {
+    return EqualItems(tokens, std::min(longest(m), largest));
+  };
   batches.push_back({BatchOf(job, few), "in as few items as can be"});
-  if (buckets.empty()) return batches;
-  const auto sub_microbatch = [&](int module) {
-    return std::min(layout.modules[module].sub_microbatch_tokens, largest);
+  const auto sub_microbatch = [&](int m) {
+    return std::min(layout.modules[m].sub_microbatch_tokens, largest);
   };
   const auto padded = [&](int m, int64_t tokens) {
     const int64_t items =
         std::min(CeilDiv(tokens, sub_microbatch(m)), semu::kMostBucketsFilled);
-    return MostPaddedItems(tokens, items, buckets);
+    const auto end =
+        std::lower_bound(buckets.begin(), buckets.end(), longest(m));
+    return MostPaddedItems(
+        tokens, items, {buckets.begin(), end == buckets.end() ? end : end + 1});
   };
   batches.push_back(
       {BatchOf(job, padded), "in items that are padded the most"});
@@ -177,9 +189,10 @@ std::vector<HeavyBatch> HeaviestBatches(const Job& job,
                              }),
                      "in items of sub_microbatch_tokens"});
   batches.push_back({BatchOf(job,
-                             [&](int, int64_t tokens) {
+                             [&](int m, int64_t tokens) {
                                return EqualItems(
-                                   tokens, std::min(tokens, largest / 2 + 1));
+                                   tokens,
+                                   std::min(longest(m), largest / 2 + 1));
                              }),
                      "in items of half of the largest of shape_buckets"});
   for (int long_items = 0; long_items < static_cast<int>(job.modules.size());

@@ -21,11 +21,12 @@ struct HeavyBatch {
 // each module, in at most kMostBucketsFilled items a module; a module without
 // modality has its producer's items. Along every edge each item is consumed
 // once, but the shortest by all of the consumer's: so no part of the microbatch
-// can be run and freed before another begins. The tokens stand in as few items
-// as can be; where the executor takes shape buckets, also in items that are
-// padded the most while each is a sub-microbatch of its own, in all modules and
-// in all but one, in items of about B_m tokens, and of just over half of the
-// largest bucket, no two of which share a sub-microbatch.
+// can be run and freed before another begins. No item has more than twice B_m
+// tokens, for which layers have a reserve (memory_plan.h). The items are as few
+// as can be; where the executor takes shape buckets, in turn also padded the
+// most while each is a sub-microbatch of its own, in all modules and in all but
+// one, of about B_m tokens, and of just over half of the largest bucket, no two
+// of which share a sub-microbatch.
 std::vector<HeavyBatch> HeaviestBatches(const semu::Job& job,
                                         const semu::Layout& layout);
 

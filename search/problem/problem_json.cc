@@ -333,12 +333,12 @@ absl::Status CheckExact(absl::string_view text,
   for (const ExactMember& member : members) {
     const Json* claim = Optional(root, member.field);
     if (claim == nullptr) continue;
-    const Path path{nullptr, member.field};
-    PW_ASSIGN_OR_RETURN(
-        const int64_t value,
-        Integer(*claim, path, std::numeric_limits<int64_t>::max()));
-    if (value != member.value) {
-      return Wrong(path, *claim, absl::StrCat("must be exact, ", member.value));
+    const std::string exact = absl::StrCat(member.value);
+    const std::string claimed =
+        claim->is_string() ? claim->get<std::string>() : claim->dump();
+    if (claimed != exact) {
+      return Wrong({nullptr, member.field}, *claim,
+                   absl::StrCat("must be exact, ", exact));
     }
   }
   return absl::OkStatus();
