@@ -46,8 +46,11 @@ void SetBubbles(const semu::EmulatedStep& emulated, StepReport* report) {
     busy_ns += rank.busy_ns;
     copy_wait_ns += rank.copy_wait_ns;
   }
-  const int64_t all_ns =
-      static_cast<int64_t>(emulated.ranks.size()) * emulated.makespan_ns;
+  int64_t all_ns = 0;
+  if (__builtin_mul_overflow(static_cast<int64_t>(emulated.ranks.size()),
+                             emulated.makespan_ns, &all_ns)) {
+    return;  // out of proportion, and no use to anybody
+  }
   const int64_t idle_ns = all_ns - busy_ns;
   report->bubble_ratio =
       all_ns == 0 ? 0
@@ -134,6 +137,16 @@ int MadeUpMicrobatches(const semu::Job& job) {
   return std::min(std::max(kFewest, 2 * ranks), kMostStages / stages);
 }
 
+// Those of a sample that count.
+semu::Batch FirstMicrobatches(const semu::Batch& sample) {
+  semu::Batch first;
+  first.microbatches.assign(sample.microbatches.begin(),
+                            sample.microbatches.begin() +
+                                std::min<size_t>(sample.microbatches.size(),
+                                                 semu::kSampleMicrobatches));
+  return first;
+}
+
 // The layout of least simulated makespan on the samples, or where there are
 // none on batches such as the job's limits allow; deterministic. `fits` is
 // RefineOptions's.
@@ -160,12 +173,7 @@ absl::StatusOr<semu::Layout> ProposeLayout(
     }
   } else {
     for (const semu::Batch& sample : prepare.samples) {
-      semu::Batch& first = samples.emplace_back();
-      first.microbatches.assign(
-          sample.microbatches.begin(),
-          sample.microbatches.begin() +
-              std::min<size_t>(sample.microbatches.size(),
-                               semu::kSampleMicrobatches));
+      samples.push_back(FirstMicrobatches(sample));
     }
     held_out = std::max<size_t>(1, samples.size() / 3);
     // A single one has to do for both.
@@ -239,7 +247,11 @@ class Planner : public StepPlanner {
     if (pinned) {
       PW_ASSIGN_OR_RETURN(auto prepared, on_layout(*pinned));
       for (size_t i = 0; i < options.samples.size(); ++i) {
-        const auto plan = PlanSafe(*prepared, options.samples[i]);
+        if (options.cancelled && options.cancelled()) {
+          return absl::CancelledError("the registration was cancelled");
+        }
+        const auto plan =
+            PlanSafe(*prepared, FirstMicrobatches(options.samples[i]));
         if (!plan.ok()) return OfSample(i, plan.status());
       }
       return prepared;
@@ -492,6 +504,11 @@ class Planner : public StepPlanner {
         job, batch, options, pool, std::move(other), solve);
     if (without.ok() && (!plan.ok() || without->report.makespan_ns <
                                            plan->report.makespan_ns)) {
+      // The bound of both ways.
+      if (plan.ok()) {
+        int64_t& bound_ns = without->report.flow_lower_bound_ns;
+        bound_ns = std::min(bound_ns, plan->report.flow_lower_bound_ns);
+      }
       return without;
     }
     return plan;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -93,7 +94,8 @@ semu::Batch BatchOf(
 }  // namespace
 
 std::vector<int64_t> MostPaddedItems(int64_t tokens, int64_t items,
-                                     const std::vector<int64_t>& buckets) {
+                                     int64_t longest,
+                                     absl::Span<const int64_t> buckets) {
   // Each item is as short as its bucket allows. Were numbers of items
   // fractions, two buckets would be enough, either one with as many items as
   // can be, or such that tokens and items are both used up; what tokens are
@@ -104,8 +106,31 @@ std::vector<int64_t> MostPaddedItems(int64_t tokens, int64_t items,
   };
   std::vector<Bucket> all;
   for (size_t b = 0; b < buckets.size(); ++b) {
-    all.push_back({b == 0 ? 1 : buckets[b - 1] + 1, buckets[b]});
+    const int64_t least = b == 0 ? 1 : buckets[b - 1] + 1;
+    if (least <= longest) all.push_back({least, buckets[b]});
   }
+  // What `count` items of a larger bucket and all that can be of a smaller one
+  // are padded to; their lengths go to `found`, if that is not null.
+  const auto padded_of = [&](size_t larger, int64_t count, size_t smaller,
+                             std::vector<int64_t>* found) {
+    const int64_t least = all[smaller].least;
+    int64_t left = tokens - count * all[larger].least;
+    int64_t rest = std::min(items - count, left / least);
+    left -= rest * least;
+    int64_t padded = count * all[larger].padded;
+    if (found != nullptr) found->assign(count, all[larger].least);
+    for (; rest > 0 && smaller + 1 < all.size() &&
+           all[smaller + 1].least - least <= left;
+         --rest) {
+      size_t b = smaller + 1;
+      while (b + 1 < all.size() && all[b + 1].least - least <= left) ++b;
+      left -= all[b].least - least;
+      padded += all[b].padded;
+      if (found != nullptr) found->push_back(all[b].least);
+    }
+    if (found != nullptr) found->insert(found->end(), rest, least);
+    return padded + rest * all[smaller].padded;
+  };
   std::vector<int64_t> best;
   int64_t best_padded = 0;
   for (size_t larger = 0; larger < all.size(); ++larger) {
@@ -118,32 +143,19 @@ std::vector<int64_t> MostPaddedItems(int64_t tokens, int64_t items,
                                     all[smaller].least) /
                           lift;
       for (const int64_t count : {std::min(both, most), most}) {
-        int64_t left = tokens - count * all[larger].least;
-        const int64_t rest = std::min(items - count, left / all[smaller].least);
-        left -= rest * all[smaller].least;
-        std::vector<int64_t> found(count, all[larger].least);
-        int64_t padded = count * all[larger].padded;
-        for (int64_t i = 0; i < rest; ++i) {
-          size_t b = smaller;
-          while (b + 1 < all.size() &&
-                 all[b + 1].least - all[smaller].least <= left) {
-            ++b;
-          }
-          left -= all[b].least - all[smaller].least;
-          found.push_back(all[b].least);
-          padded += all[b].padded;
-        }
+        const int64_t padded = padded_of(larger, count, smaller, nullptr);
         if (padded <= best_padded) continue;
         best_padded = padded;
-        best = std::move(found);
+        padded_of(larger, count, smaller, &best);
       }
     }
   }
   // The rest fills items up, so that these are not taken together.
   int64_t left = tokens - std::accumulate(best.begin(), best.end(), int64_t{0});
   for (int64_t& item : best) {
-    const int64_t more = std::min(
-        left, *std::lower_bound(buckets.begin(), buckets.end(), item) - item);
+    const int64_t bucket =
+        *std::lower_bound(buckets.begin(), buckets.end(), item);
+    const int64_t more = std::min(left, std::min(bucket, longest) - item);
     item += more;
     left -= more;
   }
@@ -173,13 +185,16 @@ std::vector<HeavyBatch> HeaviestBatches(const Job& job,
   const auto sub_microbatch = [&](int m) {
     return std::min(layout.modules[m].sub_microbatch_tokens, largest);
   };
+  std::map<int, std::vector<int64_t>> known;  // by module
   const auto padded = [&](int m, int64_t tokens) {
-    const int64_t items =
-        std::min(CeilDiv(tokens, sub_microbatch(m)), semu::kMostBucketsFilled);
-    const auto end =
-        std::lower_bound(buckets.begin(), buckets.end(), longest(m));
-    return MostPaddedItems(
-        tokens, items, {buckets.begin(), end == buckets.end() ? end : end + 1});
+    const auto [it, is_new] = known.try_emplace(m);
+    if (is_new) {
+      it->second = MostPaddedItems(tokens,
+                                   std::min(CeilDiv(tokens, sub_microbatch(m)),
+                                            semu::kMostBucketsFilled),
+                                   longest(m), buckets);
+    }
+    return it->second;
   };
   batches.push_back(
       {BatchOf(job, padded), "in items that are padded the most"});

@@ -12,6 +12,7 @@
 #include "search/partition/layout_planner.h"
 #include "semu/cost/op_graph_cost.h"
 #include "semu/model/job_proto.h"
+#include "semu/model/module_graph.h"
 #include "semu/model/setups.h"
 
 namespace pipeweaver::search {
@@ -27,14 +28,15 @@ int64_t Padded(const std::vector<int64_t>& items,
 }
 
 // The most that any list of at most `items` lengths is padded to.
-int64_t MostPadded(int64_t tokens, int64_t items,
+int64_t MostPadded(int64_t tokens, int64_t items, int64_t longest,
                    const std::vector<int64_t>& buckets) {
   if (items == 0) return 0;
   int64_t most = 0;
-  for (int64_t length = 1; length <= std::min(tokens, buckets.back());
-       ++length) {
-    most = std::max(most, Padded({length}, buckets) +
-                              MostPadded(tokens - length, items - 1, buckets));
+  for (int64_t length = 1;
+       length <= std::min({tokens, longest, buckets.back()}); ++length) {
+    most = std::max(
+        most, Padded({length}, buckets) +
+                  MostPadded(tokens - length, items - 1, longest, buckets));
   }
   return most;
 }
@@ -45,12 +47,15 @@ TEST(MostPaddedItemsTest, NoItemsArePaddedMore) {
   for (const std::vector<int64_t>& buckets : some_buckets) {
     for (int64_t tokens = 1; tokens <= 14; ++tokens) {
       for (int64_t items = 1; items <= 5; ++items) {
+        const int64_t longest = 4 + tokens % 5;
         const std::vector<int64_t> found =
-            MostPaddedItems(tokens, items, buckets);
+            MostPaddedItems(tokens, items, longest, buckets);
+        EXPECT_LE(*std::max_element(found.begin(), found.end()), longest);
         EXPECT_LE(std::accumulate(found.begin(), found.end(), int64_t{0}),
                   tokens);
         EXPECT_LE(static_cast<int64_t>(found.size()), items);
-        EXPECT_EQ(Padded(found, buckets), MostPadded(tokens, items, buckets))
+        EXPECT_EQ(Padded(found, buckets),
+                  MostPadded(tokens, items, longest, buckets))
             << tokens << " tokens in " << items << " items, largest bucket "
             << buckets.back();
       }
@@ -88,7 +93,18 @@ TEST(HeaviestBatchesTest, CanBeSplitWhereModulesInheritItems) {
       }
       const auto split = SplitBatch(job, layout, some.batch);
       ASSERT_TRUE(split.ok()) << split.status();
-      EXPECT_EQ(ShapesOf(job, some.batch, *split).size(), split->size());
+      for (size_t m = 0; m < job.modules.size(); ++m) {
+        const std::vector<int64_t>& items = microbatch.item_tokens[m];
+        if (semu::InheritedEdge(job, static_cast<int>(m)) >= 0) continue;
+        EXPECT_LE(*std::max_element(items.begin(), items.end()),
+                  2 * layout.modules[m].sub_microbatch_tokens);
+        if (some.description != "in items that are padded the most") continue;
+        const auto parts = std::count_if(
+            split->begin(), split->end(), [m](const SubMicrobatch& sub) {
+              return sub.module == static_cast<int>(m);
+            });
+        EXPECT_EQ(parts, static_cast<int64_t>(items.size()));
+      }
     }
   }
 }

@@ -189,7 +189,7 @@ struct Sums {
     ++batches;
     const double makespan_s = Seconds(report.makespan_ns);
     this->makespan_s += makespan_s;
-    busy_s += (1 - report.bubble_ratio) * Seconds(report.schedule_makespan_ns);
+    busy_s += (1 - report.bubble_ratio) * makespan_s;
     bubbles.imbalance_ns += report.bubbles.imbalance_ns;
     bubbles.dependency_ns += report.bubbles.dependency_ns;
     bubbles.memory_ns += report.bubbles.memory_ns;

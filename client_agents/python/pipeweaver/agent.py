@@ -729,6 +729,9 @@ class StepAgent:
                 with self._lock:
                     self._count("sends_failed",
                                 f"{type(error).__name__}: {error}")
+                    if isinstance(task, tuple):
+                        task[0].given_up = True
+                    self._lock.notify_all()
 
     def _send(self, task: Any) -> None:
         if isinstance(task, tuple):

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -53,34 +54,29 @@ double MeanError(const std::vector<CostObservation>& observations,
   return sum / static_cast<double>(observations.size());
 }
 
-// What measured times are of those corrected by `factors`, as far as all of the
-// steps agree: one slow step is not a slower machine. 1 where they do not part
-// from them by more than chance. REQUIRES: not empty.
+// What measured times of the fastest step are of those corrected by `factors`:
+// one slow step among fast ones is not a slower machine. 1 where they do not
+// part from them by more than chance. REQUIRES: not empty.
 double Speed(const std::vector<CostObservation>& observations,
              const std::array<double, kNumCostParts>& factors) {
-  std::vector<double> logs;
-  logs.reserve(observations.size());
   std::map<int64_t, std::vector<double>> logs_of_step;
   for (const CostObservation& observation : observations) {
-    logs.push_back(std::log(static_cast<double>(observation.measured_ns) /
-                            Corrected(observation, factors)));
-    logs_of_step[observation.step].push_back(logs.back());
+    logs_of_step[observation.step].push_back(
+        std::log(static_cast<double>(observation.measured_ns) /
+                 Corrected(observation, factors)));
   }
-  const double middle = Median(logs);
+  double fastest = std::numeric_limits<double>::infinity();
   std::vector<double> deviations;
-  deviations.reserve(logs.size());
-  for (const double log : logs) deviations.push_back(std::abs(log - middle));
-  const double error = kErrorOfMedian * kDeviationOfMedian *
-                       Median(std::move(deviations)) /
-                       std::sqrt(static_cast<double>(logs.size()));
-  if (std::abs(middle) <= kSpeedErrors * error) return 1;
-  double agreed = middle;
-  for (auto& [step, of_step] : logs_of_step) {
-    const double its = Median(std::move(of_step));
-    if (its * middle <= 0) return 1;
-    if (std::abs(its) < std::abs(agreed)) agreed = its;
+  for (const auto& [step, logs] : logs_of_step) {
+    const double middle = Median(logs);
+    fastest = std::min(fastest, middle);
+    for (const double log : logs) deviations.push_back(std::abs(log - middle));
   }
-  return std::exp(agreed);
+  const double steps = static_cast<double>(logs_of_step.size());
+  const double error =
+      kErrorOfMedian * kDeviationOfMedian * Median(std::move(deviations)) /
+      std::sqrt(static_cast<double>(observations.size()) / steps);
+  return std::abs(fastest) > kSpeedErrors * error ? std::exp(fastest) : 1;
 }
 
 }  // namespace

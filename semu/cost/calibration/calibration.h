@@ -79,8 +79,8 @@ struct CalibratorOptions {
 // factor.
 // On top of the fit, all factors of what was seen follow the machine's speed,
 // which changes from step to step (clocks, heat, neighbours): they are
-// multiplied by the median of measured / predicted over the latest steps, where
-// that is more than chance.
+// multiplied by the median of measured / predicted in the fastest of the latest
+// steps, where that is more than chance.
 // Deterministic in the order of Add. Not thread-safe.
 class Calibrator {
  public:

@@ -123,13 +123,22 @@ TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
   add(24, 1);
   ASSERT_TRUE(calibrator.PublishSpeed());
   EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
-  // One slow step is not a slower machine.
-  add(25, 5);
-  calibrator.PublishSpeed();
-  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
-  add(26, 1);
-  calibrator.PublishSpeed();
-  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1, 0.02);
+  // One slow step is not a slower machine, whatever the speed before it.
+  int64_t step = 25;
+  for (const double speed : {1.0, 0.8, 1.3}) {
+    add(step++, speed);
+    add(step++, speed);
+    calibrator.PublishSpeed();
+    for (const double slower : {5.0, 1.2, 1.0}) {
+      add(step++, speed * slower);
+      calibrator.PublishSpeed();
+      EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, speed, 0.02)
+          << "after a step that took " << slower << " times as long";
+      add(step++, speed);
+      calibrator.PublishSpeed();
+      EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, speed, 0.02);
+    }
+  }
 }
 
 TEST(CalibratorTest, KeepsTheFactorOfWhatTheWindowNoLongerHolds) {
