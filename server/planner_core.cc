@@ -160,17 +160,18 @@ absl::Status PlannerCore::QueueFull() const {
                    " may wait for a thread (max_queued): try again later"));
 }
 
-void PlannerCore::RunQuestion(const std::string& job,
-                              const CancelFlag& cancelled,
-                              std::function<void(absl::Status)> task) {
+void PlannerCore::RunQuestion(
+    const std::string& job, const CancelFlag& cancelled,
+    std::function<void(absl::Status, const std::atomic<bool>& end)> task) {
   if (!questions_.Reserve()) {
-    task(QueueFull());
+    task(QueueFull(), *cancelled);
     return;
   }
   RunOn(questions_, job, cancelled,
         [this, cancelled, task = std::move(task)](absl::Status status) {
-          const Running running(this, {cancelled}, cancelled);
-          task(std::move(status));
+          const auto end = std::make_shared<std::atomic<bool>>(false);
+          const Running running(this, {cancelled}, end);
+          task(std::move(status), *end);
         });
 }
 
@@ -1136,6 +1137,8 @@ struct PlannerCore::Comparison {
   search::PlanOptions options;
   Clock::TimePoint deadline;
   CancelFlag cancelled;
+  // Set once it is cancelled, or the core stops.
+  const CancelFlag end = std::make_shared<std::atomic<bool>>(false);
   CompareCallback done;
 
   Mutex mutex;
@@ -1162,7 +1165,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
   comparison->batch = std::move(batch);
   comparison->options.search.seed = seed;
   comparison->options.search.budget.evaluations = budget_evaluations;
-  comparison->options.search.budget.cancelled = cancelled.get();
+  comparison->options.search.budget.cancelled = comparison->end.get();
   comparison->deadline = deadline;
   comparison->cancelled = std::move(cancelled);
   comparison->done = std::move(done);
@@ -1183,8 +1186,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
       absl::StatusOr<search::StepReport> report =
           absl::CancelledError("not planned: the call was cancelled");
       if (!dropped) {
-        const Running running(this, {comparison->cancelled},
-                              comparison->cancelled);
+        const Running running(this, {comparison->cancelled}, comparison->end);
         search::PlanOptions options = comparison->options;
         options.strategy = strategy;
         options.search.threads = ThreadsForQuestion();
@@ -1213,7 +1215,7 @@ void PlannerCore::CompareStrategies(std::shared_ptr<const RegisteredJob> job,
       }
       if (comparison->cancelled->load()) {
         comparison->done(absl::CancelledError("the call was cancelled"));
-      } else if (any_dropped) {
+      } else if (any_dropped || comparison->end->load()) {
         comparison->done(absl::UnavailableError("the server shuts down"));
       } else {
         comparison->done(std::move(outcomes));

@@ -168,9 +168,11 @@ class PlannerCore {
   // Runs `task`, which answers a question, at the turn of `job` on a thread of
   // low priority that no step waits for. `task` is called exactly once, with a
   // status other than OK when it is not to run: RESOURCE_EXHAUSTED (queue
-  // full), CANCELLED, or UNAVAILABLE (stopped).
-  void RunQuestion(const std::string& job, const CancelFlag& cancelled,
-                   std::function<void(absl::Status)> task);
+  // full), CANCELLED, or UNAVAILABLE (stopped). It should end soon once `end`
+  // is set: the question is cancelled, or the core stops.
+  void RunQuestion(
+      const std::string& job, const CancelFlag& cancelled,
+      std::function<void(absl::Status, const std::atomic<bool>& end)> task);
 
   // Gives back the places of tasks that are cancelled and still wait, and ends
   // the joint searches all steps of which are cancelled. Call after setting
@@ -221,10 +223,11 @@ class PlannerCore {
   // one of a known job, one that is refused. False: it is none of these.
   bool AnsweredAtOnce(const Registration& registration,
                       const RegisterCallback& done);
-  // As RunQuestion, on the thread that learns from reports.
+  // As RunQuestion, to the end, on the thread that learns from reports.
   void RunLearning(const std::string& job,
                    std::function<void(absl::Status)> task);
-  // As RunQuestion, on a thread of `pool`. REQUIRES: a reserved place there.
+  // As RunQuestion, to the end, on a thread of `pool`. REQUIRES: a reserved
+  // place there.
   void RunOn(PlanningPool& pool, const std::string& job, CancelFlag cancelled,
              std::function<void(absl::Status)> task);
 

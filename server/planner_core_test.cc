@@ -989,6 +989,7 @@ TEST_F(PlannerCoreTest, StepsDoNotWaitForQuestionsWhichCancellingEnds) {
   EXPECT_TRUE(Read({"vlm", 1, 0, 0}).ok());
   EXPECT_EQ(core_.questions().running, 1);
   cancelled->store(true);
+  core_.DropCancelled();
   EXPECT_EQ(answer.get_future().get().code(), absl::StatusCode::kCancelled);
 }
 
@@ -1006,8 +1007,41 @@ TEST_F(PlannerCoreTest, StopAnswersAllThatWait) {
             absl::StatusCode::kUnavailable);
   absl::Status answer;
   core_.RunQuestion("vlm", NotCancelled(),
-                    [&answer](const absl::Status& status) { answer = status; });
+                    [&answer](const absl::Status& status,
+                              const std::atomic<bool>&) { answer = status; });
   EXPECT_EQ(answer.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(PlannerCoreTest, StopEndsQuestionsThatNobodyCancelled) {
+  Register("vlm", "a");
+  planner_.HoldPlans();
+  const CancelFlag cancelled = NotCancelled();
+  std::promise<absl::Status> compared;
+  core_.CompareStrategies(*core_.registry().Find("vlm"), LabelledBatch(9), {},
+                          1, 0, Clock::TimePoint::max(), cancelled,
+                          [&compared](const auto& outcomes) {
+                            compared.set_value(outcomes.status());
+                          });
+  planner_.WaitForPlans(1);
+  core_.BeginStop();
+  EXPECT_EQ(compared.get_future().get().code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(cancelled->load());
+}
+
+TEST_F(PlannerCoreTest, StopTellsQuestionsToEnd) {
+  Register("vlm", "a");
+  std::promise<void> begun, ended;
+  core_.RunQuestion(
+      "vlm", NotCancelled(),
+      [&](const absl::Status& status, const std::atomic<bool>& end) {
+        EXPECT_TRUE(status.ok());
+        begun.set_value();
+        while (!end.load()) std::this_thread::yield();
+        ended.set_value();
+      });
+  begun.get_future().wait();
+  core_.BeginStop();
+  ended.get_future().wait();
 }
 
 TEST_F(PlannerCoreTest, PlansExpireByTheClock) {

@@ -773,18 +773,22 @@ absl::Status PlannerServiceImpl::StartSimulate(
   call->set_on_cancel([core = core_] { core->DropCancelled(); });
   core_->RunQuestion(
       key.job, call->cancelled(),
-      [this, call, job, sealed, simulation](const absl::Status& status) {
+      [this, call, job, sealed, simulation](const absl::Status& status,
+                                            const std::atomic<bool>& end) {
         if (!status.ok()) {
           call->End(status);
           return;
         }
-        const absl::StatusOr<std::vector<int64_t>> makespans = simulate_(
-            *job->plannable, *sealed->plan, simulation, *call->cancelled());
+        const absl::StatusOr<std::vector<int64_t>> makespans =
+            simulate_(*job->plannable, *sealed->plan, simulation, end);
         if (makespans.ok()) {
           call->response.mutable_makespan_ns()->Add(makespans->begin(),
                                                     makespans->end());
         }
-        call->End(makespans.status());
+        call->End(absl::IsCancelled(makespans.status()) &&
+                          !call->cancelled()->load()
+                      ? absl::UnavailableError("the server shuts down")
+                      : makespans.status());
       });
   return absl::OkStatus();
 }

@@ -73,6 +73,7 @@ TEST(ScheduleCommandTest, WhatAScheduleClaimsMustBeExact) {
   EXPECT_EQ(simulate("").code, kExitOk);
   EXPECT_EQ(simulate(R"("makespan_ns": 3, "lower_bound_ns": "3", )").code,
             kExitOk);
+  EXPECT_EQ(simulate(R"("makespan_ns": "003", )").code, kExitOk);
   for (const std::string field : {"makespan_ns", "lower_bound_ns"}) {
     for (const std::string value : {"4", "-1", "\"x\"", "1.5"}) {
       const Outcome wrong = simulate("\"" + field + "\": " + value + ", ");
@@ -80,6 +81,31 @@ TEST(ScheduleCommandTest, WhatAScheduleClaimsMustBeExact) {
       EXPECT_EQ(nlohmann::json::parse(wrong.err)["field"], field) << value;
     }
   }
+}
+
+TEST(ScheduleCommandTest, SimulatesWhatItScheduledPastTwoToThe63) {
+  std::string stages;
+  for (int i = 0; i < 10; ++i) {
+    stages +=
+        (i == 0 ? "{\"rank\": " : ", {\"rank\": ") + std::to_string(i % 2);
+    stages += R"(, "transfer_ns": 900000000000000000, "choices": [
+        {"forward_ns": 1, "input_grad_ns": 1, "weight_grad_ns": 0,
+         "activation_bytes": 1}]})";
+  }
+  const std::string problem = ::testing::TempDir() + "/long.json";
+  std::ofstream(problem) << R"({"ranks": 2, "p2p_latency_ns": 0,
+      "split_backward": false, "memory_limit_bytes": [9, 9], "segments": [
+      {"id": "a", "microbatch": 0, "stages": [)"
+                         << stages << "]}]}";
+  const Outcome scheduled =
+      Ctl(RunScheduleCommand, {problem, "--budget-evals=5"});
+  ASSERT_EQ(scheduled.code, kExitOk) << scheduled.err;
+  EXPECT_THAT(scheduled.out,
+              HasSubstr("\"makespan_ns\": 16200000000000000020"));
+  const std::string path = ::testing::TempDir() + "/long_schedule.json";
+  std::ofstream(path) << scheduled.out;
+  const Outcome simulated = Ctl(RunSimulateCommand, {problem, path});
+  EXPECT_EQ(simulated.code, kExitOk) << simulated.err;
 }
 
 TEST(ScheduleCommandTest, NamesTheLimitThatIsTooLow) {
