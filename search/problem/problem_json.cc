@@ -333,9 +333,12 @@ absl::Status CheckExact(absl::string_view text,
   for (const ExactMember& member : members) {
     const Json* claim = Optional(root, member.field);
     if (claim == nullptr) continue;
-    const std::string exact = absl::StrCat(member.value);
-    const std::string claimed =
+    // From 2^63 on the fields hold the unsigned value's bits (timing.h).
+    const std::string exact = absl::StrCat(static_cast<uint64_t>(member.value));
+    std::string claimed =
         claim->is_string() ? claim->get<std::string>() : claim->dump();
+    // Strings of digits may have zeros in front.
+    while (claimed.size() > 1 && claimed[0] == '0') claimed.erase(0, 1);
     if (claimed != exact) {
       return Wrong({nullptr, member.field}, *claim,
                    absl::StrCat("must be exact, ", exact));

@@ -55,6 +55,7 @@ class Timer {
     times_.ranks.resize(graph_.ranks);
     position_.assign(graph_.ranks, 0);
     free_.assign(graph_.ranks, 0);
+    inputs_.resize(graph_.ranks);
     // A rank that stops is looked at again when what it waits for is done.
     for (int r = 0; r < graph_.ranks; ++r) {
       runnable_.push_back(r);
@@ -170,6 +171,12 @@ class Timer {
     }
   }
 
+  // Inputs that the stage at a rank's position has found so far.
+  struct InputsFound {
+    int count = 0;
+    uint64_t ready = 0;  // when the last of them is there
+  };
+
   // Runs the stages of rank r up to its end or one that misses an input.
   void RunRank(int r) {
     const std::vector<ScheduledStage>& order = schedule_.ranks[r];
@@ -178,8 +185,9 @@ class Timer {
     for (; position < order.size(); ++position) {
       const StageKind kind = order[position].kind;
       const int pair = PairOf(order[position]);
-      const std::optional<uint64_t> ready = ReadyAt(kind, pair);
+      const std::optional<uint64_t> ready = ReadyAt(kind, pair, inputs_[r]);
       if (!ready) break;
+      inputs_[r] = {};
       const uint64_t start = std::max(free, *ready);
       PairState& state = states_[pair];
       const GraphChoice& choice = *state.choice;
@@ -211,36 +219,43 @@ class Timer {
   }
 
   // When a stage's inputs are there; nullopt when one is missing still, which
-  // is then marked as awaited.
-  std::optional<uint64_t> ReadyAt(StageKind kind, int pair) {
+  // is then marked as awaited. `found` is where to go on.
+  std::optional<uint64_t> ReadyAt(StageKind kind, int pair,
+                                  InputsFound& found) {
     const PairState& state = states_[pair];
-    uint64_t ready = 0;
     switch (kind) {
-      case StageKind::kForward:
-        for (const GraphEdge& edge : graph_.producers_of(pair)) {
+      case StageKind::kForward: {
+        const auto producers = graph_.producers_of(pair);
+        for (; found.count < producers.size(); ++found.count) {
+          const GraphEdge& edge = producers[found.count];
           PairState& producer = states_[edge.pair];
           if (!producer.forward_done) {
             producer.forward_awaited = true;
             return std::nullopt;
           }
-          ready = std::max(ready, producer.forward_end +
-                                      static_cast<uint64_t>(edge.delay_ns));
+          found.ready =
+              std::max(found.ready, producer.forward_end +
+                                        static_cast<uint64_t>(edge.delay_ns));
         }
-        return ready;
+        return found.ready;
+      }
       case StageKind::kBackward:
-      case StageKind::kInputGrad:
+      case StageKind::kInputGrad: {
         if (!state.forward_done) return std::nullopt;
-        ready = state.forward_end;
-        for (const GraphEdge& edge : graph_.consumers_of(pair)) {
+        const auto consumers = graph_.consumers_of(pair);
+        for (; found.count < consumers.size(); ++found.count) {
+          const GraphEdge& edge = consumers[found.count];
           PairState& consumer = states_[edge.pair];
           if (!consumer.gradient_done) {
             consumer.gradient_awaited = true;
             return std::nullopt;
           }
-          ready = std::max(ready, consumer.gradient_end +
-                                      static_cast<uint64_t>(edge.delay_ns));
+          found.ready =
+              std::max(found.ready, consumer.gradient_end +
+                                        static_cast<uint64_t>(edge.delay_ns));
         }
-        return ready;
+        return std::max(found.ready, state.forward_end);
+      }
       case StageKind::kWeightGrad:
         if (!state.gradient_done) return std::nullopt;
         return state.gradient_end;
@@ -254,6 +269,7 @@ class Timer {
   StageTimes times_;
   std::vector<size_t> position_;
   std::vector<uint64_t> free_;
+  std::vector<InputsFound> inputs_;
   std::vector<int> runnable_;
   std::vector<bool> queued_;
 };

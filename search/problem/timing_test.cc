@@ -142,5 +142,37 @@ TEST(TimeScheduleTest, TimesPastTwoToThe63KeepTheirBits) {
   EXPECT_EQ(static_cast<uint64_t>(LowerBound(graph)), expected);
 }
 
+// The backward of the first sweep waits for one consumer after the other, each
+// on another rank than the one before.
+TEST(TimeScheduleTest, ManyConsumersTakeNoLonger) {
+  constexpr int kSweeps = 300'000;
+  Problem problem;
+  problem.ranks = 3;
+  problem.memory_limit_bytes.assign(3, int64_t{1} << 40);
+  Schedule schedule;
+  schedule.ranks.resize(3);
+  for (int s = 0; s < kSweeps; ++s) {
+    Sweep& sweep = problem.sweeps.emplace_back();
+    sweep.id = std::to_string(s);
+    if (s > 0) sweep.after = {0};
+    if (s > 0 && s + 1 < kSweeps) sweep.after.push_back(s + 1);
+    sweep.stages = {
+        {.rank = s == 0 ? 0 : 1 + s % 2, .choices = {MakeChoice(1, 1, 0, 1)}}};
+  }
+  schedule.ranks[0] = {{.kind = StageKind::kForward, .sweep = 0},
+                       {.kind = StageKind::kBackward, .sweep = 0}};
+  for (int s = kSweeps - 1; s > 0; --s) {
+    schedule.ranks[1 + s % 2].push_back(
+        {.kind = StageKind::kForward, .sweep = s});
+  }
+  for (int s = 1; s < kSweeps; ++s) {
+    schedule.ranks[1 + s % 2].push_back(
+        {.kind = StageKind::kBackward, .sweep = s});
+  }
+  const auto times = TimeSchedule(BuildProblemGraph(problem), schedule);
+  ASSERT_TRUE(times.ok()) << times.status();
+  EXPECT_EQ(times->makespan_ns, 2 * kSweeps);
+}
+
 }  // namespace
 }  // namespace pipeweaver::search

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <limits>
 #include <optional>
 #include <queue>
@@ -643,7 +644,7 @@ class ComponentSolver {
   Shortage shortage_;
   // RunMembers: consumers to come, and backwards by index in ranks_.
   std::vector<int32_t> waits_;
-  std::vector<std::vector<int32_t>> ready_;
+  std::vector<std::deque<int32_t>> ready_;
   // SearchSteps: 0 before F, 1 + way after it, kDone after the backward.
   std::vector<int32_t> state_;
   std::vector<std::pair<size_t, int32_t>> undo_;
