@@ -428,9 +428,12 @@ class Planner : public StepPlanner {
       search.warm_settings = settings;
       SearchBudget& budget = search.budget;
       if (budget.evaluations > 0) {
-        budget.evaluations = std::max<int64_t>(
-            1, static_cast<int64_t>(kShares[i] *
-                                    static_cast<double>(budget.evaluations)));
+        const int64_t left = budget.evaluations - evaluations;
+        if (best && left <= 0) break;
+        budget.evaluations = std::clamp<int64_t>(
+            static_cast<int64_t>(kShares[i] *
+                                 static_cast<double>(budget.evaluations)),
+            1, std::max<int64_t>(1, left));
       }
       if (budget.deadline) {
         const WallClock::time_point now = WallClock::now();

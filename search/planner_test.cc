@@ -143,6 +143,18 @@ TEST(PlannerTest, JitterIsJudgedAlikeForAnyThreads) {
       HasSubstr("duration_noise 2"));
 }
 
+TEST(PlannerTest, JitterTakesNoMoreEvaluationsThanItMay) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  const Case c = MakeCase(*planner, "t2v-s", /*microbatches=*/4);
+  for (const int64_t budget : {1, 2, 3, 8}) {
+    PlanOptions options = Evaluations(budget, 1);
+    options.jitter.duration_noise = 0.2;
+    const auto plan = planner->Plan(*c.job, c.batch, options);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->report.evaluations, budget);
+  }
+}
+
 TEST(PlannerTest, EveryStrategyThatAppliesPlansTheSampleBatch) {
   const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
   const Case c = MakeCase(*planner, "vlm-s", /*microbatches=*/8);

@@ -22,6 +22,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -279,6 +280,26 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   simulate.set_bandwidth_factor(0.01);
   EXPECT_GT(client.SimulatePlan(simulate)->makespan_ns(0),
             plan->report().makespan_ns());
+  // Runs of neighbouring seeds differ all.
+  simulate.set_duration_noise(0.1);
+  simulate.set_runs(10);
+  std::set<int64_t> makespans;
+  for (const uint64_t seed : {1, 2, 3}) {
+    simulate.set_seed(seed);
+    const auto noisy = client.SimulatePlan(simulate);
+    ASSERT_TRUE(noisy.ok()) << noisy.status();
+    makespans.insert(noisy->makespan_ns().begin(), noisy->makespan_ns().end());
+  }
+  EXPECT_EQ(makespans.size(), 30);
+
+  // Noise that a plan's identity would not show is none.
+  v1::SubmitStepRequest noisy_step = Submission(job, registered, 1, 8);
+  noisy_step.set_budget_evaluations(5);
+  noisy_step.set_duration_noise(1e-7);
+  ASSERT_TRUE(client.SubmitStep(noisy_step).ok());
+  const auto noisy_plan = client.GetPlan(noisy_step.key());
+  ASSERT_TRUE(noisy_plan.ok()) << noisy_plan.status();
+  EXPECT_EQ(noisy_plan->report().expected_makespan_ns(), 0);
 
   // Another server, given the same, seals the same plan.
   const auto other = ServerProcess::Serving({"--planner_threads=3"});
@@ -293,7 +314,7 @@ TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {
   EXPECT_EQ(server->Metric("pipeweaver_jobs"), 1);
   EXPECT_EQ(server->Metric(
                 "pipeweaver_plans_sealed_total{origin=\"search_finished\"}"),
-            1);
+            2);
 }
 
 TEST(PipeweaverServerTest, PlansThatGiveWayUnreadAreCounted) {

@@ -2,6 +2,8 @@
 
 #include "server/plan_simulator.h"
 
+#include <random>
+
 #include "search/plan_evaluator.h"
 #include "semu/base/status_macros.h"
 
@@ -17,11 +19,13 @@ absl::StatusOr<std::vector<int64_t>> SimulatePlan(
   options.bandwidth_factor = simulation.bandwidth_factor;
   options.duration_noise = simulation.duration_noise;
   std::vector<int64_t> makespans;
+  // Those of neighbouring seeds have nothing in common.
+  std::mt19937_64 seeds(simulation.seed);
   for (int run = 0; run < simulation.runs; ++run) {
     if (cancelled.load()) {
       return absl::CancelledError("the call was cancelled");
     }
-    options.seed = simulation.seed + run;
+    options.seed = seeds();
     PW_ASSIGN_OR_RETURN(const search::StepEvaluation evaluation,
                         evaluator.Evaluate(options));
     makespans.push_back(evaluation.makespan_ns);

@@ -546,6 +546,8 @@ absl::Status PlannerServiceImpl::Submit(
     return absl::InvalidArgumentError(absl::StrCat(
         "duration_noise: ", submission.duration_noise, ", must be 0 .. 1"));
   }
+  // As plans record it.
+  submission.duration_noise = std::round(1e6 * submission.duration_noise) / 1e6;
   if (request.has_joint_wait() && submission.duration_noise > 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("duration_noise: ", submission.duration_noise,

@@ -162,11 +162,11 @@ absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
   if (!replica->steps.empty()) {
     const uint64_t latest = replica->steps.rbegin()->first;
     if (latest >= window && key.step <= latest - window) {
-      return absl::OutOfRangeError(
-          absl::StrCat("step: ", key.step, " is ", latest - key.step,
-                       " behind step ", latest, " of job '", key.job,
-                       "', replica ", key.replica, ", more than the window of ",
-                       window, ": steps go back only with a new attempt"));
+      return absl::OutOfRangeError(absl::StrCat(
+          "step: ", key.step, " is ", latest - key.step, " behind step ",
+          latest, " of job '", key.job, "', replica ", key.replica,
+          ", a whole window of ", window,
+          " or more: steps go back only with a new attempt"));
     }
   }
   if (batch_bytes_ + request->batch_bytes > options_.max_plan_bytes) {
@@ -189,8 +189,9 @@ absl::StatusOr<std::shared_ptr<const PendingStep>> StepTable::Submit(
       return absl::ResourceExhaustedError(absl::StrCat(
           "step: job '", key.job, "', replica ", key.replica, " holds ",
           replica->steps.size(),
-          " steps that were not read by all ranks, the limit "
-          "(max_steps_per_replica): read some, or cancel those not sealed"));
+          " steps, the limit (max_steps_per_replica), and none before ",
+          key.step,
+          " was read by all ranks: read some, or cancel those not sealed"));
     }
     StepKey used_key = key;
     used_key.step = used->first;

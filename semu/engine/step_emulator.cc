@@ -29,8 +29,8 @@ uint64_t Mix(uint64_t x) {
 // overflows: at any time before the end, one of them runs.
 constexpr double kMostTotalNs = 0x1p60;
 
-// A random factor of mean 1: nearly normal, as the sum of 12 uniform numbers,
-// which needs no library function that differs by platform.
+// A random factor of mean 1 before the cut: nearly normal, as the sum of 12
+// uniform numbers, which needs no library function that differs by platform.
 double NoiseFactor(const EmulationOptions& options, uint64_t place) {
   if (options.duration_noise == 0) return 1;
   double sum = -6;

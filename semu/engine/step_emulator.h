@@ -25,8 +25,8 @@ struct EmulationOptions {
   // On every transfer: > 0. A bandwidth factor of 2 halves occupancy.
   double latency_factor = 1;
   double bandwidth_factor = 1;
-  // Standard deviation of a factor on every duration, mean 1, never below 0;
-  // drawn from `seed` and the place in the program alone.
+  // Standard deviation of a factor on every duration, mean 1, before it is cut
+  // off at 0; drawn from `seed` and the place in the program alone.
   double duration_noise = 0;
   uint64_t seed = 0;
 };
