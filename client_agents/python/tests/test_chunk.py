@@ -101,6 +101,86 @@ class FirstLayer(nn.Module):
         return (self.table(context.data),)
 
 
+class Around(nn.Module):
+    """A module with weights between a linear and an elementwise use of all that it
+    returns; scalars are losses."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.linear, self.module = nn.Linear(WIDTH, WIDTH), module
+
+    def forward(self, state, context):
+        found = self.module(self.linear(state[0]))
+        values = found.values() if isinstance(found, dict) else found
+        y = state[0]
+        for t in values:
+            if t.dim() == 0:
+                context.add_loss(t)
+            else:
+                y = y + t.sin()
+        return (y,)
+
+
+class FusedNorm(nn.Module):
+    """Hands on the sum that it has normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x):
+        r = x + x.cos()
+        return (r * torch.rsqrt(r.square().mean(-1, keepdim=True) + 1e-6) *
+                self.scale, r)
+
+
+class Twice(nn.Linear):
+    """Hands on what its second output is made of."""
+
+    def forward(self, x):
+        h = super().forward(x)
+        return h, h.sin()
+
+
+class Activated(nn.Linear):
+    """An output that its own operation saves, among other things than tensors."""
+
+    def forward(self, x):
+        return {"y": super().forward(x).relu()}
+
+
+class SavedOutput(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        y = (x * weight).exp()
+        ctx.save_for_backward(x, weight, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, y = ctx.saved_tensors
+        return gradient * y * weight, (gradient * y * x).sum(0)
+
+
+class OwnFunction(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x):
+        return (SavedOutput.apply(x, self.weight),)
+
+
+class Router(nn.Linear):
+    """Of a mixture of experts: logits, and a loss that keeps them small."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits, logits.logsumexp(-1).square().mean()
+
+
 def context_of(data=None):
     return StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
                         lambda: data, False)
@@ -341,6 +421,22 @@ class SplitTest(unittest.TestCase):
         self.assertEqual({n for n in all_weights if n.startswith("0.")} - late,
                          {"0.gain", "0.table.weight"})
 
+    def test_a_module_whose_graph_saves_its_outputs(self):
+        for kind in (FusedNorm, Twice, Activated, OwnFunction):
+            with self.subTest(kind=kind.__name__):
+                torch.manual_seed(1)
+                arguments = ((WIDTH, WIDTH) if issubclass(kind, nn.Linear)
+                             else ())
+                late, all_weights = self.check(
+                    [Around(kind(*arguments)) for _ in range(2)], self.x())
+                self.assertEqual(late, all_weights)
+
+    def test_a_module_that_returns_a_scalar(self):
+        torch.manual_seed(1)
+        late, all_weights = self.check(
+            [Around(Router(WIDTH, WIDTH)) for _ in range(2)], self.x())
+        self.assertEqual(late, all_weights)
+
     def test_a_module_shared_by_layers(self):
         torch.manual_seed(1)
         layer = Norms()
@@ -501,7 +597,19 @@ class OffloadTest(unittest.TestCase):
                 q, _, v = self.qkv(state[0]).chunk(3, -1)
                 return ((q.t() @ v)[:1].expand(8, WIDTH),)
 
-        for kind in (Rotated, Masked, Joint):
+        class Spectrum(nn.Module):
+            """Saves a complex tensor and its conjugate, a view."""
+            copied = 2 * 8 * WIDTH // 2
+
+            def __init__(self):
+                super().__init__()
+                self.q = nn.Linear(WIDTH, WIDTH)
+
+            def forward(self, state, context):
+                z = torch.view_as_complex(self.q(state[0]).view(8, -1, 2))
+                return ((z * z.conj()).real.repeat(1, 2),)
+
+        for kind in (Rotated, Masked, Joint, Spectrum):
             with self.subTest(kind=kind.__name__):
                 layer = kind()
                 expected, _ = self.gradients(layer, "keep", None)
@@ -752,18 +860,19 @@ class FreedTest(unittest.TestCase):
             def forward(self, state, context):
                 x = context.selective(F.dropout, self.linear(state[0]), 0.5)
                 context.add_loss(x.sum())
-                return (x,)
+                return (x.exp(),)
 
         runner = ChunkRunner([Layer()], torch.device("cpu"))
-        for mode in MODES[:3]:
+        for mode in MODES:
             for split in (False, True):
                 with self.subTest(mode=mode, split=split):
                     context = context_of()
                     made = runner.forward((torch.rand(8, WIDTH),), [True], context,
                                           [mode], True, split)
-                    alive = weakref.ref(context)
+                    alive = [weakref.ref(x) for x in (
+                        context, *made[1].records[0].outputs)]
                     del made, context
-                    self.assertIsNone(alive())
+                    self.assertEqual([x() for x in alive if x() is not None], [])
 
 
 class InPlaceTest(unittest.TestCase):

@@ -223,6 +223,19 @@ class _Splice(torch.autograd.Function):
         return (None, None, *found)
 
 
+class _Root(torch.autograd.Function):
+    """A root of a call's graph: shows the module's output, and is no tensor that
+    the graph has saved."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor) -> Tensor:
+        return output.data
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 # Their backward does not read their output: it may be changed in place.
 _OUTPUT_UNREAD = (
     nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -289,7 +302,7 @@ class _Cuts:
                 if x is inside[j]:
                     results[i] = values[j]
         call = _Call(module, [inside[i] for i in wanted],
-                     [results[i] for i in made])
+                     [_Root.apply(results[i]) for i in made])
         self.calls.append(call)
         if made:
             self._check(call)
@@ -298,7 +311,7 @@ class _Cuts:
             for i, root, t in zip(made, call.outputs, call.results):
                 results[i] = t
                 # A root has no memory of its own: one value stands for all.
-                root.data = root.new_empty(1).expand(root.shape)
+                root.data = root.new_empty(()).expand(root.shape)
         return tree_unflatten(results, form)
 
     def _check(self, call: _Call) -> None:
@@ -580,12 +593,14 @@ class ChunkRunner:
         return self._weight_storages | {_storage(t) for t in record.inputs}
 
     def _packer(self, record: _LayerRecord) -> Callable[[Tensor], _Slot]:
-        staying = self._staying(record)
+        # The graph holds pack: it may hold no record, which holds the graph.
+        staying, slots = self._staying(record), record.slots
 
         def pack(tensor: Tensor) -> _Slot:
-            slot = _Slot(tensor)
+            # An output that its own operation saves would hold its graph.
+            slot = _Slot(tensor.detach())
             if _storage(tensor) not in staying:
-                record.slots.append(slot)
+                slots.append(slot)
             return slot
 
         return pack
@@ -598,7 +613,8 @@ class ChunkRunner:
             self.copy_stream.wait_stream(torch.cuda.current_stream(self.device))
         for slot in _slots(tape):
             t = slot.tensor
-            key = (t.data_ptr(), t.shape, t.stride(), t.dtype)
+            key = (t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_conj(),
+                   t.is_neg())
             if key not in copies:
                 copies[key] = self._copy(t, to_host=True)
             slot.host, slot.event = copies[key]
