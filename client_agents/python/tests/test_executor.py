@@ -440,13 +440,40 @@ class FrozenTest(unittest.TestCase):
                 (), lambda layers: layers[1][3].up.requires_grad_(frozen))
             run()
             layers[1][3].up.requires_grad_(not frozen)
-            with self.assertRaises(ValueError) as raised:
-                run()
-            self.assertEqual(
-                str(raised.exception),
-                "module 'text', segment 0, chunk 0, layer 3, weight 'up.weight': "
-                f"requires_grad: {not frozen}, must be as when the executor was "
-                "made; make another")
+            self.refuses(run, f"requires_grad: {not frozen}, must be as when the "
+                              "executor was made; make another")
+
+    def refuses(self, run, message):
+        with self.assertRaises(ValueError) as raised:
+            run()
+        self.assertEqual(
+            str(raised.exception),
+            "module 'text', segment 0, chunk 0, layer 3, weight 'up.weight': " +
+            message)
+
+    def test_which_objects_the_weights_are_is_fixed(self):
+        layers, run = self.made((), lambda layers: None)
+        run()
+        up = layers[1][3].up
+        up.weight = torch.nn.Parameter(up.weight.detach().clone())
+        self.refuses(run, "another object than when the executor was made; make "
+                          "another")
+
+    def test_a_weight_of_another_layer_is_another_object(self):
+        layers, run = self.made((), lambda layers: None)
+        layers[1][3].up.weight = layers[1][2].up.weight
+        self.refuses(run, "another object than when the executor was made; make "
+                          "another")
+
+    @unittest.skipIf(int(torch.__version__.split(".")[0]) >= 2,
+                     "this torch's autograd.grad calls hooks")
+    def test_weights_have_no_hooks_that_are_not_called(self):
+        layers, run = self.made((), lambda layers: None)
+        hook = layers[1][3].up.weight.register_hook(lambda gradient: gradient / 2)
+        self.refuses(run, "has hooks, which this torch calls in no backward of the "
+                          "executor; must have none")
+        hook.remove()
+        run()
 
     def test_a_step_without_backwards_takes_any(self):
         layers, run = self.made((), lambda layers: None, forward_only=True)

@@ -415,6 +415,10 @@ def _no_history() -> Iterator[None]:
 _set_device_threads = getattr(torch.autograd, "set_multithreading_enabled", None)
 
 
+# Since torch 2.0: whether torch.autograd.grad() calls the hooks of its inputs.
+_CALLS_HOOKS = int(torch.__version__.split(".")[0]) >= 2
+
+
 class LayerTracer:
     """Told which layer's pass runs; see Hooks in executor.py."""
 
@@ -447,7 +451,9 @@ class ChunkRunner:
         weights = dict.fromkeys(p for layer in self.layers
                                 for p in layer.parameters())
         self.parameters = [p for p in weights if p.requires_grad]
-        self._requires_grad = [(p, p.requires_grad) for p in weights]
+        self._requires_grad = [
+            {p: p.requires_grad for p in layer.parameters()}
+            for layer in self.layers]
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
@@ -461,10 +467,23 @@ class ChunkRunner:
                     for i, layer in enumerate(self.layers)
                     for name, p in layer.named_parameters() if p is weight)
 
-    def changed_weight(self) -> Optional[nn.Parameter]:
-        """One that has been frozen, or set free, since the runner was made."""
-        return next((p for p, before in self._requires_grad
-                     if p.requires_grad != before), None)
+    def unfit_weight(self) -> Optional[str]:
+        """Names one whose gradient would be missing, or wrong, and says why."""
+        for i, (layer, before) in enumerate(zip(self.layers, self._requires_grad)):
+            for name, p in layer.named_parameters():
+                if p not in before:
+                    why = ("another object than when the executor was made; make "
+                           "another")
+                elif p.requires_grad != before[p]:
+                    why = (f"requires_grad: {p.requires_grad}, must be as when the "
+                           "executor was made; make another")
+                elif p._backward_hooks and not _CALLS_HOOKS:
+                    why = ("has hooks, which this torch calls in no backward of the "
+                           "executor; must have none")
+                else:
+                    continue
+                return f"layer {i}, weight {name!r}: {why}"
+        return None
 
     # ---- forward ---------------------------------------------------------
 

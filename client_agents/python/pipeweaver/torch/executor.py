@@ -259,7 +259,8 @@ class PipelineExecutor:
 
     Raises ValueError where the chunks are not the layout's, and where a module that
     the job has frozen has weights with requires_grad. A trained module may have
-    weights without, a whole chunk of them, too; which ones is fixed from here on.
+    weights without, a whole chunk of them, too; which ones is fixed from here on,
+    and so are the Parameter objects.
     """
 
     def __init__(self, job: JobView, rank: int,
@@ -357,16 +358,14 @@ class PipelineExecutor:
 
     def run(self, prepared: PreparedStep, data: DataFunction) -> StepResult:
         """Runs the step. Gradients are added to what the weights hold. Raises
-        ValueError where a weight of a step with backwards was frozen, or set free,
-        since the executor was made."""
+        ValueError where a weight of a step with backwards was frozen, set free or
+        replaced by another object since the executor was made, or has hooks that
+        the torch at hand would not call."""
         if not prepared.split.batch.forward_only:
             for key, runner in self._runners.items():
-                p = runner.changed_weight()
-                if p is not None:
-                    raise ValueError(
-                        f"{self._name(key, p)}: requires_grad: "
-                        f"{p.requires_grad}, must be as when the executor was "
-                        "made; make another")
+                unfit = runner.unfit_weight()
+                if unfit is not None:
+                    raise ValueError(f"{self._name(key)}, {unfit}")
         return _Run(self, prepared, data).run()
 
 
