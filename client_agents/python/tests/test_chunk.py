@@ -181,6 +181,21 @@ class Router(nn.Linear):
         return logits, logits.logsumexp(-1).square().mean()
 
 
+class Force(nn.Module):
+    """Adds the gradient of an energy, which is differentiated once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, state, context):
+        with torch.enable_grad():
+            at = torch.ones(8, WIDTH, requires_grad=True)
+            energy = self.energy(at).sin().sum()
+            force, = torch.autograd.grad(energy, at, create_graph=True)
+        return (state[0] + force,)
+
+
 def context_of(data=None):
     return StageContext(SubMicrobatch(0, 0, 0, (0,), (8,)), 0, 0, (),
                         lambda: data, False)
@@ -909,6 +924,50 @@ class InPlaceTest(unittest.TestCase):
             self.forward(False, "keep", False)
 
 
+class OthersWeightsTest(unittest.TestCase):
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, WIDTH)
+
+        def forward(self, state, context):
+            return (state[0] + self.table(torch.arange(8)),)
+
+    class Head(nn.Module):
+        """Reads the table's weight, which it does not register: a list hides it."""
+
+        def __init__(self, table):
+            super().__init__()
+            self.tables = [table]
+            self.norm = nn.LayerNorm(WIDTH)
+
+        def forward(self, state, context):
+            logits = F.linear(self.norm(state[0]), self.tables[0].table.weight)
+            context.add_loss(F.cross_entropy(logits, torch.arange(8)))
+            return state
+
+    def test_a_weight_that_no_layer_would_get_a_gradient_for_is_refused(self):
+        for mode in MODES:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    table = self.Table()
+                    with self.assertRaisesRegex(
+                            RuntimeError, r"^Head: reads a weight of shape \(9, 6\) "
+                            "that is no parameter of the layer"):
+                        run_chunk([table, self.Head(table)], mode, split,
+                                  torch.ones(8, WIDTH))
+
+    def test_a_leaf_of_the_layers_own_making_is_not(self):
+        layer, x = Force(), torch.ones(8, WIDTH)
+        _, gradients = run_plain([layer], x)
+        for mode in ("keep", "full"):
+            _, mine, _ = run_chunk([layer], mode, False, x)
+            self.assertEqual(set(mine), set(gradients))
+            for name, gradient in mine.items():
+                self.assertTrue(torch.equal(gradient, gradients[name]))
+
+
 class RefusedTest(unittest.TestCase):
     """What a split backward cannot follow is refused, not got wrong."""
 
@@ -961,6 +1020,9 @@ class RefusedTest(unittest.TestCase):
                 return (y,)
 
         self.refuses("besides its outputs", Layer())
+
+    def test_a_module_differentiated_by_its_layer(self):
+        self.refuses("differentiates it in its own forward", Force())
 
     def test_a_module_that_reads_tensors_by_the_side(self):
         class Mixer(nn.Module):

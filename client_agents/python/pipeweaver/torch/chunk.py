@@ -5,14 +5,16 @@ recompute, offload and the split of the backward local to a layer.
 
 A layer is any nn.Module called as `layer(state, context) -> state`, where state
 is a tuple of floating-point tensors. It may not change them in place, which raises
-RuntimeError, nor context.data. It reports losses by context.add_loss and wraps what
-selective recompute should not keep in context.selective(fn, *args).
+RuntimeError, nor context.data. Weights that it reads are parameters of its own. It
+reports losses by context.add_loss and wraps what selective recompute should not keep
+in context.selective(fn, *args).
 """
 
 import contextlib
 import functools
 from typing import (
-    Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple)
+    Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set,
+    Tuple)
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +196,8 @@ class _Call:
         self.module = module
         self.inputs = inputs  # leaves of the graph
         self.outputs = outputs  # its roots; their memory is given back
-        self.results: Tuple[Tensor, ...] = ()  # the outputs, to the layer
+        # The outputs, to the layer; none once its forward is over.
+        self.results: Tuple[Tensor, ...] = ()
         self.seeds: List[Tuple[Tensor, Tensor]] = []  # root, gradient
 
 
@@ -212,6 +215,9 @@ class _Splice(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Optional[Tensor]
                  ) -> Tuple[Optional[Tensor], ...]:
         call = ctx.call
+        if call.results:
+            raise _not_followed(call.module, "its layer differentiates it in its own "
+                                "forward")
         call.seeds = [(t, g) for t, g in zip(call.outputs, gradients)
                       if g is not None]
         found: Sequence[Optional[Tensor]] = [None] * len(call.inputs)
@@ -317,20 +323,26 @@ class _Cuts:
     def _check(self, call: _Call) -> None:
         """The call's graph ends at its inputs and at the layer's weights."""
         inputs = {id(t) for t in call.inputs}
-        todo = [t.grad_fn for t in call.outputs]
-        seen = set(todo)
-        while todo:
-            node = todo.pop()
+        for node in _graph(call.outputs):
             leaf = getattr(node, "variable", None)
             if hasattr(node, "call") or (
                     leaf is not None and id(leaf) not in inputs and
                     id(leaf) not in self._weights):
                 raise _not_followed(call.module,
                                     "it reads tensors besides its arguments")
-            for following, _ in node.next_functions:
-                if following is not None and following not in seen:
-                    seen.add(following)
-                    todo.append(following)
+
+
+def _graph(roots: Iterable[Tensor]) -> Iterator[Any]:
+    """The nodes behind them, each once."""
+    todo = [t.grad_fn for t in roots if t.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
 
 
 def _not_followed(module: nn.Module, why: str) -> RuntimeError:
@@ -457,6 +469,7 @@ class ChunkRunner:
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
+        self._checked: Set[int] = set()  # layers whose graph has been looked at
         self._weight_storages = {_storage(p) for p in weights}
         self._cut_modules = [_modules_with_weights(layer)
                              for layer in self.layers]
@@ -606,6 +619,21 @@ class ChunkRunner:
                     self._packer(record), _unpack))
             record.outputs, record.losses = self._call(
                 record.layer, record.inputs, context, record.mode)
+        if record.index not in self._checked:
+            self._check_weights(record)
+            self._checked.add(record.index)
+
+    def _check_weights(self, record: _LayerRecord) -> None:
+        """The layer's graph ends at no weights but its own; those inside of calls
+        that were cut out are looked at there."""
+        own = {id(p) for p in self._layer_parameters[record.index]}
+        for node in _graph([*record.outputs, *record.losses]):
+            leaf = getattr(node, "variable", None)
+            if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
+                raise RuntimeError(
+                    f"{type(record.layer).__name__}: reads a weight of shape "
+                    f"{tuple(leaf.shape)} that is no parameter of the layer, whose "
+                    "gradient would be lost; must be registered in it")
 
     def _staying(self, record: _LayerRecord) -> set:
         """Weights and the layer's own input are not copied."""
