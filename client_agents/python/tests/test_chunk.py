@@ -5,6 +5,7 @@ them come with the weight gradient is checked.
 """
 
 import contextlib
+import copy
 import threading
 import unittest
 import weakref
@@ -760,6 +761,97 @@ class ExtraRngTest(unittest.TestCase):
                 with self.subTest(mode=mode, split=split):
                     for a, b in zip(run(mode, split), expected):
                         self.assertTrue(torch.allclose(a, b))
+
+
+class BuffersTest(unittest.TestCase):
+    """Recompute finds buffers as the forward did, and changes none once more."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.utils.spectral_norm(nn.Linear(WIDTH, WIDTH))
+            self.up = nn.utils.parametrizations.spectral_norm(
+                nn.Linear(WIDTH, WIDTH))
+            self.norm = nn.BatchNorm1d(WIDTH)
+            self.register_buffer("mean", torch.zeros(WIDTH))
+            self.register_buffer("table", torch.ones(WIDTH))
+
+        def centred(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x - self.mean
+
+        def part(self, x):
+            return self.norm(self.up(self.centred(x))) * self.table
+
+        def forward(self, state, context):
+            x = context.selective(self.part, self.linear(state[0]).sin())
+            return (state[0] + x.tanh() * context.selective(self.centred, x),)
+
+    def step(self, layers, run):
+        """Of two stages whose forwards come before the backwards. Gradients of the
+        weights, and the buffers behind it."""
+        for layer in layers:
+            layer.zero_grad(set_to_none=True)
+        run([torch.linspace(-1, i, 8 * WIDTH, dtype=torch.float64).view(8, WIDTH)
+             for i in (1, 2)])
+        return [t for layer in layers for t in (
+            *(p.grad for p in layer.parameters()), *layer.buffers())]
+
+    def check(self, mode, split):
+        torch.manual_seed(1)
+        plain = [self.Layer().double() for _ in range(2)]
+        layers = [copy.deepcopy(layer) for layer in plain]
+        runner = ChunkRunner(layers, torch.device("cpu"))
+
+        def take(weight, gradient):
+            weight.grad = gradient + (0 if weight.grad is None else weight.grad)
+
+        def run_all(inputs):
+            outputs = [plain[1](plain[0]((x,), context_of()), context_of())[0]
+                       for x in inputs]
+            sum(y.cos().sum() for y in outputs).backward()
+
+        def run_chunks(inputs):
+            made = [runner.forward((x,), [True], context_of(), [mode] * 2, True,
+                                   split) for x in inputs]
+            for out, tape, _ in made:
+                runner.backward(tape, [-out[0].sin()], 1.0, None if split else take)
+                runner.weight_gradients(tape, take)
+
+        for training in (True, True, False, True):
+            for layer in plain + layers:
+                layer.norm.train(training)
+            for a, b in zip(self.step(layers, run_chunks),
+                            self.step(plain, run_all)):
+                self.assertLessEqual(float((a - b).abs().max()),
+                                     1e-9 * float(b.abs().max()) + 1e-30)
+
+    def test_are_the_plain_models(self):
+        for mode in MODES[:3]:
+            for split in (False, True):
+                with self.subTest(mode=mode, split=split):
+                    self.check(mode, split)
+
+    def test_are_held_only_where_the_forward_changes_them(self):
+        layer = self.Layer()
+        runner = ChunkRunner([layer], torch.device("cpu"))
+        for mode in ("full", "selective"):
+            for training in (True, True, False):
+                layer.norm.train(training)
+                copied = []
+                with mock.patch.object(
+                        chunk._Buffers, "copies", autospec=True,
+                        side_effect=lambda buffers, made=chunk._Buffers.copies:
+                        copied.append(made(buffers)) or copied[-1]):
+                    runner.forward((torch.rand(8, WIDTH),), [True], context_of(),
+                                   [mode], True, False)
+                self.assertTrue(copied)
+                changed = {"weight_u", "weight_v", "_u", "_v", "mean"}
+                if training:
+                    changed |= {"running_mean", "running_var",
+                                "num_batches_tracked"}
+                for copies in copied:
+                    self.assertEqual({name for _, name in copies}, changed)
 
 
 class DataTest(unittest.TestCase):

@@ -13,8 +13,8 @@ in context.selective(fn, *args).
 import contextlib
 import functools
 from typing import (
-    Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set,
-    Tuple)
+    Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
+    Set, Tuple)
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,8 @@ class StageContext:
         self._behind_data: Any = None
         self._at_data: Any = None
         self._cuts: Optional[_Cuts] = None
+        # Of the layer that runs under selective recompute.
+        self._buffers: Optional[_Buffers] = None
 
     @property
     def data(self) -> Any:
@@ -122,13 +124,14 @@ class StageContext:
             self._cuts = cuts
 
     def _repeatable(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """fn that draws the same random numbers in every call."""
+        """fn that finds the same random numbers and buffers in every call."""
         draws: Optional[_Draws] = None
+        buffers = self._buffers
 
         def run(*args: Any) -> Any:
             nonlocal draws
             if draws is None:
-                draws = _Draws(self)
+                draws = _Draws(self, buffers)
                 with draws.first():
                     return fn(*args)
             with draws.again():
@@ -137,20 +140,86 @@ class StageContext:
         return run
 
 
+# A buffer: the module that has it, and its name there.
+_Place = Tuple[nn.Module, str]
+
+
+def _exchange(buffers: Dict[_Place, Tensor]) -> Dict[_Place, Tensor]:
+    """Puts them in their places; answers those that were there."""
+    before = {(module, name): module._buffers[name] for module, name in buffers}
+    for (module, name), t in buffers.items():
+        module._buffers[name] = t
+    return before
+
+
+class _Buffers:
+    """The buffers of a layer that its forward changes, running statistics say.
+
+    Which they are is found out in the layer's first forward by comparing values,
+    as some operations change them without counting it; and anew where train() or
+    eval() has been called. A buffer that only later forwards change is not seen.
+    """
+
+    def __init__(self, layer: nn.Module):
+        self._modules = [m for m in layer.modules() if m._buffers]
+        self._changed: Dict[Tuple[bool, ...], List[_Place]] = {}  # by training flags
+        self._places: List[_Place] = []  # that copies() are made of
+        # Those made in a forward that finds out; None in others.
+        self._copies: Optional[List[Dict[_Place, Tensor]]] = None
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Around the layer's forward."""
+        flags = tuple(m.training for m in self._modules)
+        if flags in self._changed:
+            self._places, self._copies = self._changed[flags], None
+            yield
+            return
+        self._places = [(m, name) for m in self._modules
+                        for name, t in m._buffers.items() if t is not None]
+        self._copies = []
+        before = self.copies()
+        yield
+        same = [(m, name) for m, name in self._places
+                if _equal(before[m, name], m._buffers[name])]
+        for copies in self._copies:
+            for place in same:
+                del copies[place]
+        self._changed[flags] = list(before)
+        self._copies = None
+
+    def copies(self) -> Dict[_Place, Tensor]:
+        """What the forward finds at this point. At the forward's end it has none
+        of buffers that the forward leaves as they are."""
+        copies = {(m, name): m._buffers[name].detach().clone()
+                  for m, name in self._places}
+        if self._copies is not None:
+            self._copies.append(copies)
+        return copies
+
+
+def _equal(a: Tensor, b: Optional[Tensor]) -> bool:
+    return (b is not None and a.dtype == b.dtype and a.device == b.device and
+            torch.equal(a, b))
+
+
 class _Draws:
     """The random numbers that a piece of a stage draws when it first runs, to be
-    drawn again when it is recomputed."""
-    __slots__ = ("_context", "_before", "_behind_data")
+    drawn again when it is recomputed; and the buffers that it found."""
+    __slots__ = ("_context", "_buffers", "_found", "_before", "_behind_data")
 
-    def __init__(self, context: StageContext):
+    def __init__(self, context: StageContext, buffers: _Buffers):
         self._context = context
+        self._buffers = buffers
+        self._found: Dict[_Place, Tensor] = {}
         self._before: Any = None
         self._behind_data: Any = None  # None: the piece did not ask for the data
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """Around the piece's first run."""
+        """Around the piece's first run, within its layer's buffers.forward()."""
         context = self._context
+        self._found = self._buffers.copies()
         asked = context._ask is None
         self._before = context._rng.get()
         yield
@@ -159,14 +228,16 @@ class _Draws:
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
-        """Around each further run; leaves the random states as they are."""
+        """Around each further run; leaves random states and buffers as they are."""
         context = self._context
         present = context._rng.get()
         context._rng.set(self._before)
         context._at_data = self._behind_data
+        buffers = _exchange({place: t.clone() for place, t in self._found.items()})
         try:
             yield
         finally:
+            _exchange(buffers)
             context._at_data = None
             context._rng.set(present)
 
@@ -469,6 +540,7 @@ class ChunkRunner:
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
+        self._buffers = [_Buffers(layer) for layer in self.layers]
         self._checked: Set[int] = set()  # layers whose graph has been looked at
         self._weight_storages = {_storage(p) for p in weights}
         self._cut_modules = [_modules_with_weights(layer)
@@ -529,8 +601,9 @@ class ChunkRunner:
             record.needs_grad = any(needs) or bool(self._layer_parameters[i])
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
-                record.draws = _Draws(context)
-                with record.draws.first(), _no_history():
+                record.draws = _Draws(context, self._buffers[i])
+                with self._buffers[i].forward(), record.draws.first(), \
+                        _no_history():
                     state, found = self._call(layer, inputs, context, mode)
                 needs = [self._passed_on(t, inputs, record.needs_grad)
                          for t in state]
@@ -614,6 +687,9 @@ class ChunkRunner:
                 record.cuts = stack.enter_context(_Cuts(
                     context, self._cut_modules[record.index],
                     self._layer_parameters[record.index], self.device))
+            if record.mode == SELECTIVE:
+                context._buffers = self._buffers[record.index]
+                stack.enter_context(context._buffers.forward())
             if record.mode == OFFLOAD:
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(
                     self._packer(record), _unpack))
