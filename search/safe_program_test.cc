@@ -144,6 +144,11 @@ TEST(SafeProgramTest, EqualsTheVectors) {
        }},
       {"vlm-s", 3, /*tight=*/true,
        [](v1::Job& job) {
+         job.mutable_modules(1)->set_frozen(true);
+         job.mutable_executor()->set_offload(false);
+       }},
+      {"vlm-s", 3, /*tight=*/true,
+       [](v1::Job& job) {
          job.mutable_executor()->Clear();
          job.mutable_executor()->set_selective_recompute(true);
          for (const int64_t tokens : {1024, 4096, 10240, 20480, 131072}) {

@@ -108,7 +108,9 @@ def _layer_bytes(job: job_pb2.Job, layer: job_pb2.LayerGroup, tokens: int,
     everything = always + selective
     kept = [everything, always, inputs]
     forward = _rounded(everything + workspace + output)
-    if not backward:
+    takes_gradient = trained or (backward and layer.kind not in (
+        job_pb2.LAYER_KIND_EMBEDDING, job_pb2.LAYER_KIND_PATCH_EMBED))
+    if not takes_gradient:
         return LayerBytes([0] * 3, [0] * 3, 0, 0, forward, _rounded(output),
                           _rounded(gathered))
     return LayerBytes([_rounded(x) for x in kept],

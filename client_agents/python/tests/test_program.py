@@ -250,7 +250,7 @@ class SafeProgramTest(unittest.TestCase):
 
     def test_equals_the_planners_for_whole_jobs(self):
         vectors = json.loads(PROGRAM_VECTORS.read_text())
-        self.assertGreaterEqual(len(vectors), 9)
+        self.assertGreaterEqual(len(vectors), 10)
         names = set()
         for vector in vectors:
             job = JobView(json_format.ParseDict(vector["job"], job_pb2.Job()))
