@@ -8,6 +8,7 @@
 #include "semu/base/check.h"
 #include "semu/base/status_macros.h"
 #include "semu/cost/cost_model.h"
+#include "semu/cost/links.h"
 
 namespace pipeweaver::search {
 namespace {
@@ -37,7 +38,9 @@ class Translation {
     semu::StepProgram out;
     out.transfers.reserve(programs_.transfers.size());
     for (const Transfer& x : programs_.transfers) {
-      const int64_t latency_ns = std::min(x.duration_ns, links_.p2p_latency_ns);
+      const semu::Link& link = semu::P2pLink(links_.parallelism, links_.links,
+                                             x.from_rank, x.to_rank);
+      const int64_t latency_ns = std::min(x.duration_ns, link.latency_ns);
       out.transfers.push_back(
           {x.from_rank, x.to_rank, x.duration_ns - latency_ns, latency_ns});
     }
@@ -171,11 +174,11 @@ class Translation {
 
   // Bounded as the costs of the stages that it belongs to.
   int64_t CopyNs(int64_t bytes) const {
-    if (links_.host_bandwidth_bytes_per_second <= 0) return 0;
+    if (links_.links.host.bandwidth_bytes_per_second <= 0) return 0;
     const double ns =
         static_cast<double>(bytes) * 1e9 /
-        static_cast<double>(links_.host_bandwidth_bytes_per_second);
-    return links_.host_latency_ns +
+        static_cast<double>(links_.links.host.bandwidth_bytes_per_second);
+    return links_.links.host.latency_ns +
            std::llround(std::min<double>(ns, semu::kMaxCost));
   }
 
@@ -196,12 +199,7 @@ absl::Status CheckFactor(const char* field, double value) {
 }  // namespace
 
 LinkSpeeds LinkSpeedsOf(const semu::Job& job) {
-  LinkSpeeds speeds;
-  speeds.p2p_latency_ns = job.links.p2p_inter_node.latency_ns;
-  speeds.host_latency_ns = job.links.host.latency_ns;
-  speeds.host_bandwidth_bytes_per_second =
-      job.links.host.bandwidth_bytes_per_second;
-  return speeds;
+  return {job.parallelism, job.links};
 }
 
 PlanEvaluator::PlanEvaluator(const StepProblem& step,

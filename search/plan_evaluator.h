@@ -20,15 +20,14 @@ namespace pipeweaver::search {
 
 // What of the links the scheduling problem does not say.
 struct LinkSpeeds {
-  // The part of a transfer's duration that does not occupy a port; transfers
-  // that take less are all latency.
-  int64_t p2p_latency_ns = 0;
-  int64_t host_latency_ns = 0;
-  // Between a GPU and its host; 0: copies take no time.
-  int64_t host_bandwidth_bytes_per_second = 0;
+  // A transfer takes the link of semu::P2pLink, whose latency is the part of
+  // its duration that does not occupy a port; transfers that take less are all
+  // latency. Host links without bandwidth copy in no time.
+  semu::Parallelism parallelism;
+  semu::Links links;
 };
 
-// Those of a job; every transfer takes the latency between nodes.
+// Those of a job.
 LinkSpeeds LinkSpeedsOf(const semu::Job& job);
 
 struct EvaluationOptions {

@@ -70,8 +70,8 @@ TEST(PlanEvaluatorTest, ContentionNeverHelps) {
   for (int i = 0; i < 1000; ++i) {
     const Lowered l = RandomLowered(random, 1 + i % 3);
     LinkSpeeds links;
-    links.p2p_latency_ns = testing::Uniform(random, 0, 5);
-    links.host_bandwidth_bytes_per_second = 10'000'000'000;
+    links.links.p2p_intra_node.latency_ns = testing::Uniform(random, 0, 5);
+    links.links.host.bandwidth_bytes_per_second = 10'000'000'000;
     const PlanEvaluator evaluator(l.step, l.programs, links);
     const auto evaluation = evaluator.Evaluate({});
     ASSERT_TRUE(evaluation.ok()) << evaluation.status();
@@ -90,8 +90,8 @@ TEST(PlanEvaluatorTest, PredictsWhatItEmulates) {
   for (int i = 0; i < 300; ++i) {
     const Lowered l = RandomLowered(random, 1 + i % 3);
     LinkSpeeds links;
-    links.p2p_latency_ns = testing::Uniform(random, 0, 5);
-    links.host_bandwidth_bytes_per_second = 10'000'000'000;
+    links.links.p2p_intra_node.latency_ns = testing::Uniform(random, 0, 5);
+    links.links.host.bandwidth_bytes_per_second = 10'000'000'000;
     const auto emulated = PlanEvaluator(l.step, l.programs, links).Emulate({});
     const auto predicted = PlanEvaluator::Predict(
         l.step, BuildProblemGraph(l.step.problem), l.programs, links);
@@ -99,6 +99,23 @@ TEST(PlanEvaluatorTest, PredictsWhatItEmulates) {
     EXPECT_EQ(predicted->makespan_ns, emulated->makespan_ns);
     EXPECT_EQ(predicted->ends_ns, emulated->ends_ns);
   }
+}
+
+// Of the link that a transfer takes, not of another.
+TEST(PlanEvaluatorTest, LatencyIsThatOfTheLink) {
+  std::mt19937_64 random(5);
+  const Lowered l = RandomLowered(random, 3);
+  LinkSpeeds links;
+  links.links.p2p_inter_node.latency_ns = 1'000'000;
+  const auto makespan = [&] {
+    return PlanEvaluator(l.step, l.programs, links).Evaluate({})->makespan_ns;
+  };
+  const int64_t within_a_node = makespan();
+  links.links.p2p_inter_node.latency_ns = 0;
+  EXPECT_EQ(makespan(), within_a_node);
+  links.links.p2p_inter_node.latency_ns = 1'000'000;
+  links.links.gpus_per_node = 1;
+  EXPECT_LT(makespan(), within_a_node);
 }
 
 // A copy counts by itself, and not in the stage's length, too.
@@ -128,14 +145,14 @@ TEST(PlanEvaluatorTest, HostCopiesCountOnce) {
   EXPECT_EQ(l.times.makespan_ns, 25 + 40);
   l.programs = *Lower(l.step, l.schedule, l.times, {{1000}, 2});
   LinkSpeeds links;
-  links.host_bandwidth_bytes_per_second = 1'000'000'000;
+  links.links.host.bandwidth_bytes_per_second = 1'000'000'000;
   const auto evaluation = PlanEvaluator(l.step, l.programs, links).Evaluate({});
   ASSERT_TRUE(evaluation.ok()) << evaluation.status();
   // With nothing beside them, both copies are waited for.
   EXPECT_EQ(evaluation->makespan_ns, 10 + 25 + 25 + 30);
   EXPECT_EQ(evaluation->ranks[0].busy_ns, 10 + 30);
   // However slow the link, no copy passes what a stage may take.
-  links.host_bandwidth_bytes_per_second = 1;
+  links.links.host.bandwidth_bytes_per_second = 1;
   l.step.choices[0][0][0][0].offload_bytes = 1'000'000'000'000'000;
   const auto slow = PlanEvaluator(l.step, l.programs, links).Evaluate({});
   ASSERT_TRUE(slow.ok()) << slow.status();
@@ -162,7 +179,7 @@ TEST(PlanEvaluatorTest, RefusesOptionsOutOfRange) {
   StepPrograms programs = l.programs;
   for (Transfer& x : programs.transfers) x.duration_ns = 1'000'000'000'000;
   LinkSpeeds links;
-  links.p2p_latency_ns = 1'000'000'000'000;
+  links.links.p2p_intra_node.latency_ns = 1'000'000'000'000;
   options = {};
   options.latency_factor = 1e6;
   ASSERT_GE(programs.transfers.size(), 2u);

@@ -535,6 +535,7 @@ class Planner : public StepPlanner {
       const StepProblemOptions& options, WorkerPool& pool, StepPlan plan,
       const Solve& solve) {
     int64_t set_aside_bytes = 0;
+    absl::Status transfers_fit;
     while (true) {
       std::vector<int64_t> limits = job.activation_limit_bytes;
       for (int64_t& limit : limits) {
@@ -545,15 +546,23 @@ class Planner : public StepPlanner {
                                            *job.costs, options));
       const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
       const int64_t flow_bound_ns = plan.report.flow_lower_bound_ns;
-      PW_RETURN_IF_ERROR(solve(plan.step.problem, graph, plan));
+      const absl::Status solved = solve(plan.step.problem, graph, plan);
       // With less memory it may be above what all of it allows.
       if (set_aside_bytes > 0) plan.report.flow_lower_bound_ns = flow_bound_ns;
-      const absl::Status status =
+      // That less memory is too little says nothing about the batch.
+      if (!solved.ok()) {
+        return set_aside_bytes > 0 && absl::IsResourceExhausted(solved)
+                   ? transfers_fit
+                   : solved;
+      }
+      transfers_fit =
           Finish(job.job, batch, MemoryOf(job, plan.step), graph, pool, &plan);
-      if (status.ok()) return plan;
+      if (transfers_fit.ok()) return plan;
       const bool nothing_left =
           *std::max_element(limits.begin(), limits.end()) == 0;
-      if (!absl::IsResourceExhausted(status) || nothing_left) return status;
+      if (!absl::IsResourceExhausted(transfers_fit) || nothing_left) {
+        return transfers_fit;
+      }
       set_aside_bytes =
           std::max({2 * set_aside_bytes, job.transfer_bytes,
                     MostOffloadBytes(plan.step).value_or(0), int64_t{1}});
@@ -577,14 +586,20 @@ class Planner : public StepPlanner {
     const ProblemGraph graph = BuildProblemGraph(plan.step.problem);
     SetBounds(graph, &plan.report);
     WorkerPool pool(/*threads=*/1);
-    PW_RETURN_IF_ERROR(
-        Finish(job.job, batch, planned.memory, graph, pool, &plan));
+    PW_RETURN_IF_ERROR(Finish(job.job, batch,
+                              WithLongItems(planned.memory, plan.step), graph,
+                              pool, &plan));
     return plan;
   }
 
   static MemoryPlan MemoryOf(const PlannableJob& job, const StepProblem& step) {
-    MemoryPlan memory{job.static_bytes, job.activation_limit_bytes,
-                      job.transfer_bytes, job.layer_reserve_bytes};
+    return WithLongItems({job.static_bytes, job.activation_limit_bytes,
+                          job.transfer_bytes, job.layer_reserve_bytes},
+                         step);
+  }
+
+  // With what the step's long items have set aside besides.
+  static MemoryPlan WithLongItems(MemoryPlan memory, const StepProblem& step) {
     for (size_t r = 0; r < step.extra_reserve_bytes.size(); ++r) {
       const int64_t extra = step.extra_reserve_bytes[r];
       memory.static_bytes[r] += extra;

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
+#include "search/partition/baselines.h"
 #include "search/partition/layout_planner.h"
 #include "search/plan_evaluator.h"
 #include "search/testing/slowest_cost.h"
@@ -152,6 +154,144 @@ TEST(PlannerTest, JitterTakesNoMoreEvaluationsThanItMay) {
     const auto plan = planner->Plan(*c.job, c.batch, options);
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_LE(plan->report.evaluations, budget);
+  }
+}
+
+// Where transfers do not fit beside what is held, the planner tries again with
+// less memory. That no schedule fits into that is not the batch's error.
+TEST(PlannerTest, SaysThatTransfersDoNotFit) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  v1::Job proto;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
+      R"pb(
+        name: "tight"
+        modules {
+          name: "image"
+          modality: MODALITY_IMAGE
+          layers {
+            kind: LAYER_KIND_EMBEDDING
+            count: 1
+            hidden_size: 1024
+            vocab_size: 1000
+          }
+          layers {
+            kind: LAYER_KIND_TRANSFORMER
+            count: 8
+            hidden_size: 1024
+            ffn_size: 2048
+            heads: 4
+            kv_heads: 1
+            causal: true
+          }
+        }
+        parallelism {
+          tensor_parallel: 4
+          pipeline_parallel: 2
+          context_parallel: 1
+          data_parallel: 1
+        }
+        device {
+          name: "any"
+          peak_flops_per_second: 989000000000000
+          memory_bandwidth_bytes_per_second: 3350000000000
+          memory_bytes: 85899345920
+        }
+        links {
+          tensor_parallel {
+            latency_ns: 2000
+            bandwidth_bytes_per_second: 200000000000
+          }
+          p2p_intra_node {
+            latency_ns: 2000
+            bandwidth_bytes_per_second: 200000000000
+          }
+          p2p_inter_node {
+            latency_ns: 5000
+            bandwidth_bytes_per_second: 25000000000
+          }
+          gpus_per_node: 8
+          host { latency_ns: 10000 bandwidth_bytes_per_second: 1000000 }
+        }
+        memory_budget_bytes: 197265625
+        executor {
+          offload: true
+          selective_recompute: true
+          full_recompute: true
+          max_receives_ahead: 1
+          shape_buckets: [ 256, 512, 1000 ]
+        }
+        layout {
+          modules {
+            module: "image"
+            sub_microbatch_tokens: 64
+            segments { chunks { rank: 1 first_layer: 0 num_layers: 2 } }
+            segments {
+              chunks { rank: 0 first_layer: 2 num_layers: 2 }
+              chunks { rank: 1 first_layer: 4 num_layers: 1 }
+            }
+            segments { chunks { rank: 0 first_layer: 5 num_layers: 4 } }
+            segments { chunks { rank: 1 first_layer: 9 num_layers: 0 } }
+          }
+        }
+        max_microbatch_tokens: 512
+      )pb",
+      &proto));
+  const auto job = semu::JobFromProto(proto);
+  ASSERT_TRUE(job.ok()) << job.status();
+  const auto layout = semu::LayoutFromProto(proto.layout(), *job);
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  const auto prepared = planner->Prepare(*job, *layout, {});
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  v1::BatchMetadata metadata;
+  for (const std::vector<int>& tokens :
+       std::vector<std::vector<int>>{{200, 50, 400, 200, 400},
+                                     {50, 400, 1, 7},
+                                     {7, 200, 50, 200, 200},
+                                     {1},
+                                     {1, 50, 400},
+                                     {7, 1, 7},
+                                     {400, 200, 200},
+                                     {400}}) {
+    v1::ModuleItems* items = metadata.add_microbatches()->add_items();
+    items->mutable_tokens()->Add(tokens.begin(), tokens.end());
+  }
+  const semu::Batch batch = *semu::BatchFromProto(metadata, *job);
+  EXPECT_TRUE(planner->Plan(**prepared, batch, Evaluations(10)).ok());
+  const auto status = planner->Plan(**prepared, batch, Evaluations(1)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("activations and transfers take"));
+}
+
+// A baseline sets as much aside for long items as the planner does.
+TEST(PlannerTest, BaselinesSetAsideForLongItems) {
+  const std::unique_ptr<StepPlanner> planner = MakeStepPlanner();
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  const semu::Batch batch =
+      *semu::BatchFromProto(*semu::SampleBatch(proto, {.microbatches = 4}),
+                            *semu::JobFromProto(proto));
+  proto.set_max_microbatch_tokens(0, 2704);
+  proto.set_max_microbatch_tokens(1, 1024);
+  const semu::Job job = *semu::JobFromProto(proto);
+  const auto prepared =
+      planner->Prepare(job, *PlanLayout(job, *planner->Costs()), {});
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  PlanOptions options;
+  options.strategy = "1f1b";
+  const auto plan = planner->Plan(**prepared, batch, options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const auto baseline =
+      PlanBaseline(Baseline::k1f1b, job, batch, batch, *planner->Costs());
+  ASSERT_TRUE(baseline.ok()) << baseline.status();
+  const MemoryPlan& memory = baseline->memory;
+  for (int r = 0; r < job.parallelism.pipeline_parallel; ++r) {
+    const int64_t extra = plan->step.extra_reserve_bytes.at(r);
+    EXPECT_GT(extra, 0);
+    EXPECT_EQ(plan->step.problem.memory_limit_bytes[r],
+              memory.activation_limit_bytes[r] - extra);
+    EXPECT_EQ(plan->report.peak_memory_bytes[r],
+              memory.static_bytes[r] + extra - memory.transfer_bytes +
+                  plan->programs.peak_bytes[r]);
   }
 }
 

@@ -159,15 +159,17 @@ class BaselinePlanner {
       shape.modules.push_back({job_.max_microbatch_tokens[m], 1, {false}});
     }
     absl::Status unsafe;
-    PW_RETURN_IF_ERROR(Try(PlaceLayers(job_, shape, times), 1, /*split=*/false,
-                           [&](const StepProblem& step, const ProblemGraph&) {
-                             absl::StatusOr<Schedule> schedule =
-                                 SafeOrder(step.problem);
-                             unsafe = schedule.status();
-                             return schedule.ok()
-                                        ? std::vector{*std::move(schedule)}
-                                        : std::vector<Schedule>();
-                           }));
+    // The order runs the less at once the less memory there is: strategies that
+    // take longer but hold less may end sooner.
+    PW_RETURN_IF_ERROR(Try(
+        PlaceLayers(job_, shape, times), 1, /*split=*/false,
+        [&](const StepProblem& step, const ProblemGraph&) {
+          absl::StatusOr<Schedule> schedule = SafeOrder(step.problem);
+          unsafe = schedule.status();
+          return schedule.ok() ? std::vector{*std::move(schedule)}
+                               : std::vector<Schedule>();
+        },
+        /*all_strategies=*/true));
     if (!unsafe.ok()) best_.failure = unsafe;
     return absl::OkStatus();
   }
@@ -206,9 +208,10 @@ class BaselinePlanner {
     return orders;
   }
 
-  // Tries the strategies on a layout, fastest first, up to one that fits.
+  // Tries the strategies on a layout, fastest first: up to one that fits, or
+  // all.
   absl::Status Try(const semu::Layout& layout, int virtual_stages, bool split,
-                   const Scheduler& scheduler) {
+                   const Scheduler& scheduler, bool all_strategies = false) {
     const absl::StatusOr<MemoryPlan> memory = PlanMemory(job_, layout, costs_);
     if (!memory.ok()) {
       best_.failure = memory.status();
@@ -218,7 +221,7 @@ class BaselinePlanner {
       fits_ = false;
       PW_RETURN_IF_ERROR(TryWithStrategy(layout, *memory, virtual_stages,
                                          strategy, split, scheduler));
-      if (fits_) break;
+      if (fits_ && !all_strategies) break;
     }
     return absl::OkStatus();
   }
@@ -232,7 +235,9 @@ class BaselinePlanner {
         StepProblem step,
         BuildStepProblem(job_, layout, memory.activation_limit_bytes, batch_,
                          costs_,
-                         {.strategy = strategy, .split_backward = split}));
+                         {.strategy = strategy,
+                          .split_backward = split,
+                          .layer_reserve_bytes = memory.layer_reserve_bytes}));
     const ProblemGraph graph = BuildProblemGraph(step.problem);
     for (Schedule& schedule : scheduler(step, graph)) {
       PW_ASSIGN_OR_RETURN(StageTimes times, TimeSchedule(graph, schedule));

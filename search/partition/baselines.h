@@ -67,10 +67,12 @@ struct BaselinePlan {
 // chunks in order; a microbatch without items of a module skips its layers.
 // Backwards are split in zb-h1 and zb-v only. One memory strategy holds for all
 // layers: the fastest of keep, selective and full recompute, of those that the
-// executor can run, that fits along the order. Interleaved baselines take the
-// best of 1 to 4 virtual stages (at most executor.max_segments, and one layer a
-// chunk), and optimus* the best rule for its bubbles, for the batch at hand,
-// which favours them.
+// executor can run, that fits along the order; for nested, whose order depends
+// on memory, that of the least makespan. Memory is accounted for as in plans,
+// but for what reports told of the job's own layout. Interleaved baselines take
+// the best of 1 to 4 virtual stages (at most executor.max_segments, and one
+// layer a chunk), and optimus* the best rule for its bubbles, for the batch at
+// hand, which favours them.
 //
 // `reference` is the batch whose mean the layers are divided for.
 //

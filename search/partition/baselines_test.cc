@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -113,6 +114,23 @@ TEST(PlanBaselineTest, RecomputesWhereMemoryIsShort) {
     last = plan->strategy;
   }
   ADD_FAILURE() << "20 GiB cannot hold vlm-s";
+}
+
+TEST(PlanBaselineTest, NestedIsHardlySlowerWithMoreMemory) {
+  v1::Job proto = *semu::MakeSetup("vlm-s");
+  double with_less_ns = std::numeric_limits<double>::infinity();
+  for (const int gib : {35, 45, 60, 75}) {
+    proto.set_memory_budget_bytes(int64_t{gib} << 30);
+    const semu::Job job = *semu::JobFromProto(proto);
+    const semu::Batch batch = *semu::BatchFromProto(
+        *semu::SampleBatch(proto, {.microbatches = 16}), job);
+    const auto plan =
+        PlanBaseline(Baseline::kNested, job, batch, batch, semu::OpGraphCost());
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const auto ns = static_cast<double>(plan->times.makespan_ns);
+    EXPECT_LE(ns, 1.05 * with_less_ns) << gib;
+    with_less_ns = std::min(with_less_ns, ns);
+  }
 }
 
 TEST(PlanBaselineTest, SaysWhyItDoesNotApply) {

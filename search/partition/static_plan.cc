@@ -119,7 +119,9 @@ absl::StatusOr<Candidate> MakeCandidate(const Job& job, const Chain& chain,
       const StepProblem step,
       BuildStepProblem(job, chain.layout, memory.activation_limit_bytes,
                        reference, costs,
-                       {.strategy = strategy, .split_backward = false}));
+                       {.strategy = strategy,
+                        .split_backward = false,
+                        .layer_reserve_bytes = memory.layer_reserve_bytes}));
   Candidate candidate;
   candidate.mean =
       MeanProblem(chain, step, static_cast<int>(reference.microbatches.size()),
