@@ -2,15 +2,20 @@
 // SIGTERM or SIGINT.
 //
 // Exit codes: 0 after a drain, or when --validate finds nothing wrong; 1 when
-// it cannot start, or a flag is unknown or has a value of the wrong type; 2 for
-// a config that breaks a rule, or an argument that is not a flag.
+// it cannot start, when it has drained because it can accept no more
+// connections, or when a flag is unknown or has a value of the wrong type; 2
+// for a config that breaks a rule, or an argument that is not a flag.
 
 #include <google/protobuf/text_format.h>
+#include <grpc/support/log.h>
 #include <pthread.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -23,6 +28,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "search/planner.h"
 #include "semu/base/flags_help.h"
@@ -100,6 +106,29 @@ absl::StatusOr<v1::ServerConfig> ConfigFromFlags() {
   return CompleteConfig(std::move(config));
 }
 
+// Each connection takes a file descriptor: the hard limit is the only one.
+void RaiseFileDescriptorLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+std::atomic<bool> listener_ended = false;
+
+// Takes what gRPC logs. gRPC's listener (1.51) ends with the first accept4 that
+// fails, for want of file descriptors say, and says so in the log only: the
+// server then drains.
+void LogForGrpc(gpr_log_func_args* args) {
+  spdlog::log(args->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::err
+                                                       : spdlog::level::info,
+              "gRPC: {}", args->message);
+  if (absl::StartsWith(args->message, "Failed accept4")) {
+    listener_ended = true;
+    kill(getpid(), SIGTERM);
+  }
+}
+
 int Run() {
   const absl::StatusOr<v1::ServerConfig> config = ConfigFromFlags();
   if (!config.ok()) {
@@ -122,6 +151,8 @@ int Run() {
   sigaddset(&signals, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
+  RaiseFileDescriptorLimit();
+  gpr_set_log_function(LogForGrpc);
   const absl::StatusOr<SubgraphCosts> costs = MakeSubgraphCosts(*config);
   if (!costs.ok()) {
     spdlog::error("{}", costs.status().ToString());
@@ -146,7 +177,12 @@ int Run() {
     spdlog::warn("SIGHUP: ignored, the configuration is read at start only");
     sigwait(&signals, &signal);
   }
-  spdlog::info("signal {}", signal);
+  const int exit_code = listener_ended ? 1 : 0;
+  if (exit_code != 0) {
+    spdlog::error("no more connections can be accepted: ends with 1");
+  } else {
+    spdlog::info("signal {}", signal);
+  }
   (*server)->Drain();
   if (!costs->Flush(kFlushTime)) {
     spdlog::warn("subgraph store: layer costs not written in time are lost");
@@ -154,13 +190,15 @@ int Run() {
   // Not by way of destructors: the metrics listener's takes two seconds.
   spdlog::shutdown();
   std::fflush(stdout);
-  std::_Exit(0);
+  std::_Exit(exit_code);
 }
 
 }  // namespace
 }  // namespace pipeweaver::server
 
 int main(int argc, char** argv) {
+  // The reader of a log may end before the server does.
+  signal(SIGPIPE, SIG_IGN);
   spdlog::set_default_logger(spdlog::stderr_logger_mt("pipeweaver"));
   pipeweaver::SetHelp(
       "plans training steps; proto/pipeweaver/v1/server_config.proto explains "

@@ -7,12 +7,15 @@
 #include <lmdb.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -55,12 +58,21 @@ using ::testing::HasSubstr;
 
 std::string* binary = nullptr;  // set by main
 
+// What a server finds at its start.
+struct Surroundings {
+  // Limits of its own, by resource (RLIMIT_...).
+  std::vector<std::pair<int, rlimit>> limits;
+  // A descriptor for its standard error; -1: the test's.
+  int standard_error = -1;
+};
+
 // A running pipeweaver_server.
 class ServerProcess {
  public:
   // Runs one that ends by itself, and takes what it prints.
-  explicit ServerProcess(std::vector<std::string> flags) {
-    FILE* lines = Spawn(std::move(flags));
+  explicit ServerProcess(std::vector<std::string> flags,
+                         const Surroundings& surroundings = {}) {
+    FILE* lines = Spawn(std::move(flags), surroundings);
     char line[1024];
     while (fgets(line, sizeof(line), lines) != nullptr) output_ += line;
     fclose(lines);
@@ -68,11 +80,11 @@ class ServerProcess {
 
   // Starts one that serves, and waits for the line that says where.
   static std::unique_ptr<ServerProcess> Serving(
-      std::vector<std::string> flags) {
+      std::vector<std::string> flags, const Surroundings& surroundings = {}) {
     flags.push_back("--listen_address=127.0.0.1:0");
     flags.push_back("--metrics_address=127.0.0.1:0");
     std::unique_ptr<ServerProcess> server(new ServerProcess());
-    FILE* lines = server->Spawn(std::move(flags));
+    FILE* lines = server->Spawn(std::move(flags), surroundings);
     char line[1024] = "";
     EXPECT_NE(fgets(line, sizeof(line), lines), nullptr);
     fclose(lines);
@@ -106,8 +118,8 @@ class ServerProcess {
   const std::string& output() const { return output_; }
   const std::string& address() const { return address_; }
 
-  // Whether it takes connections.
-  bool Listens() const {
+  // A socket that is connected to it; -1: it takes no connections.
+  int Connection() const {
     int port = 0;
     Must(absl::SimpleAtoi(address_.substr(address_.rfind(':') + 1), &port));
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -115,10 +127,18 @@ class ServerProcess {
     to.sin_family = AF_INET;
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     to.sin_port = htons(static_cast<uint16_t>(port));
-    const bool listens =
-        connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0;
+    if (connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0) {
+      return fd;
+    }
     close(fd);
-    return listens;
+    return -1;
+  }
+
+  // Whether it takes connections.
+  bool Listens() const {
+    const int fd = Connection();
+    if (fd >= 0) close(fd);
+    return fd >= 0;
   }
 
   std::string MetricsPage() const {
@@ -161,7 +181,8 @@ class ServerProcess {
   ServerProcess() = default;
 
   // Starts the binary; returns its standard output.
-  FILE* Spawn(std::vector<std::string> flags) {
+  FILE* Spawn(std::vector<std::string> flags,
+              const Surroundings& surroundings) {
     int out[2];
     Must(pipe(out) == 0);
     flags.insert(flags.begin(), *binary);
@@ -175,6 +196,12 @@ class ServerProcess {
       dup2(out[1], STDOUT_FILENO);
       close(out[0]);
       close(out[1]);
+      if (surroundings.standard_error >= 0) {
+        dup2(surroundings.standard_error, STDERR_FILENO);
+      }
+      for (const auto& [resource, limit] : surroundings.limits) {
+        Must(setrlimit(resource, &limit) == 0);
+      }
       execv(argv[0], argv.data());
       _exit(127);
     }
@@ -248,6 +275,83 @@ TEST(PipeweaverServerTest, ValidatePrintsTheConfigWithFlagsOverTheFile) {
   EXPECT_EQ(server.Wait(), 0);
   EXPECT_THAT(server.output(), HasSubstr("planner_threads: 5\n"));
   EXPECT_THAT(server.output(), HasSubstr("drain_ms: 77\n"));
+}
+
+TEST(PipeweaverServerTest, ThreadsThatCannotBeStartedEndItWithOne) {
+  int log[2];
+  ASSERT_EQ(pipe(log), 0);
+  // Less than the stacks of as many threads.
+  Surroundings surroundings;
+  surroundings.limits = {{RLIMIT_AS, {1u << 30, 1u << 30}}};
+  surroundings.standard_error = log[1];
+  ServerProcess server({"--planner_threads=1024", "--metrics_address=none",
+                        "--listen_address=127.0.0.1:0"},
+                       surroundings);
+  EXPECT_EQ(server.Wait(), 1);
+  close(log[1]);
+  std::string text(1 << 16, '\0');
+  text.resize(std::max<ssize_t>(0, read(log[0], text.data(), text.size())));
+  close(log[0]);
+  EXPECT_THAT(text, HasSubstr("RESOURCE_EXHAUSTED: planner_threads: 1024"));
+}
+
+TEST(PipeweaverServerTest, ItOutlivesTheReaderOfItsLog) {
+  int log[2];
+  ASSERT_EQ(pipe(log), 0);
+  close(log[0]);
+  Surroundings surroundings;
+  surroundings.standard_error = log[1];
+  const auto server = ServerProcess::Serving({}, surroundings);
+  close(log[1]);
+  EXPECT_TRUE(Connect(*server).ListJobs({}).ok());
+  server->Terminate();
+  EXPECT_EQ(server->Wait(), 0);
+}
+
+constexpr rlim_t kFewDescriptors = 100;
+
+// Connections to `server`, one more than it may have by `kFewDescriptors`.
+std::vector<int> ManyConnections(const ServerProcess& server) {
+  std::vector<int> connections;
+  while (connections.size() <= kFewDescriptors) {
+    const int fd = server.Connection();
+    if (fd < 0) break;  // it has ended
+    connections.push_back(fd);
+  }
+  return connections;
+}
+
+TEST(PipeweaverServerTest, ItTakesConnectionsPastTheSoftLimitOnDescriptors) {
+  rlimit limit = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  ASSERT_GE(limit.rlim_max, 3 * kFewDescriptors);
+  limit.rlim_cur = kFewDescriptors;
+  Surroundings surroundings;
+  surroundings.limits = {{RLIMIT_NOFILE, limit}};
+  const auto server = ServerProcess::Serving({}, surroundings);
+  const std::vector<int> connections = ManyConnections(*server);
+  EXPECT_TRUE(Connect(*server).ListJobs({}).ok());
+  for (const int fd : connections) close(fd);
+}
+
+TEST(PipeweaverServerTest, OutOfDescriptorsItEndsWithOne) {
+  Surroundings surroundings;
+  surroundings.limits = {{RLIMIT_NOFILE, {kFewDescriptors, kFewDescriptors}}};
+  const auto server = ServerProcess::Serving({}, surroundings);
+  const std::vector<int> connections = ManyConnections(*server);
+  ASSERT_FALSE(connections.empty());
+  // To the end of the first one, or 30 s of silence.
+  timeval wait = {};
+  wait.tv_sec = 30;
+  setsockopt(connections[0], SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
+  char buffer[256];
+  ssize_t n;
+  while ((n = read(connections[0], buffer, sizeof(buffer))) > 0) {
+  }
+  const bool ended = n == 0 || errno == ECONNRESET;
+  for (const int fd : connections) close(fd);
+  ASSERT_TRUE(ended);
+  EXPECT_EQ(server->Wait(), 1);
 }
 
 TEST(PipeweaverServerTest, PlansRealStepsEndToEnd) {

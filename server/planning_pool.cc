@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <system_error>
 
 #include "semu/base/check.h"
 
@@ -18,12 +19,17 @@ PlanningPool::PlanningPool(int threads, int max_queued, int max_running_of_job,
       max_running_of_job_(max_running_of_job) {
   PW_CHECK(threads >= 1 && max_queued >= 1 && max_running_of_job >= 1);
   workers_.reserve(threads);
-  for (int i = 0; i < threads; ++i) {
-    workers_.emplace_back([this, niceness] {
-      // On Linux each thread has its own.
-      if (niceness > 0) setpriority(PRIO_PROCESS, gettid(), niceness);
-      Work();
-    });
+  try {
+    for (int i = 0; i < threads; ++i) {
+      workers_.emplace_back([this, niceness] {
+        // On Linux each thread has its own.
+        if (niceness > 0) setpriority(PRIO_PROCESS, gettid(), niceness);
+        Work();
+      });
+    }
+  } catch (const std::system_error&) {
+    Stop();
+    throw;
   }
 }
 

@@ -44,6 +44,7 @@ class PlanningPool {
   // `threads` >= 1; `max_queued` >= 1 tasks wait at most; of one job
   // `max_running_of_job` >= 1 run at a time, so that others find a thread. Its
   // threads, and those that they start, give way to others by `niceness` >= 0.
+  // Throws std::system_error when not all threads can be started.
   PlanningPool(int threads, int max_queued,
                int max_running_of_job = std::numeric_limits<int>::max(),
                int niceness = 0);

@@ -21,6 +21,7 @@
 #include <cerrno>
 #include <chrono>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -203,8 +204,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
     }
     return layers;
   };
-  auto parts = std::make_unique<Parts>(
-      config, options, planner, std::move(simulate), clock, std::move(auth));
+  std::unique_ptr<Parts> parts;
+  // Threads that cannot be started are reported by exceptions: they end here.
+  try {
+    parts = std::make_unique<Parts>(
+        config, options, planner, std::move(simulate), clock, std::move(auth));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("planner_threads: ", config.planner_threads(),
+                     ", cannot start as many: ", error.what()));
+  }
 
   if (config.metrics_address() != "none") {
     // prometheus-cpp reports errors by exceptions: they end here.

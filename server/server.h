@@ -24,7 +24,8 @@ class Server {
   // Starts serving. `config` is complete (CompleteConfig); what is passed by
   // plain pointer must outlive the server. `more_metrics` join the metrics
   // page. Errors: INVALID_ARGUMENT for files that cannot be read; UNAVAILABLE
-  // when an address cannot be bound.
+  // when an address cannot be bound; RESOURCE_EXHAUSTED when the planner's
+  // threads cannot be started.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const v1::ServerConfig& config, const search::StepPlanner* planner,
       SimulateFunction simulate, Clock* clock,
