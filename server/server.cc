@@ -44,6 +44,8 @@ namespace {
 
 constexpr unsigned kCertificateRefreshSeconds = 10;
 constexpr int kKeepaliveTimeoutMs = 20'000;
+// At once, of a connection. A client has a few for each rank that it serves.
+constexpr int kMaxCallsOfConnection = 4096;
 constexpr auto kDrainPoll = std::chrono::milliseconds(2);
 // For refusals on their way once no call is in flight. What else is open then
 // are health watches, which end with their clients only.
@@ -262,6 +264,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
       kKeepaliveTimeoutMs);
+  // By default only connections with calls are probed, and twice in a row.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS,
+                             kMaxCallsOfConnection);
   grpc::ResourceQuota quota("pipeweaver_server");
   quota.Resize(static_cast<size_t>(config.transport_memory_bytes()));
   builder.SetResourceQuota(quota);

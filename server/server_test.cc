@@ -28,6 +28,7 @@
 #include "gtest/gtest.h"
 #include "server/config.h"
 #include "server/testing/certificate.h"
+#include "server/testing/raw_connection.h"
 #include "server/testing/raw_stream.h"
 #include "server/testing/test_server.h"
 
@@ -326,6 +327,40 @@ TEST(ServerTest, DrainIsBounded) {
   while (server.server().calls_in_flight() == 0) std::this_thread::yield();
   server.server().Drain();
   EXPECT_FALSE(read.get().ok());
+}
+
+TEST(ServerTest, AConnectionWithoutCallsIsProbed) {
+  v1::ServerConfig config;
+  config.set_keepalive_seconds(1);
+  TestServer server(config);
+  RawConnection connection(server.server().address());
+  std::optional<RawConnection::Frame> frame = connection.Read();
+  while (frame.has_value() && frame->type != RawConnection::kPing) {
+    frame = connection.Read();
+  }
+  EXPECT_TRUE(frame.has_value()) << "no ping for 30 s";
+}
+
+// Calls lie outside the memory that gRPC counts.
+TEST(ServerTest, AConnectionWithTooManyCallsIsClosed) {
+  TestServer server;
+  RawConnection connection(server.server().address());
+  std::optional<RawConnection::Frame> frame = connection.Read();
+  while (frame.has_value() && (frame->type != RawConnection::kSettings ||
+                               frame->flags == RawConnection::kAck)) {
+    frame = connection.Read();
+  }
+  ASSERT_TRUE(frame.has_value());
+  connection.Write(RawConnection::kSettings, RawConnection::kAck, 0, "");
+  // Each waits for its message.
+  for (uint32_t call = 0; call <= 4096; ++call) {
+    connection.BeginCall(2 * call + 1,
+                         "/pipeweaver.v1.PlannerService/ListJobs");
+  }
+  while (connection.Read().has_value()) {
+  }
+  EXPECT_TRUE(connection.ended());
+  EXPECT_TRUE(ListJobs(server.server().address(), Patience()).ok());
 }
 
 int64_t ResidentBytes() {
