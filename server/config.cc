@@ -64,6 +64,22 @@ absl::Status CheckAddress(absl::string_view field, absl::string_view address,
                     : " or none; IPv6 is not served"));
 }
 
+// gRPC reads a listen address as a URI, in which a path may be escaped or
+// follow an authority.
+absl::Status CheckUnixPath(absl::string_view field, absl::string_view address) {
+  absl::string_view path = address;
+  if (!absl::ConsumePrefix(&path, "unix:")) return absl::OkStatus();
+  if (absl::ConsumePrefix(&path, "//") && !absl::StartsWith(path, "/")) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, ": '", address, "', must have a path from / after unix://"));
+  }
+  if (absl::StrContains(path, '%')) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": '", address, "', must have no % in its path"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t min,
                         int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
@@ -177,6 +193,7 @@ absl::StatusOr<v1::ServerConfig> CompleteConfig(v1::ServerConfig config) {
   }
   PW_RETURN_IF_ERROR(
       CheckAddress("listen_address", config.listen_address(), true));
+  PW_RETURN_IF_ERROR(CheckUnixPath("listen_address", config.listen_address()));
   if (config.metrics_address().empty()) {
     config.set_metrics_address("127.0.0.1:7412");
   }

@@ -56,7 +56,8 @@ TEST(ConfigTest, TheExampleConfigurationIsComplete) {
 TEST(ConfigTest, TakesAddressesOfEveryKind) {
   for (const char* address :
        {"planner-0.train_1.svc:80", "[::]:0", "[fe80::1%eth0]:7411",
-        "0.0.0.0:65535", "unix:/run/planner.sock"}) {
+        "0.0.0.0:65535", "unix:/run/planner.sock", "unix:planner.sock",
+        "unix:///run/planner.sock"}) {
     v1::ServerConfig config;
     config.set_listen_address(address);
     EXPECT_TRUE(CompleteConfig(config).ok()) << address;
@@ -101,6 +102,18 @@ INSTANTIATE_TEST_SUITE_P(
         BadConfig{"Space",
                   [](v1::ServerConfig* c) { c->set_listen_address(" a:80"); },
                   "listen_address: ' a:80'"},
+        BadConfig{"EscapeInAUnixPath",
+                  [](v1::ServerConfig* c) {
+                    c->set_listen_address("unix:/run/a%20b.sock");
+                  },
+                  "listen_address: 'unix:/run/a%20b.sock', must have no % in "
+                  "its path"},
+        BadConfig{"UnixPathWithAnAuthority",
+                  [](v1::ServerConfig* c) {
+                    c->set_listen_address("unix://run/planner.sock");
+                  },
+                  "listen_address: 'unix://run/planner.sock', must have a path "
+                  "from / after unix://"},
         BadConfig{"TwiceTheSame",
                   [](v1::ServerConfig* c) {
                     c->set_metrics_address("127.0.0.1:7411");
