@@ -79,6 +79,10 @@ namespace {
 // show that the service delivers, so it fails instead.
 constexpr auto kCallTimeout = std::chrono::seconds(60);
 
+// Steps that have run and are not described yet, at most: the planner holds a
+// window of steps, and a plan that is to be described must be in it.
+constexpr uint64_t kMostUndescribed = 2;
+
 struct Trainer {
   v1::Job job;
   std::vector<v1::BatchMetadata> batches;
@@ -313,8 +317,9 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
   }
 
   std::mutex mutex;
-  std::condition_variable submitted_changed;
+  std::condition_variable changed;
   uint64_t submitted = 0;  // steps; more than there are: the run is over
+  uint64_t described = 0;  // steps; more than there are: no more will be
   const auto submit = [&](uint64_t step) -> absl::Status {
     v1::SubmitStepRequest request;
     *request.mutable_key() = trainer.Key(*attempt, step);
@@ -336,14 +341,22 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
       const std::lock_guard<std::mutex> lock(mutex);
       submitted = std::max(submitted, step + 1);
     }
-    submitted_changed.notify_one();
+    changed.notify_all();
     return parent.Send(message);
   };
 
   // Reports go over a thread and channel of their own: a comparison of
-  // baselines must not hold up the next step's submission.
+  // baselines must not hold up the next step's submission, unless it falls
+  // behind.
   absl::Status report_status;
-  std::thread reporter([&] {
+  const auto set_described = [&](uint64_t steps) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      described = steps;
+    }
+    changed.notify_all();
+  };
+  const auto describe_steps = [&] {
     absl::StatusOr<PlannerClient> report_client = Connect();
     if (!report_client.ok()) {
       report_status = report_client.status();
@@ -352,7 +365,7 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
     for (uint64_t step = 0; step < trainer.steps; ++step) {
       {
         std::unique_lock<std::mutex> lock(mutex);
-        submitted_changed.wait(lock, [&] { return submitted > step; });
+        changed.wait(lock, [&] { return submitted > step; });
         if (submitted > trainer.steps) return;
       }
       const absl::StatusOr<std::string> line =
@@ -366,7 +379,12 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
         message.SetText(absl::StrCat("submitter: ", line.status().ToString()));
       }
       if (!parent.Send(message).ok() || !line.ok()) return;
+      set_described(step + 1);
     }
+  };
+  std::thread reporter([&] {
+    describe_steps();
+    set_described(trainer.steps + 1);
   });
   absl::Status status;
   const uint64_t ahead = absl::GetFlag(FLAGS_ahead);
@@ -376,6 +394,11 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
   while (status.ok()) {
     const absl::StatusOr<ControlMessage> done = parent.Receive();
     if (!done.ok()) break;  // the run is over
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      changed.wait(lock,
+                   [&] { return described + kMostUndescribed > done->step; });
+    }
     if (done->step + ahead < trainer.steps) status = submit(done->step + ahead);
   }
   if (!status.ok()) Fail(parent, "submitter", status);
@@ -383,7 +406,7 @@ absl::Status Submit(const Trainer& trainer, const ControlSocket& parent) {
     const std::lock_guard<std::mutex> lock(mutex);
     submitted = trainer.steps + 1;
   }
-  submitted_changed.notify_one();
+  changed.notify_all();
   reporter.join();
   return status.ok() ? report_status : status;
 }
