@@ -93,6 +93,8 @@ class LeafPages {
 Verdict TryRecords(MDB_txn* txn, MDB_dbi dbi, LeafPages* pages) {
   MDB_stat stat;
   if (mdb_stat(txn, dbi, &stat) != 0) return kDamaged;
+  // Another process is making it, or ended while it did.
+  if (stat.ms_entries == 0) return kUsable;
   MDB_val name = ValueOf(kHeaderName);
   MDB_val value;
   if (mdb_get(txn, dbi, &name, &value) != 0 || BytesOf(value) != kHeaderValue) {
@@ -287,7 +289,14 @@ absl::Status FileStore::OpenEnvironment() {
     return CannotOpen(path_, mdb_strerror(rc));
   };
   if (int rc = mdb_env_create(&env_); rc != 0) return failed(rc);
-  mdb_env_set_mapsize(env_, static_cast<size_t>(max_bytes_));
+  // A file larger than its limit needs room for the transaction that empties
+  // it.
+  struct stat file;
+  const int64_t file_bytes =
+      ::stat(path_.c_str(), &file) == 0 ? int64_t{file.st_size} : 0;
+  mdb_env_set_mapsize(
+      env_, static_cast<size_t>(max_bytes_ +
+                                (file_bytes > max_bytes_ ? file_bytes : 0)));
   mdb_env_set_maxreaders(env_, kMaxReaders);
   if (int rc = mdb_env_open(env_, path_.c_str(), kFlags, kMode); rc != 0) {
     return failed(rc);
@@ -335,7 +344,7 @@ std::vector<std::optional<std::string>> FileStore::GetAll(
   return values;
 }
 
-int FileStore::BeginWrite(MDB_txn** txn) {
+int FileStore::BeginWrite(MDB_txn** txn, bool* emptied) {
   if (int rc = mdb_txn_begin(env_, nullptr, 0, txn); rc != 0) return rc;
   MDB_stat stat;
   if (int rc = mdb_stat(*txn, dbi_, &stat); rc != 0) return rc;
@@ -344,7 +353,7 @@ int FileStore::BeginWrite(MDB_txn** txn) {
       static_cast<double>(stat.ms_branch_pages + stat.ms_leaf_pages +
                           stat.ms_overflow_pages);
   if (used < kFullShare * static_cast<double>(max_bytes_)) return 0;
-  log_(absl::StrCat("subgraph store '", path_, "' is full: emptied"));
+  *emptied = true;
   if (int rc = mdb_drop(*txn, dbi_, 0); rc != 0) return rc;
   MDB_val name = ValueOf(kHeaderName);
   MDB_val value = ValueOf(kHeaderValue);
@@ -360,7 +369,8 @@ void FileStore::Put(absl::Span<const StoreEntry> entries) {
 
 void FileStore::PutBatch(absl::Span<const StoreEntry> entries) {
   MDB_txn* txn = nullptr;
-  int rc = BeginWrite(&txn);
+  bool emptied = false;
+  int rc = BeginWrite(&txn, &emptied);
   for (const StoreEntry& entry : entries) {
     if (rc != 0) break;
     const std::string record_name = RecordName(entry.key);
@@ -370,9 +380,19 @@ void FileStore::PutBatch(absl::Span<const StoreEntry> entries) {
     rc = mdb_put(txn, dbi_, &name, &value, 0);
   }
   if (rc == 0) {
-    mdb_txn_commit(txn);
+    rc = mdb_txn_commit(txn);
   } else if (txn != nullptr) {
     mdb_txn_abort(txn);
+  }
+  if (rc == 0 && emptied) {
+    log_(absl::StrCat("subgraph store '", path_, "' is full: emptied"));
+  }
+  // Another server that shares the file has made it larger than this one can
+  // map, say.
+  if (const bool writes = rc == 0; writes_.exchange(writes) != writes) {
+    log_(absl::StrCat("subgraph store '", path_, "' ",
+                      writes ? "takes new costs again" : "takes no new costs: ",
+                      writes ? "" : mdb_strerror(rc)));
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <lmdb.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -53,14 +54,16 @@ class FileStore : public SubgraphStore {
 
   absl::Status OpenEnvironment();
   void PutBatch(absl::Span<const StoreEntry> entries);
-  // Begins the transaction that Put needs, the file emptied where it is full.
-  int BeginWrite(MDB_txn** txn);
+  // Begins the transaction that Put needs, the file emptied where it is full:
+  // then sets `emptied`.
+  int BeginWrite(MDB_txn** txn, bool* emptied);
 
   const std::string path_;
   const int64_t max_bytes_;
   const Log log_;
   MDB_env* env_ = nullptr;
   MDB_dbi dbi_ = 0;
+  std::atomic<bool> writes_ = true;  // the last Put was stored
 };
 
 }  // namespace pipeweaver::semu

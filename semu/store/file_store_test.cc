@@ -117,6 +117,18 @@ TEST_F(FileStoreTest, TellsAnotherProgramsDatabase) {
   EXPECT_THAT(log_, ElementsAre(HasSubstr("is not of this format")));
 }
 
+// Another server may be about to write what tells the format.
+TEST_F(FileStoreTest, TakesAFileThatIsBeingMade) {
+  MDB_env* env = nullptr;
+  ASSERT_EQ(mdb_env_create(&env), 0);
+  ASSERT_EQ(mdb_env_open(env, path_.c_str(), MDB_NOSUBDIR, 0600), 0);
+  const auto store = Open();
+  store->Put({{"key", "value"}});
+  EXPECT_EQ(store->Get("key"), "value");
+  EXPECT_THAT(log_, IsEmpty());
+  mdb_env_close(env);
+}
+
 TEST_F(FileStoreTest, TellsTornFiles) {
   constexpr int kBatches = 30;
   Fill(kBatches);
@@ -221,6 +233,37 @@ TEST_F(FileStoreTest, StaysWithinItsBytesAndSaysWhenItIsEmptied) {
   struct stat file;
   ASSERT_EQ(stat(path_.c_str(), &file), 0);
   EXPECT_LE(file.st_size, kFewBytes);
+}
+
+TEST_F(FileStoreTest, IsEmptiedWhereItIsLargerThanItsLimit) {
+  constexpr int64_t kFewBytes = 16 << 20;
+  std::vector<StoreEntry> large;
+  for (int i = 0; i < 30; ++i) {
+    large.push_back({absl::StrCat("large", i), std::string(1 << 20, 'x')});
+  }
+  Open(2 * kFewBytes)->Put(large);
+  const auto store = Open(kFewBytes);
+  EXPECT_EQ(store->Get("large0"), large[0].value);
+  for (int i = 0; i < 3; ++i) {
+    const std::string key = absl::StrCat("key", i);
+    store->Put({{key, "value"}});
+    EXPECT_EQ(store->Get(key), "value");
+  }
+  EXPECT_EQ(store->Get("large0"), std::nullopt);
+  EXPECT_THAT(log_, ElementsAre(HasSubstr("is full: emptied")));
+}
+
+TEST_F(FileStoreTest, SaysThatAnotherMadeItLargerThanItsLimit) {
+  constexpr int64_t kFewBytes = 16 << 20;
+  const auto small = Open(kFewBytes);
+  const auto other =
+      FileStore::Open(path_, 4 * kFewBytes, [](absl::string_view) {});
+  ASSERT_TRUE(other.ok()) << other.status();
+  for (int i = 0; i < 20; ++i) {
+    (*other)->Put({{absl::StrCat("large", i), std::string(1 << 20, 'x')}});
+  }
+  for (int i = 0; i < 3; ++i) small->Put({{"key", "value"}});
+  EXPECT_THAT(log_, ElementsAre(HasSubstr("takes no new costs: ")));
 }
 
 TEST_F(FileStoreTest, NamesAPathThatCannotBe) {

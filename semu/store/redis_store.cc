@@ -89,6 +89,15 @@ class SigpipeBlock {
   bool was_pending_ = false;
 };
 
+// A Redis that is full, a replica, or cannot save refuses writes and still
+// answers reads.
+bool IsRefusal(const redisReply& error) {
+  const absl::string_view text(error.str, error.len);
+  return absl::StartsWith(text, "OOM ") ||
+         absl::StartsWith(text, "READONLY ") ||
+         absl::StartsWith(text, "MISCONF ");
+}
+
 }  // namespace
 
 void RedisStore::FreeReply::operator()(redisReply* reply) const {
@@ -210,10 +219,27 @@ void RedisStore::Put(absl::Span<const StoreEntry> entries) {
     entries.remove_prefix(commands.size());
     MutexLock lock(&mutex_);
     const SigpipeBlock no_signal;
-    if (!Connect() || Ask(commands, steady_clock::time_point::max()).empty()) {
-      return;
-    }
+    if (!Connect()) return;
+    const std::vector<Reply> replies =
+        Ask(commands, steady_clock::time_point::max());
+    if (replies.empty()) return;
+    const auto refusal = std::find_if(
+        replies.begin(), replies.end(),
+        [](const Reply& reply) { return reply->type == REDIS_REPLY_ERROR; });
+    NoteWrites(refusal == replies.end()
+                   ? absl::string_view()
+                   : absl::string_view((*refusal)->str, (*refusal)->len));
+    if (!writes_) return;
   }
+}
+
+void RedisStore::NoteWrites(absl::string_view refusal) {
+  if (refusal.empty() == writes_) return;
+  writes_ = refusal.empty();
+  log_(absl::StrCat(
+      "subgraph store at Redis ", host_,
+      port_ < 0 ? "" : absl::StrCat(":", port_),
+      writes_ ? " takes new costs again" : " takes no new costs: ", refusal));
 }
 
 std::vector<RedisStore::Reply> RedisStore::Ask(
@@ -224,7 +250,7 @@ std::vector<RedisStore::Reply> RedisStore::Ask(
     replies.push_back(Receive(deadline));
     const Reply& reply = replies.back();
     if (reply == nullptr) return {};
-    if (reply->type == REDIS_REPLY_ERROR) {
+    if (reply->type == REDIS_REPLY_ERROR && !IsRefusal(*reply)) {
       Fail(absl::string_view(reply->str, reply->len));
       return {};
     }

@@ -84,8 +84,8 @@ class RedisStore : public SubgraphStore {
   RedisStore(std::string host, int port, RedisOptions options, Log log);
 
   // The answers to `commands`, sent together; none, and the connection is given
-  // up, where one is an error or more is to be read or sent at `deadline`.
-  // REQUIRES: connected.
+  // up, where one is an error other than a refusal to write, or more is to be
+  // read or sent at `deadline`. REQUIRES: connected.
   std::vector<Reply> Ask(absl::Span<const std::string> commands,
                          std::chrono::steady_clock::time_point deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -102,6 +102,10 @@ class RedisStore : public SubgraphStore {
   // Gives the connection up for a while.
   void Fail(absl::string_view reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Succeed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Logs it where Redis begins to refuse writes, or takes them again; `refusal`
+  // is empty where it took the last.
+  void NoteWrites(absl::string_view refusal)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::string host_;
   const int port_;  // -1: host_ is a socket's path
@@ -112,6 +116,7 @@ class RedisStore : public SubgraphStore {
   redisContext* context_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::chrono::milliseconds pause_ ABSL_GUARDED_BY(mutex_){0};  // 0: it is well
   std::chrono::steady_clock::time_point retry_at_ ABSL_GUARDED_BY(mutex_);
+  bool writes_ ABSL_GUARDED_BY(mutex_) = true;  // Redis took the last write
 };
 
 }  // namespace pipeweaver::semu

@@ -142,6 +142,32 @@ TEST_F(RedisStoreTest, IsShared) {
   EXPECT_THAT(log(), IsEmpty());
 }
 
+TEST_F(RedisStoreTest, OneThatRefusesWritesStillAnswers) {
+  Redis redis(path_);
+  const auto store = Open();
+  store->Put({{"key", "value"}});
+  const auto set_memory = [&](const char* bytes) {
+    redisContext* const context = redisConnectUnix(path_.c_str());
+    ASSERT_NE(context, nullptr);
+    void* const reply = redisCommand(context, "CONFIG SET maxmemory %s", bytes);
+    ASSERT_NE(reply, nullptr);
+    freeReplyObject(reply);
+    redisFree(context);
+  };
+  set_memory("1");
+  for (int i = 0; i < 3; ++i) {
+    store->Put({{"other", "value"}});
+    EXPECT_EQ(store->Get("key"), "value");
+  }
+  EXPECT_EQ(store->Get("other"), std::nullopt);
+  EXPECT_THAT(log(), ElementsAre(HasSubstr("takes no new costs: OOM")));
+  set_memory("0");
+  store->Put({{"other", "value"}});
+  EXPECT_EQ(store->Get("other"), "value");
+  EXPECT_THAT(log(), ElementsAre(HasSubstr("takes no new costs"),
+                                 HasSubstr("takes new costs again")));
+}
+
 TEST_F(RedisStoreTest, LossIsAMissAndHavingItBackIsNoticed) {
   Redis redis(path_);
   const auto store = Open();

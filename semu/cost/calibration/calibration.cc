@@ -142,8 +142,24 @@ std::optional<Calibration> Calibrator::Publish() {
 }
 
 std::optional<Calibration> Calibrator::PublishSpeed() {
-  if (fitted_.empty() || observations_.empty()) return std::nullopt;
+  if (fitted_.empty() || !KnowsSpeed()) return std::nullopt;
   return PublishFitted();
+}
+
+// Whether there are as many observations as Latest() looks for: one step may be
+// slow by chance.
+bool Calibrator::KnowsSpeed() const {
+  if (observations_.size() < options_.min_speed_observations) return false;
+  std::vector<int64_t> steps;
+  for (auto it = observations_.rbegin();
+       it != observations_.rend() &&
+       static_cast<int>(steps.size()) < options_.speed_steps;
+       ++it) {
+    if (std::find(steps.begin(), steps.end(), it->step) == steps.end()) {
+      steps.push_back(it->step);
+    }
+  }
+  return static_cast<int>(steps.size()) >= options_.speed_steps;
 }
 
 // The observations that tell the speed.

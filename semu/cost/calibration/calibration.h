@@ -95,8 +95,9 @@ class Calibrator {
   // last one published. O(window).
   std::optional<Calibration> Publish();
 
-  // As Publish, on top of the last fit; nothing before there is one. A
-  // thousandth of the time of a fit.
+  // As Publish, on top of the last fit; nothing before there is one, nor while
+  // fewer steps and observations are there than tell the speed. A thousandth of
+  // the time of a fit.
   std::optional<Calibration> PublishSpeed();
 
   // The costs that predictions come from have changed a little: what was
@@ -108,6 +109,7 @@ class Calibrator {
   const Calibration& current() const { return current_; }
 
  private:
+  bool KnowsSpeed() const;
   std::vector<CostObservation> Latest() const;
   std::optional<Calibration> PublishFitted();
 

@@ -141,6 +141,26 @@ TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
   }
 }
 
+TEST(CalibratorTest, OneStepAfterNewCostsTellsNoSpeed) {
+  Calibrator calibrator;
+  const auto add = [&](int64_t step, double slower) {
+    for (int i = 0; i < 60; ++i) {
+      CostObservation stage = Stage(i);
+      stage.measured_ns =
+          std::llround(slower * static_cast<double>(stage.measured_ns));
+      stage.step = step;
+      calibrator.Add(stage);
+    }
+  };
+  for (int64_t step = 0; step < 20; ++step) add(step, 1);
+  ASSERT_TRUE(calibrator.Publish());
+  calibrator.ForgetObservations();
+  add(20, 3);
+  EXPECT_FALSE(calibrator.PublishSpeed());
+  add(21, 1);
+  EXPECT_FALSE(calibrator.PublishSpeed());
+}
+
 TEST(CalibratorTest, KeepsTheFactorOfWhatTheWindowNoLongerHolds) {
   Calibrator calibrator({.window = 100});
   for (int i = 0; i < 100; ++i) calibrator.Add(Stage(i));

@@ -186,9 +186,9 @@ absl::StatusOr<double> CollectiveUs(const DeviceFactors& device,
   }
   const double mb = static_cast<double>(bytes) * 1e-6;
   const double root_mb = std::sqrt(mb);
-  const double ring_share = RingShare(CollectiveOpKind::kAllReduce, workers);
-  const auto entry_share = [](const CollectiveFactors& entry) {
-    return RingShare(CollectiveOpKind::kAllReduce, entry.workers);
+  const double ring_share = RingShare(kind, workers);
+  const auto entry_share = [kind](const CollectiveFactors& entry) {
+    return RingShare(kind, entry.workers);
   };
   const auto time = [&](double latency_us, double root_us, double us_per_mb) {
     return share_of_all_reduce *

@@ -111,6 +111,17 @@ TEST_P(EveryDevice, LargeMatmulsReachMostOfTheRateAndSmallOnesDoNot) {
             share(128 * (device().sm_count + 1), 256, 4096));
 }
 
+// Each sends to one other, however many there are.
+TEST(CollectiveUsTest, SendsInsideANodeTakeAsLongAmongMore) {
+  const DeviceFactors& h100 = *FindDeviceFactors("h100");
+  const auto us = [&](int workers) {
+    return *CollectiveUs(h100, CollectiveOpKind::kSendReceive, workers, 8,
+                         1'000'000'000);
+  };
+  EXPECT_EQ(us(4), us(2));
+  EXPECT_EQ(us(8), us(2));
+}
+
 TEST_P(EveryDevice, CollectivesGrowWithBytesAndWorkers) {
   double last = 0;
   for (const int workers : {2, 3, 4, 6, 8}) {
