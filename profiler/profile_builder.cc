@@ -12,6 +12,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "profiler/attribution.h"
 #include "profiler/collective_waiting.h"
 #include "profiler/layer_annotation.h"
@@ -63,13 +64,50 @@ std::string DeviceName(const TraceMetadata& metadata) {
   return metadata.device_names.empty() ? "" : metadata.device_names[0];
 }
 
-absl::Status AddHostPoints(const ImportedTrace& trace, SamplesByKey* all) {
+// The ranges that name a valid layer, by host record.
+std::map<int32_t, v1::LayerKey> LayersOf(const ImportedTrace& trace) {
+  std::map<int32_t, v1::LayerKey> layers;
+  for (std::size_t h = 0; h < trace.host_records.size(); ++h) {
+    const HostRecord& host = trace.host_records[h];
+    if (host.category != TraceCategory::kAnnotation) continue;
+    std::optional<v1::LayerKey> layer =
+        ParseLayerAnnotation(trace.strings.Get(host.name));
+    if (layer && ValidateLayerKey(*layer).ok()) {
+      layers.emplace(static_cast<int32_t>(h), *std::move(layer));
+    }
+  }
+  return layers;
+}
+
+// Whether a collective launched inside a layer's pass is a part of it, and not,
+// for one, data parallelism's reduction of gradients. What is not known does
+// not speak against it.
+bool IsPartOf(const v1::LayerKey& layer, const CollectiveCall& call) {
+  const int64_t tensor = layer.tensor_parallel();
+  const int64_t context = layer.context_parallel();
+  if (tensor == 0 || context == 0) return true;
+  if (tensor * context == 1) return false;
+  return call.group_size == 0 || call.group_size == tensor ||
+         call.group_size == context || call.group_size == tensor * context;
+}
+
+// Device time of a range or call of the host.
+struct HostTime {
+  std::optional<int64_t> ns;
+  bool includes_waiting = false;
+};
+
+// `collectives`: those of `trace`, ordered by record.
+absl::Status AddHostPoints(const ImportedTrace& trace,
+                           absl::Span<const CollectiveTime> collectives,
+                           SamplesByKey* all) {
   const Attribution attribution = Attribute(trace);
-  std::vector<std::optional<int64_t>> time_ns(trace.host_records.size());
-  const auto add = [&time_ns](int32_t host, int64_t duration_ns) {
-    int64_t sum = time_ns[host].value_or(0);
+  const std::map<int32_t, v1::LayerKey> layers = LayersOf(trace);
+  std::vector<HostTime> times(trace.host_records.size());
+  const auto add = [&times](int32_t host, int64_t duration_ns) {
+    int64_t sum = times[host].ns.value_or(0);
     if (__builtin_add_overflow(sum, duration_ns, &sum)) return false;
-    time_ns[host] = sum;
+    times[host].ns = sum;
     return true;
   };
   for (std::size_t r = 0; r < trace.device_records.size(); ++r) {
@@ -84,40 +122,48 @@ absl::Status AddHostPoints(const ImportedTrace& trace, SamplesByKey* all) {
       if (!add(range, record.duration_ns)) return TooLong();
     }
   }
+  for (const CollectiveTime& collective : collectives) {
+    const CollectiveCall& call =
+        trace.collectives[trace.device_records[collective.record].collective];
+    for (int32_t range = attribution.annotations[collective.record];
+         range != kUnattributed;
+         range = attribution.parent_annotations[range]) {
+      const auto layer = layers.find(range);
+      if (layer == layers.end() || !IsPartOf(layer->second, call)) continue;
+      if (!add(range, collective.transfer_ns)) return TooLong();
+      times[range].includes_waiting |= collective.includes_waiting;
+    }
+  }
   const std::string device = DeviceName(trace.metadata);
   for (std::size_t h = 0; h < trace.host_records.size(); ++h) {
-    if (!time_ns[h]) continue;
+    if (!times[h].ns) continue;
     const HostRecord& host = trace.host_records[h];
     v1::PointKey key;
     key.set_device(device);
-    const std::string& name = trace.strings.Get(host.name);
     if (host.category == TraceCategory::kOperator) {
       key.set_kind(v1::POINT_KIND_OP);
-      key.set_name(name);
+      key.set_name(trace.strings.Get(host.name));
       key.set_input_shapes(trace.strings.Get(host.input_dims));
       key.set_dtype(trace.strings.Get(host.input_types));
-    } else if (const std::optional<v1::LayerKey> layer =
-                   ParseLayerAnnotation(name);
-               layer && ValidateLayerKey(*layer).ok() &&
-               *time_ns[h] <= kMostLayerNs) {
+    } else if (const auto layer = layers.find(static_cast<int32_t>(h));
+               layer != layers.end() && *times[h].ns <= kMostLayerNs) {
       key.set_kind(v1::POINT_KIND_LAYER);
-      *key.mutable_layer() = *layer;
+      *key.mutable_layer() = layer->second;
     } else {
       key.set_kind(v1::POINT_KIND_ANNOTATION);
-      key.set_name(name);
+      key.set_name(trace.strings.Get(host.name));
     }
-    SamplesOf(key, all).times_ns.push_back(*time_ns[h]);
+    Samples& samples = SamplesOf(key, all);
+    samples.times_ns.push_back(*times[h].ns);
+    samples.includes_waiting |= times[h].includes_waiting;
   }
   return absl::OkStatus();
 }
 
-absl::Status AddCollectivePoints(const std::vector<ProfileInput>& inputs,
+absl::Status AddCollectivePoints(const ImportedTrace& trace,
+                                 absl::Span<const CollectiveTime> collectives,
                                  SamplesByKey* all) {
-  std::vector<const ImportedTrace*> traces;
-  traces.reserve(inputs.size());
-  for (const ProfileInput& input : inputs) traces.push_back(&input.trace);
-  for (const CollectiveTime& time : SeparateWaiting(traces)) {
-    const ImportedTrace& trace = *traces[time.trace];
+  for (const CollectiveTime& time : collectives) {
     const CollectiveCall& call =
         trace.collectives[trace.device_records[time.record].collective];
     v1::PointKey key;
@@ -205,12 +251,25 @@ absl::StatusOr<v1::Profile> BuildProfile(
   v1::Profile profile;
   profile.set_format_version(1);
   profile.set_version(version);
+  std::vector<const ImportedTrace*> traces;
+  traces.reserve(inputs.size());
+  for (const ProfileInput& input : inputs) traces.push_back(&input.trace);
+  const std::vector<CollectiveTime> collectives = SeparateWaiting(traces);
   SamplesByKey all;
-  for (const ProfileInput& input : inputs) {
-    PW_RETURN_IF_ERROR(FillSource(input, profile.add_sources()));
-    PW_RETURN_IF_ERROR(AddHostPoints(input.trace, &all));
+  auto begin = collectives.begin();
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const auto end =
+        std::find_if(begin, collectives.end(), [i](const CollectiveTime& time) {
+          return time.trace != static_cast<int32_t>(i);
+        });
+    const absl::Span<const CollectiveTime> own(
+        collectives.data() + (begin - collectives.begin()),
+        static_cast<std::size_t>(end - begin));
+    begin = end;
+    PW_RETURN_IF_ERROR(FillSource(inputs[i], profile.add_sources()));
+    PW_RETURN_IF_ERROR(AddHostPoints(inputs[i].trace, own, &all));
+    PW_RETURN_IF_ERROR(AddCollectivePoints(inputs[i].trace, own, &all));
   }
-  PW_RETURN_IF_ERROR(AddCollectivePoints(inputs, &all));
   for (auto& [key, samples] : all)
     PW_RETURN_IF_ERROR(FillPoint(samples, profile.add_points()));
   return profile;

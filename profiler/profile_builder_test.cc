@@ -143,11 +143,12 @@ TEST(LayerAnnotationTest, ReadsAndWritesTheAgreedForm) {
 
 constexpr char kAllReduce[] = "ncclKernel_AllReduce_RING_LL_Sum_float";
 
-std::string Collective(int start, int duration) {
+std::string Collective(int start, int duration, const std::string& args = "") {
   return Kernel(
       kAllReduce, start, duration,
-      R"("Process Group Name":"1","Process Group Ranks":"[0, 1]","Group size":2,)"
-      R"("In msg nelems":1024,"dtype":"Float")");
+      args +
+          R"("Process Group Name":"1","Process Group Ranks":"[0, 1]","Group size":2,)"
+          R"("In msg nelems":1024,"dtype":"Float")");
 }
 
 TEST(CollectiveWaitingTest, TheMinimumOverRanksIsTheTransfer) {
@@ -273,6 +274,62 @@ TEST(ProfileBuilderTest, PointsOfOpsLayersAndCollectives) {
         EXPECT_EQ(point.waiting_ns(), 30000 + 30000);
         EXPECT_FALSE(point.includes_waiting());
     }
+  }
+}
+
+// The layer points of two ranks' pass with a gemm of 3 ms and an all-reduce of
+// two members, 5 ms long on rank 0 and 4 ms on rank 1.
+std::vector<v1::MeasuredPoint> LayersWithAllReduce(
+    const std::string& parallelism, int ranks = 2) {
+  std::vector<ProfileInput> inputs;
+  for (int rank = 0; rank < ranks; ++rank) {
+    inputs.push_back(Rank(
+        rank, absl::StrCat(
+                  Host("user_annotation", "step", 1, 0, 90), ",",
+                  Host("user_annotation",
+                       "pw:module=m,layer=transformer,pass=forward,tokens=64" +
+                           parallelism,
+                       1, 1, 50),
+                  ",", Launch(1, 3, 1), ",", Launch(1, 4, 2), ",",
+                  Kernel("gemm", 100, 3000, Correlation(1)), ",",
+                  Collective(4000, 5000 - 1000 * rank, Correlation(2) + ","))));
+  }
+  const absl::StatusOr<v1::Profile> profile = BuildProfile(inputs, 1);
+  EXPECT_TRUE(profile.ok()) << profile.status();
+  std::vector<v1::MeasuredPoint> layers;
+  for (const v1::MeasuredPoint& point : profile->points()) {
+    if (point.key().kind() == v1::POINT_KIND_LAYER) layers.push_back(point);
+    if (point.key().kind() == v1::POINT_KIND_ANNOTATION) {
+      EXPECT_EQ(point.max_ns(), 3'000'000) << "collectives apart";
+    }
+  }
+  return layers;
+}
+
+TEST(ProfileBuilderTest, LayersHoldTheTransferOfTheirCollectives) {
+  for (const char* parallelism : {",tp=2,cp=1", ",tp=1,cp=2", ""}) {
+    const std::vector<v1::MeasuredPoint> layers =
+        LayersWithAllReduce(parallelism);
+    ASSERT_EQ(layers.size(), 1u) << parallelism;
+    EXPECT_EQ(layers[0].count(), 2);
+    EXPECT_EQ(layers[0].min_ns(), 7'000'000);
+    EXPECT_EQ(layers[0].max_ns(), 7'000'000);
+    EXPECT_FALSE(layers[0].includes_waiting());
+  }
+  const std::vector<v1::MeasuredPoint> alone =
+      LayersWithAllReduce(",tp=2,cp=1", /*ranks=*/1);
+  ASSERT_EQ(alone.size(), 1u);
+  EXPECT_EQ(alone[0].max_ns(), 8'000'000);
+  EXPECT_TRUE(alone[0].includes_waiting());
+}
+
+TEST(ProfileBuilderTest, CollectivesOfOtherGroupsAreNoPartOfALayer) {
+  for (const char* parallelism : {",tp=1,cp=1", ",tp=4,cp=1", ",tp=4,cp=4"}) {
+    const std::vector<v1::MeasuredPoint> layers =
+        LayersWithAllReduce(parallelism, /*ranks=*/1);
+    ASSERT_EQ(layers.size(), 1u) << parallelism;
+    EXPECT_EQ(layers[0].max_ns(), 3'000'000) << parallelism;
+    EXPECT_FALSE(layers[0].includes_waiting());
   }
 }
 

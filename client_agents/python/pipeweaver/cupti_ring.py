@@ -148,8 +148,9 @@ class LayerTimes:
     layers' passes, each as long as the kernels launched in it.
 
     Kernels are summed by step and annotation; how many passes they were of, the
-    trainer knows. When anything was lost, no step that is not settled says
-    anything: which one it was of is not known.
+    trainer knows. Collectives' kernels count like any other: with their waiting for
+    other ranks, and whatever group they are of. When anything was lost, no step
+    that is not settled says anything: which one it was of is not known.
     """
 
     def __init__(self, host: str, settle_s: float = 14.0,
