@@ -18,16 +18,21 @@ struct Attribution {
   // By device record: the innermost operator and annotation around its launch.
   std::vector<int32_t> operators;
   std::vector<int32_t> annotations;
-  // By host record: the annotation around it, for annotations only.
+  // By host record: the annotation around it, for annotations only. Following
+  // them comes to an end.
   std::vector<int32_t> parent_annotations;
 };
 
 // A device record belongs to the runtime or driver call of the same correlation
-// (the first in the file, if several), and that call to the innermost operator
-// and annotation of its thread that cover its start. A thread without an
-// annotation there (autograd's) takes the process's innermost one that covers
-// the call on any thread. Without a launch record, the operator or annotation
-// of the record's external id is taken.
+// (LaunchesByCorrelation), and that call to the innermost operator and
+// annotation of its thread that cover its start. A thread without an annotation
+// there (autograd's) takes one of the process's other threads that covers the
+// call: the last to start, of those inside a layer's range (layer_annotation.h)
+// if there are any. In the same way an annotation that no other of its thread
+// holds lies inside one of another thread that holds it whole, but no layer's
+// range inside another layer's. Without a usable call, the operator of the
+// record's external id is taken with the annotation around its start, or else
+// the annotation of that id; none where an id is of several processes.
 Attribution Attribute(const ImportedTrace& trace);
 
 }  // namespace pipeweaver::profiler

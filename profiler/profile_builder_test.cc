@@ -17,6 +17,7 @@
 #include "profiler/collective_waiting.h"
 #include "profiler/layer_annotation.h"
 #include "profiler/profile_file.h"
+#include "profiler/trace_figures.h"
 
 namespace pipeweaver::profiler {
 namespace {
@@ -109,6 +110,98 @@ TEST(AttributionTest, NeighboursAreNoParents) {
                           Host("user_annotation", "backward", 1, 10, 20)));
   EXPECT_THAT(Attribute(trace).parent_annotations,
               ::testing::ElementsAre(kUnattributed, 0, 0));
+}
+
+// What lies around each annotation of the host, by name, innermost first.
+std::vector<std::string> Nesting(const ImportedTrace& trace) {
+  const std::vector<int32_t> parents = Attribute(trace).parent_annotations;
+  std::vector<std::string> nesting;
+  for (std::size_t i = 0; i < parents.size(); ++i) {
+    nesting.push_back(trace.strings.Get(trace.host_records[i].name));
+    for (int32_t at = parents[i]; at != kUnattributed; at = parents[at]) {
+      absl::StrAppend(&nesting.back(), " < ",
+                      trace.strings.Get(trace.host_records[at].name));
+    }
+  }
+  return nesting;
+}
+
+constexpr char kBackward[] =
+    "pw:module=m,layer=transformer,pass=backward,tokens=64";
+
+TEST(AttributionTest, AnotherThreadsOwnAnnotationLiesInsideTheLayer) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, Correlation(1)), ",",
+      Kernel("k", 510, 5, Correlation(2)), ",", Launch(2, 120, 1), ",",
+      Launch(2, 195, 2), ",", Host("user_annotation", "step", 1, 0, 900), ",",
+      Host("user_annotation", kBackward, 1, 100, 100), ",",
+      Host("user_annotation", "compiled", 2, 110, 80), ",",
+      Host("user_annotation", "beyond", 2, 192, 20)));
+  EXPECT_THAT(Owners(trace),
+              ::testing::ElementsAre(std::make_pair("-", "compiled"),
+                                     std::make_pair("-", "beyond")));
+  const std::string layer = absl::StrCat(kBackward, " < step");
+  EXPECT_THAT(Nesting(trace),
+              ::testing::ElementsAre("step", layer, "compiled < " + layer,
+                                     "beyond < step"));
+}
+
+TEST(AttributionTest, ThreadsWithoutAnnotationsWorkForTheLayer) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, Correlation(1)), ",",
+      Kernel("k", 510, 5, Correlation(2)), ",", Launch(2, 120, 1), ",",
+      Launch(2, 160, 2), ",", Host("user_annotation", kBackward, 1, 100, 100),
+      ",", Host("user_annotation", "attention", 1, 150, 20), ",",
+      Host("user_annotation", "pin_memory", 9, 110, 200), ",",
+      Host("user_annotation", "later", 9, 155, 30)));
+  EXPECT_THAT(Owners(trace),
+              ::testing::ElementsAre(std::make_pair("-", kBackward),
+                                     std::make_pair("-", "attention")));
+}
+
+TEST(AttributionTest, LayersOfOtherThreadsDoNotNest) {
+  const ImportedTrace trace =
+      Import(absl::StrCat(Host("user_annotation", "step", 1, 0, 900), ",",
+                          Host("user_annotation", kBackward, 1, 100, 100), ",",
+                          Host("user_annotation", kBackward, 2, 100, 100), ",",
+                          Host("user_annotation", kBackward, 2, 110, 20)));
+  const std::string layer = absl::StrCat(kBackward, " < step");
+  EXPECT_THAT(Nesting(trace),
+              ::testing::ElementsAre("step", layer, layer,
+                                     absl::StrCat(kBackward, " < ", layer)));
+}
+
+TEST(AttributionTest, ALostLaunchsOperatorLiesInsideTheLayer) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, R"("correlation":9,"External id":77)"), ",",
+      Host("cpu_op", "aten::mm", 1, 110, 5, R"("External id":77)"), ",",
+      Host("user_annotation", kBackward, 1, 100, 100)));
+  EXPECT_THAT(Owners(trace),
+              ::testing::ElementsAre(std::make_pair("aten::mm", kBackward)));
+}
+
+TEST(AttributionTest, ALaunchWithAStartStandsBeforeOnesWithout) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, Correlation(1)), ",",
+      R"({"ph":"X","cat":"cuda_driver","name":"cuLaunchKernelEx","pid":1,)",
+      R"("tid":1,"dur":1,"args":{"correlation":1}},)", Launch(1, 12, 1), ",",
+      Host("user_annotation", "step", 1, 0, 80)));
+  EXPECT_THAT(Owners(trace),
+              ::testing::ElementsAre(std::make_pair("-", "step")));
+}
+
+TEST(AttributionTest, IdsOfSeveralProcessesSayNothing) {
+  const ImportedTrace trace = Import(absl::StrCat(
+      Kernel("k", 500, 5, R"("correlation":1,"External id":77)"), ",",
+      Launch(1, 12, 1), ",",
+      R"({"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":2,)",
+      R"("tid":1,"ts":12,"dur":1,"args":{"correlation":1}},)",
+      R"({"ph":"X","cat":"cpu_op","name":"aten::add","pid":2,"tid":1,"ts":10,)",
+      R"("dur":5,"args":{"External id":77}},)",
+      Host("cpu_op", "aten::mm", 1, 10, 5, R"("External id":77)"), ",",
+      Host("user_annotation", "step", 1, 0, 80)));
+  EXPECT_THAT(Owners(trace), ::testing::ElementsAre(std::make_pair("-", "-")));
+  EXPECT_EQ(ComputeFigures(trace)->unmatched_kernels, 1);
 }
 
 TEST(LayerAnnotationTest, ReadsAndWritesTheAgreedForm) {

@@ -6,7 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <unordered_set>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -41,9 +41,8 @@ std::optional<int64_t> UnionLength(std::vector<Interval>& intervals) {
 absl::StatusOr<TraceFigures> ComputeFigures(const ImportedTrace& trace) {
   const absl::Status overflow = absl::OutOfRangeError(
       "the sum of the kernels' times is outside int64 nanoseconds");
-  std::unordered_set<int64_t> launched;
-  for (const LaunchRecord& launch : trace.launches)
-    launched.insert(launch.correlation);
+  const std::unordered_map<int64_t, int32_t> launches =
+      LaunchesByCorrelation(trace);
 
   TraceFigures figures;
   std::vector<TraceFigures::Kernel> by_name(trace.strings.size());
@@ -61,7 +60,9 @@ absl::StatusOr<TraceFigures> ComputeFigures(const ImportedTrace& trace) {
     kernel.total_ns += record.duration_ns;
     intervals[record.device].emplace_back(record.start_ns,
                                           record.start_ns + record.duration_ns);
-    if (record.correlation == kNoId || !launched.contains(record.correlation)) {
+    const auto launch = launches.find(record.correlation);
+    if (record.correlation == kNoId || launch == launches.end() ||
+        launch->second < 0) {
       ++figures.unmatched_kernels;
     }
     if (record.collective >= 0) {

@@ -24,7 +24,8 @@ struct TraceFigures {
   int64_t kernel_total_ns = 0;
   // Sum over devices of the union of their kernels' intervals.
   int64_t busy_ns = 0;
-  // Kernels without a runtime or driver record of the same correlation.
+  // Kernels without a runtime or driver record of the same correlation, or with
+  // such records of several processes.
   int64_t unmatched_kernels = 0;
   // The name holds "nccl", in any case.
   int64_t nccl_kernels = 0;

@@ -147,4 +147,23 @@ absl::StatusOr<ImportedTrace> ImportTraceFile(const std::string& path) {
   return trace;
 }
 
+std::unordered_map<int64_t, int32_t> LaunchesByCorrelation(
+    const ImportedTrace& trace) {
+  std::unordered_map<int64_t, int32_t> by_correlation;
+  for (std::size_t i = 0; i < trace.launches.size(); ++i) {
+    const LaunchRecord& launch = trace.launches[i];
+    const int32_t index = static_cast<int32_t>(i);
+    const auto [entry, is_new] =
+        by_correlation.emplace(launch.correlation, index);
+    if (is_new || entry->second < 0) continue;
+    const LaunchRecord& first = trace.launches[entry->second];
+    if (first.process != launch.process) {
+      entry->second = -1;
+    } else if (first.start_ns == kNoId && launch.start_ns != kNoId) {
+      entry->second = index;
+    }
+  }
+  return by_correlation;
+}
+
 }  // namespace pipeweaver::profiler

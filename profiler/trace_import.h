@@ -103,6 +103,12 @@ absl::StatusOr<ImportedTrace> ImportTrace(TextSource& source);
 // The same from a file, plain or gzip; errors carry the path.
 absl::StatusOr<ImportedTrace> ImportTraceFile(const std::string& path);
 
+// Indices into trace.launches: of several with one correlation the first that
+// has a start, or else the first; -1 where they are of several processes, whose
+// correlations are counted apart.
+std::unordered_map<int64_t, int32_t> LaunchesByCorrelation(
+    const ImportedTrace& trace);
+
 }  // namespace pipeweaver::profiler
 
 #endif  // PROFILER_TRACE_IMPORT_H_
