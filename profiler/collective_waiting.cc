@@ -60,8 +60,9 @@ std::vector<CollectiveTime> SeparateWaiting(
           std::max(group_size,
                    called > 0 ? called : trace.metadata.world_size.value_or(0));
     }
-    if (!matched) continue;
-    const bool complete = static_cast<int64_t>(by_trace.size()) >= group_size;
+    const auto seen = static_cast<int64_t>(by_trace.size());
+    if (!matched || (group_size > 0 && seen > group_size)) continue;
+    const bool complete = seen >= group_size;
     for (std::size_t n = 0; n < count; ++n) {
       int64_t transfer_ns = INT64_MAX;
       for (const auto& [trace, positions] : by_trace) {

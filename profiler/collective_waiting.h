@@ -28,7 +28,8 @@ struct CollectiveTime {
 // Times of all collective kernels of `traces`, one trace a rank of the same run
 // and period; ordered by trace and record. The n-th kernel of a process group,
 // kind and kernel name on one rank is the n-th on the others. Where ranks saw
-// unequal numbers of them, only one rank is there, or one is there twice,
+// unequal numbers of them, only one rank is there, one is there twice, or more
+// are there than the group has (several groups that the traces do not name),
 // nothing is matched and waiting stays in. The group is as large as the call
 // says, or else the run; where neither is known, those seen are all.
 // Point-to-point kernels (send_recv) are matched like the rest: in all-to-all

@@ -301,6 +301,20 @@ TEST(CollectiveWaitingTest, WaitingMayBeLeftWhereRanksAreMissing) {
   EXPECT_TRUE(twice[1].includes_waiting);
 }
 
+TEST(CollectiveWaitingTest, GroupsWithoutANameAreNotMatchedWithEachOther) {
+  std::vector<ImportedTrace> traces;
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    traces.push_back(Import(Collective(0, rank < 2 ? 100 : 10)));
+    traces.back().metadata.rank = rank;
+    traces.back().collectives[0].process_group = 0;
+  }
+  for (const CollectiveTime& time :
+       SeparateWaiting({&traces[0], &traces[1], &traces[2], &traces[3]})) {
+    EXPECT_EQ(time.transfer_ns, time.trace < 2 ? 100000 : 10000);
+    EXPECT_TRUE(time.includes_waiting);
+  }
+}
+
 ProfileInput Rank(int64_t rank, const std::string& events) {
   ProfileInput input;
   input.trace = Import(events);
