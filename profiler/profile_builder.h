@@ -25,9 +25,8 @@ struct ProfileInput {
 //   collectives apart; by name, input shapes and types;
 // - annotation: each range, the kernels launched inside it summed, those of
 //   nested ranges too, collectives apart; by name;
-// - layer: the same by LayerKey, with the transfer of the collectives that are
-// a
-//   part of the layer's pass (POINT_KIND_LAYER);
+// - layer: the same by LayerKey, with the transfer of the collectives of the
+//   layer's pass (POINT_KIND_LAYER);
 // - collective: each kernel's transfer (collective_waiting.h), by kind, type,
 //   group size and bytes.
 // Ranges whose name would be no valid LayerKey go by name.
