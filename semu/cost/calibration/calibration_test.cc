@@ -90,17 +90,22 @@ TEST(CalibratorTest, FactorsThatLittleDependsOnMakeNoVersions) {
   EXPECT_NEAR(calibrator.current().factors[kForward], 1.2, 0.01);
 }
 
+// Sixty stages that took `slower` times as long as usual.
+void AddStep(int64_t step, double slower, Calibrator* calibrator) {
+  for (int i = 0; i < 60; ++i) {
+    CostObservation stage = Stage(i);
+    stage.measured_ns =
+        std::llround(slower * static_cast<double>(stage.measured_ns));
+    stage.step = step;
+    calibrator->Add(stage);
+  }
+}
+
 TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
   Calibrator calibrator;
   EXPECT_FALSE(calibrator.PublishSpeed()) << "no fit yet";
   const auto add = [&](int64_t step, double slower) {
-    for (int i = 0; i < 60; ++i) {
-      CostObservation stage = Stage(i);
-      stage.measured_ns =
-          std::llround(slower * static_cast<double>(stage.measured_ns));
-      stage.step = step;
-      calibrator.Add(stage);
-    }
+    AddStep(step, slower, &calibrator);
   };
   for (int64_t step = 0; step < 20; ++step) add(step, 1);
   ASSERT_TRUE(calibrator.Publish());
@@ -144,13 +149,7 @@ TEST(CalibratorTest, FollowsTheSpeedOfTheLatestSteps) {
 TEST(CalibratorTest, OneStepAfterNewCostsTellsNoSpeed) {
   Calibrator calibrator;
   const auto add = [&](int64_t step, double slower) {
-    for (int i = 0; i < 60; ++i) {
-      CostObservation stage = Stage(i);
-      stage.measured_ns =
-          std::llround(slower * static_cast<double>(stage.measured_ns));
-      stage.step = step;
-      calibrator.Add(stage);
-    }
+    AddStep(step, slower, &calibrator);
   };
   for (int64_t step = 0; step < 20; ++step) add(step, 1);
   ASSERT_TRUE(calibrator.Publish());
