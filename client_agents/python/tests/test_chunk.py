@@ -777,8 +777,8 @@ class BuffersTest(unittest.TestCase):
             self.register_buffer("table", torch.ones(WIDTH))
 
         def centred(self, x):
-            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
-            return x - self.mean
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+            return x - self.mean.clone()
 
         def part(self, x):
             return self.norm(self.up(self.centred(x))) * self.table
@@ -852,6 +852,70 @@ class BuffersTest(unittest.TestCase):
                                 "num_batches_tracked"}
                 for copies in copied:
                     self.assertEqual({name for _, name in copies}, changed)
+
+
+class ReplacedBuffersTest(unittest.TestCase):
+    """Buffers that a forward does not change in place are the layer's business."""
+
+    class Growing(nn.Module):
+        """Like a rotary embedding whose table grows with the length."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+            self.length = 4
+            self.register_buffer("table", torch.ones(4, 1))
+            self.register_buffer("sparse", torch.eye(WIDTH).to_sparse())
+            self.register_buffer("absent", torch.empty(2, device="meta"))
+            self.register_buffer("dropped", torch.ones(1))
+
+        def forward(self, state, context):
+            if hasattr(self, "dropped"):
+                del self.dropped
+            if len(state[0]) > self.length:
+                self.length = len(state[0])
+                self.table = torch.arange(1.0, self.length + 1)[:, None]
+            x = context.selective(torch.sin, self.linear(state[0]))
+            return (x * self.table[:len(x)],)
+
+    def test_are_left_to_it(self):
+        made = {}
+        for mode in MODES[:3]:
+            torch.manual_seed(1)
+            layer = self.Growing()
+            runner = ChunkRunner([layer], torch.device("cpu"))
+            for rows in (8, 16, 6):
+                out, tape, _ = runner.forward(
+                    (torch.ones(rows, WIDTH),), [False], context_of(), [mode], True,
+                    False)
+                runner.backward(tape, [torch.ones_like(out[0])], 1.0,
+                                lambda p, g: made.setdefault(mode, []).append(g))
+        for mode in MODES[1:3]:
+            self.assertEqual(len(made[mode]), len(made[MODES[0]]))
+            for a, b in zip(made[mode], made[MODES[0]]):
+                self.assertTrue(torch.allclose(a, b))
+
+    class Counting(nn.Module):
+        """Counts where gradients are computed, as routers do."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+            self.register_buffer("rows", torch.zeros(()))
+
+        def forward(self, state, context):
+            if torch.is_grad_enabled():
+                self.rows += len(state[0])
+            return (self.linear(state[0]),)
+
+    def test_change_with_gradients_or_without(self):
+        layer = self.Counting()
+        runner = ChunkRunner([layer], torch.device("cpu"))
+        for mode in ("selective", "full", "full", "selective"):
+            out, tape, _ = runner.forward(
+                (torch.ones(8, WIDTH),), [False], context_of(), [mode], True, False)
+            runner.backward(tape, [torch.ones_like(out[0])], 1.0, lambda p, g: None)
+        self.assertEqual(float(layer.rows), 4 * 8)
 
 
 class DataTest(unittest.TestCase):

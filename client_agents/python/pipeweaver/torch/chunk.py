@@ -12,6 +12,7 @@ in context.selective(fn, *args).
 
 import contextlib
 import functools
+import operator
 from typing import (
     Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
     Set, Tuple)
@@ -146,61 +147,80 @@ _Place = Tuple[nn.Module, str]
 
 def _exchange(buffers: Dict[_Place, Tensor]) -> Dict[_Place, Tensor]:
     """Puts them in their places; answers those that were there."""
-    before = {(module, name): module._buffers[name] for module, name in buffers}
-    for (module, name), t in buffers.items():
-        module._buffers[name] = t
+    before = {(module, name): module._buffers[name] for module, name in buffers
+              if module._buffers.get(name) is not None}
+    for module, name in before:
+        module._buffers[name] = buffers[module, name]
     return before
 
 
 class _Buffers:
-    """The buffers of a layer that its forward changes, running statistics say.
+    """The buffers of a layer that its forward changes in place, running statistics
+    say. Those that it replaces by other tensors, tables that grow say, are left to
+    it.
 
     Which they are is found out in the layer's first forward by comparing values,
     as some operations change them without counting it; and anew where train() or
-    eval() has been called. A buffer that only later forwards change is not seen.
+    eval() has been called, and with gradients and without. A buffer that only later
+    forwards change is not seen.
     """
 
     def __init__(self, layer: nn.Module):
         self._modules = [m for m in layer.modules() if m._buffers]
-        self._changed: Dict[Tuple[bool, ...], List[_Place]] = {}  # by training flags
+        # By grad mode and training flags.
+        self._changed: Dict[Tuple[bool, ...], List[_Place]] = {}
         self._places: List[_Place] = []  # that copies() are made of
-        # Those made in a forward that finds out; None in others.
-        self._copies: Optional[List[Dict[_Place, Tensor]]] = None
+        # In a forward that finds out: what it found, and the copies made since.
+        self._first: Optional[Dict[_Place, Tensor]] = None
+        self._copies: List[Dict[_Place, Tensor]] = []
 
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
         """Around the layer's forward."""
-        flags = tuple(m.training for m in self._modules)
+        flags = (torch.is_grad_enabled(), *(m.training for m in self._modules))
         if flags in self._changed:
-            self._places, self._copies = self._changed[flags], None
+            self._places, self._first = self._changed[flags], None
             yield
             return
-        self._places = [(m, name) for m in self._modules
-                        for name, t in m._buffers.items() if t is not None]
+        buffers = {(m, name): t for m in self._modules
+                   for name, t in m._buffers.items() if _comparable(t)}
+        self._places = list(buffers)
+        self._first = {place: t.detach().clone() for place, t in buffers.items()}
         self._copies = []
-        before = self.copies()
         yield
-        same = [(m, name) for m, name in self._places
-                if _equal(before[m, name], m._buffers[name])]
+        changed = {place for place, t in buffers.items()
+                   if place[0]._buffers.get(place[1]) is t and
+                   not _equal(self._first[place], t)}
         for copies in self._copies:
-            for place in same:
+            for place in copies.keys() - changed:
                 del copies[place]
-        self._changed[flags] = list(before)
-        self._copies = None
+        self._changed[flags] = [place for place in buffers if place in changed]
+        self._first, self._copies = None, []
 
     def copies(self) -> Dict[_Place, Tensor]:
-        """What the forward finds at this point. At the forward's end it has none
-        of buffers that the forward leaves as they are."""
-        copies = {(m, name): m._buffers[name].detach().clone()
-                  for m, name in self._places}
-        if self._copies is not None:
+        """What the forward finds at this point, not to be changed. At the forward's
+        end it has none of buffers that the forward does not change in place."""
+        copies = {}
+        for module, name in self._places:
+            t = module._buffers.get(name)
+            if not _comparable(t):
+                continue
+            first = (self._first or {}).get((module, name))
+            copies[module, name] = (
+                first if first is not None and _equal(first, t)
+                else t.detach().clone())
+        if self._first is not None:
             self._copies.append(copies)
         return copies
 
 
-def _equal(a: Tensor, b: Optional[Tensor]) -> bool:
-    return (b is not None and a.dtype == b.dtype and a.device == b.device and
-            torch.equal(a, b))
+def _comparable(t: Optional[Tensor]) -> bool:
+    return (t is not None and not nn.parameter.is_lazy(t) and not t.is_meta and
+            t.layout == torch.strided)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 class _Draws:
@@ -537,6 +557,9 @@ class ChunkRunner:
         self._requires_grad = [
             {p: p.requires_grad for p in layer.parameters()}
             for layer in self.layers]
+        # Of every module of the layers.
+        self._found = [(m, list(m._parameters.values()), list(m._modules.values()))
+                       for layer in self.layers for m in layer.modules()]
         self._layer_parameters = [
             [p for p in layer.parameters() if p.requires_grad]
             for layer in self.layers]
@@ -552,8 +575,24 @@ class ChunkRunner:
                     for i, layer in enumerate(self.layers)
                     for name, p in layer.named_parameters() if p is weight)
 
+    def _as_found(self) -> bool:
+        """Whether unfit_weight() has nothing to look for, in less time."""
+        for module, weights, children in self._found:
+            if (len(module._parameters) != len(weights) or
+                    len(module._modules) != len(children) or
+                    not all(map(operator.is_, module._parameters.values(), weights))
+                    or not all(map(operator.is_, module._modules.values(),
+                                   children))):
+                return False
+        return all(p.requires_grad == before and
+                   (_CALLS_HOOKS or not p._backward_hooks)
+                   for weights in self._requires_grad
+                   for p, before in weights.items())
+
     def unfit_weight(self) -> Optional[str]:
         """Names one whose gradient would be missing, or wrong, and says why."""
+        if self._as_found():
+            return None
         for i, (layer, before) in enumerate(zip(self.layers, self._requires_grad)):
             for name, p in layer.named_parameters():
                 if p not in before:
@@ -602,8 +641,8 @@ class ChunkRunner:
             if not record.needs_grad or mode == FULL:
                 record.mode = mode if record.needs_grad else KEEP
                 record.draws = _Draws(context, self._buffers[i])
-                with self._buffers[i].forward(), record.draws.first(), \
-                        _no_history():
+                with _no_history(), self._buffers[i].forward(), \
+                        record.draws.first():
                     state, found = self._call(layer, inputs, context, mode)
                 needs = [self._passed_on(t, inputs, record.needs_grad)
                          for t in state]
@@ -709,7 +748,8 @@ class ChunkRunner:
                 raise RuntimeError(
                     f"{type(record.layer).__name__}: reads a weight of shape "
                     f"{tuple(leaf.shape)} that is no parameter of the layer, whose "
-                    "gradient would be lost; must be registered in it")
+                    "gradient would be lost; must be registered in it, or no "
+                    "nn.Parameter where the forward makes it")
 
     def _staying(self, record: _LayerRecord) -> set:
         """Weights and the layer's own input are not copied."""
