@@ -167,6 +167,11 @@ int Run() {
     spdlog::error("{}", server.status().ToString());
     return 1;
   }
+  // Whatever GRPC_VERBOSITY, which gRPC has read by now, LogForGrpc must see
+  // errors.
+  if (!gpr_should_log(GPR_LOG_SEVERITY_ERROR)) {
+    gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+  }
   std::printf("listening on %s, metrics on %s\n", (*server)->address().c_str(),
               (*server)->metrics_address().c_str());
   std::fflush(stdout);
@@ -188,7 +193,8 @@ int Run() {
     spdlog::warn("subgraph store: layer costs not written in time are lost");
   }
   // Not by way of destructors: the metrics listener's takes two seconds.
-  spdlog::shutdown();
+  // gRPC's threads may log to the end.
+  spdlog::default_logger()->flush();
   std::fflush(stdout);
   std::_Exit(exit_code);
 }

@@ -334,11 +334,15 @@ TEST(ServerTest, AConnectionWithoutCallsIsProbed) {
   config.set_keepalive_seconds(1);
   TestServer server(config);
   RawConnection connection(server.server().address());
-  std::optional<RawConnection::Frame> frame = connection.Read();
-  while (frame.has_value() && frame->type != RawConnection::kPing) {
-    frame = connection.Read();
+  // By default gRPC stops after two.
+  for (int pings = 0; pings < 3;) {
+    const std::optional<RawConnection::Frame> frame = connection.Read();
+    ASSERT_TRUE(frame.has_value()) << "no ping for 30 s";
+    if (frame->type != RawConnection::kPing) continue;
+    ++pings;
+    connection.Write(RawConnection::kPing, RawConnection::kAck, 0,
+                     frame->payload);
   }
-  EXPECT_TRUE(frame.has_value()) << "no ping for 30 s";
 }
 
 // Calls lie outside the memory that gRPC counts.

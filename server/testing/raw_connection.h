@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace pipeweaver::server {
 
@@ -29,6 +30,7 @@ class RawConnection {
   struct Frame {
     uint8_t type = 0;
     uint8_t flags = 0;
+    std::string payload;
   };
 
   // Connects to `address`, IPv4:port, and begins with default settings.
@@ -81,7 +83,7 @@ class RawConnection {
     std::string payload;
     if (!Receive(size, &payload)) return std::nullopt;
     return Frame{static_cast<uint8_t>(header[3]),
-                 static_cast<uint8_t>(header[4])};
+                 static_cast<uint8_t>(header[4]), std::move(payload)};
   }
 
   // Whether the other side has closed it; known once Read returns nothing.
