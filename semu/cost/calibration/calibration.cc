@@ -146,9 +146,10 @@ std::optional<Calibration> Calibrator::PublishSpeed() {
   return PublishFitted();
 }
 
-// Whether there are as many observations as Latest() looks for: one step may be
-// slow by chance.
+// Whether there are as many observations as Latest() looks for, as one step may
+// be slow by chance; or as many as there can be.
 bool Calibrator::KnowsSpeed() const {
+  if (observations_.size() >= options_.window) return true;
   if (observations_.size() < options_.min_speed_observations) return false;
   std::vector<int64_t> steps;
   for (auto it = observations_.rbegin();

@@ -160,6 +160,19 @@ TEST(CalibratorTest, OneStepAfterNewCostsTellsNoSpeed) {
   EXPECT_FALSE(calibrator.PublishSpeed());
 }
 
+TEST(CalibratorTest, FollowsTheSpeedWhereTheWindowHoldsOneStep) {
+  Calibrator calibrator({.window = 60});
+  const auto add = [&](int64_t step, double slower) {
+    AddStep(step, slower, &calibrator);
+  };
+  add(0, 1);
+  ASSERT_TRUE(calibrator.Publish());
+  const double fitted = calibrator.current().factors[kForward];
+  add(1, 1.5);
+  ASSERT_TRUE(calibrator.PublishSpeed());
+  EXPECT_NEAR(calibrator.current().factors[kForward] / fitted, 1.5, 0.02);
+}
+
 TEST(CalibratorTest, KeepsTheFactorOfWhatTheWindowNoLongerHolds) {
   Calibrator calibrator({.window = 100});
   for (int i = 0; i < 100; ++i) calibrator.Add(Stage(i));
